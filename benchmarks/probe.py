@@ -1,0 +1,111 @@
+"""The live probe against one bare Gram product, and the offline fit against scikit-learn.
+
+    python benchmarks/probe.py --vocab 50304 --dim 768 --repeats 7
+
+Runs are interleaved; medians, and ratios of medians to `E.T @ E`. Memory is what a call adds
+to the process' resident set at its peak, read from /proc.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainhooks.metrics.base import State
+from trainhooks.metrics.frequency_probe import FrequencyProbe
+from trainhooks.model import OutputEmbedding
+from trainhooks.probe import fit_probe, frequency_target, probe_sparsity, probe_sums
+
+
+def make(vocab: int, dim: int) -> tuple[np.ndarray, Tensor]:
+    """Zipf counts and an embedding that holds some of their logarithm."""
+    generator = torch.Generator().manual_seed(0)
+    counts = np.random.default_rng(0).permutation((1e8 / np.arange(1, vocab + 1)).astype(np.int64) + 1)
+    y = frequency_target(counts)
+    embedding = torch.randn(vocab, dim, generator=generator)
+    embedding += 0.05 * (y - y.mean()).float()[:, None] * torch.randn(dim, generator=generator)
+    return counts, embedding
+
+
+def peak_growth(call: Callable[[], object]) -> int:
+    """Bytes that a call adds to resident memory at its peak (Linux: the kernel's own high-water mark)."""
+    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+    before = resident("VmRSS")
+    call()
+    return resident("VmHWM") - before
+
+
+def resident(field: str) -> int:
+    """A memory field of this process' status, in bytes."""
+    for line in Path("/proc/self/status").read_text(encoding="ascii").splitlines():
+        if line.startswith(field):
+            return int(line.split()[1]) * 1024
+    raise SystemExit(f"/proc/self/status has no {field}: memory is measured on Linux only.")
+
+
+def scikit_learn(embedding: np.ndarray, y: np.ndarray) -> None:
+    """The regression and its five-fold prediction as most would write them."""
+    from sklearn.linear_model import LinearRegression
+    from sklearn.model_selection import KFold, cross_val_predict
+
+    model = LinearRegression()
+    model.fit(embedding, y).score(embedding, y)
+    cross_val_predict(model, embedding, y, cv=KFold(5, shuffle=True, random_state=0))
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--vocab", type=int, default=50304)
+    parser.add_argument("--dim", type=int, default=768)
+    parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--sklearn", action="store_true", help="also run scikit-learn, once")
+    parser.add_argument("--sparsity", action="store_true", help="also run the offline sparsity, once, 20 draws")
+    args = parser.parse_args()
+    counts, embedding = make(args.vocab, args.dim)
+    y = frequency_target(counts)
+    metric = FrequencyProbe(counts)
+    head = OutputEmbedding(embedding, "lm_head.weight", nn.Linear(1, 1))
+    state = State(step=0, model=nn.Linear(1, 1), head=head, groups={})
+    print(f"{args.vocab} x {args.dim} float32, {torch.get_num_threads()} threads")
+
+    (embedding[:2048].T @ embedding[:2048]).sum()
+    extra, size = peak_growth(lambda: metric.compute(state)), embedding.nbytes
+    print(f"peak extra memory of the live metric: {extra / 2**20:.0f} MiB = {extra / size:.2f} copies of E")
+
+    calls: dict[str, Callable[[], object]] = {
+        "E.T @ E": lambda: embedding.T @ embedding,
+        "live FrequencyProbe": lambda: metric.compute(state),
+        "offline fit_probe": lambda: fit_probe(embedding, y),
+    }
+    times: dict[str, list[float]] = {name: [] for name in calls}
+    for _ in range(args.repeats):
+        for name, call in calls.items():
+            times[name].append(seconds(call))
+    if args.sklearn:
+        times["scikit-learn"] = [seconds(lambda: scikit_learn(embedding.numpy(), y.numpy()))]
+    if args.sparsity:
+        sums = probe_sums(embedding, y)
+        times["probe_sparsity, 20 draws"] = [seconds(lambda: probe_sparsity(sums))]
+    bare = statistics.median(times["E.T @ E"])
+    for name, each in times.items():
+        median = statistics.median(each)
+        print(f"{name:26} {1000 * median:9.1f} ms  {median / bare:6.2f} x  (least {1000 * min(each):.1f} ms)")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,107 @@
+"""The recipes' three loops make the same run, bit for bit, and the recorder does not change it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pretrain_lightning
+import pretrain_plain
+import pretrain_transformers
+import pytest
+import torch
+from shared_run import Run
+
+from trainhooks.store import open_store
+from trainhooks.tokens import TokenCounts
+
+STEPS, BATCH = 4, 2  # 2 windows of 16 labels: a power of two, so that 1/k and 1/labels round alike
+
+
+@pytest.fixture
+def make_run(build_tiny, make_windows, tmp_path):
+    def make(name: str, *, accumulate: int, **recorder) -> Run:
+        windows = make_windows(STEPS * BATCH * accumulate)
+        counts = TokenCounts.count(windows[:, 1:].numpy(), vocab_size=200)
+        out = tmp_path / name
+        return Run(
+            model=build_tiny(),
+            data=windows,
+            steps=STEPS,
+            batch=BATCH,
+            accumulate=accumulate,
+            out=out,
+            recorder={"store": out / "run.zarr", "counts": counts, **recorder},
+        )
+
+    return make
+
+
+def trajectory(run: Run):
+    store = open_store(run.store)
+    return np.stack(list(store.snapshots)), store.metrics().drop_vars("recorder.milliseconds")
+
+
+@pytest.mark.parametrize("accumulate", [1, 3])
+def test_three_loops_give_one_trajectory(accumulate, make_run):
+    loops = {
+        "plain-mean": pretrain_plain.train,
+        "plain-labels": lambda run: pretrain_plain.train(run, loss_scaling="labels"),
+        "lightning": pretrain_lightning.train,
+        "transformers": pretrain_transformers.train,
+    }
+    results = {}
+    for name, train in loops.items():
+        run = make_run(name, accumulate=accumulate)
+        train(run)
+        results[name] = trajectory(run)
+    snapshots, metrics = results.pop("plain-mean")
+    assert len(snapshots) == STEPS + 1
+    assert not np.array_equal(snapshots[0], snapshots[-1])
+    assert np.isfinite(metrics["loss"].values[1:]).all()
+    for name, (other_snapshots, other_metrics) in results.items():
+        assert np.array_equal(snapshots, other_snapshots), name
+        for variable, values in metrics.data_vars.items():
+            assert values.equals(other_metrics[variable]), (name, variable)
+
+
+def test_losses_and_weights_without_the_recorder_are_the_same_bits(make_run, monkeypatch):
+    losses = {}
+
+    class Nothing:
+        """Takes the recorder's place and does nothing but note the losses."""
+
+        def __init__(self, model, **settings):
+            self.losses = losses["without"] = []
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *exception):
+            pass
+
+        def begin_step(self, labels):
+            pass
+
+        def before_update(self):
+            pass
+
+        def after_update(self, *, loss, learning_rate):
+            self.losses.append(loss.item())
+
+    recorded, bare = make_run("recorded", accumulate=2), make_run("bare", accumulate=2, metrics=[])
+    pretrain_plain.train(recorded)
+    losses["with"] = open_store(recorded.store).metrics()["loss"].values[1:].tolist()
+    with monkeypatch.context() as patch:
+        patch.setattr(pretrain_plain.th, "Recorder", Nothing)
+        pretrain_plain.train(bare)
+    assert losses["with"] == losses["without"]
+    for (name, ours), theirs in zip(recorded.model.named_parameters(), bare.model.parameters(), strict=True):
+        assert torch.equal(ours, theirs), name
+
+
+def test_another_order_of_the_data_is_another_run(make_run):
+    one, other = (make_run(name, accumulate=1, metrics=[]) for name in ("one", "other"))
+    pretrain_plain.train(one)
+    pretrain_plain.train(replace(other, data=other.data.flip(0)))
+    assert not np.array_equal(trajectory(one)[0][-1], trajectory(other)[0][-1])

@@ -1,0 +1,201 @@
+import json
+import os
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import nn
+
+from trainhooks.metrics.base import State
+from trainhooks.metrics.frequency_probe import FrequencyProbe
+from trainhooks.model import OutputEmbedding
+from trainhooks.probe import fit_probe, frequency_target, permutation, row_norm_probe, token_mask
+from trainhooks.tokens import TokenCounts
+
+DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
+
+
+def state(embedding, step=0):
+    head = OutputEmbedding(embedding, "lm_head.weight", nn.Linear(1, 1))
+    return State(step=step, model=nn.Linear(1, 1), head=head, groups={})
+
+
+def zipf(vocab=400, *, unseen=0):
+    counts = (1e6 / np.arange(1, vocab + 1)).astype(np.int64)
+    counts[vocab - unseen :] = 0
+    return np.random.default_rng(0).permutation(counts)
+
+
+def embedding_of(counts, dim=16, *, noise=1.0, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    y = -torch.from_numpy(np.log(np.maximum(counts, 0.5)))
+    rows = torch.randn(len(counts), dim, generator=generator) * noise
+    return rows + (y - y.mean()).float()[:, None] * torch.randn(dim, generator=generator) / dim
+
+
+def test_live_figures_are_those_of_fit_probe():
+    counts = zipf(unseen=30)
+    embedding = embedding_of(counts)
+    values = FrequencyProbe(counts, min_count=2600).compute(state(embedding))
+    mask = token_mask(counts, min_count=2600)
+    y = frequency_target(counts, mask=mask)
+    fit, norm = fit_probe(embedding, y, mask=mask), row_norm_probe(embedding, y, mask=mask)
+    for name in ("heldout_spearman", "heldout_pearson", "heldout_r2", "heldout_mse", "r2", "adjusted_r2", "rank"):
+        assert float(values[f"probe.{name}"]) == pytest.approx(float(getattr(fit, name)), abs=1e-5), name
+    assert torch.allclose(values["probe.slope"], fit.slope, atol=1e-5)
+    assert float(values["probe.intercept"]) == pytest.approx(float(fit.intercept), abs=1e-5)
+    assert float(values["probe.row_norm_r2"]) == pytest.approx(float(norm.heldout_r2), abs=1e-5)
+    assert float(values["probe.row_norm_spearman"]) == pytest.approx(float(norm.heldout_spearman), abs=1e-5)
+    ids = mask.nonzero().flatten()
+    y[ids] = y[ids[permutation(ids)]]
+    permuted = fit_probe(embedding, y, mask=mask)
+    assert float(values["probe.permuted_heldout_r2"]) == pytest.approx(float(permuted.heldout_r2), abs=1e-5)
+    assert float(values["probe.permuted_heldout_spearman"]) == pytest.approx(float(permuted.heldout_spearman), abs=1e-3)
+
+
+def test_every_variable_has_a_value_of_its_shape():
+    for counts in (zipf(), zipf(unseen=3)):
+        metric = FrequencyProbe(TokenCounts(counts))
+        values = metric.compute(state(embedding_of(counts)))
+        assert set(values) == {variable.name for variable in metric.variables}
+        for variable in metric.variables:
+            assert values[variable.name].shape == ((16,) if variable.dims else ())
+            assert variable.description
+
+
+def test_frequency_is_found_and_the_null_is_empty():
+    counts = zipf(2000)
+    values = FrequencyProbe(counts).compute(state(embedding_of(counts, noise=0.05)))
+    assert float(values["probe.heldout_spearman"]) > 0.9
+    assert float(values["probe.permuted_heldout_r2"]) < 0.01
+    assert abs(float(values["probe.permuted_heldout_spearman"])) < 0.1
+    random = FrequencyProbe(counts).compute(state(torch.randn(2000, 16, generator=torch.Generator().manual_seed(1))))
+    assert float(random["probe.heldout_r2"]) <= 0.01
+
+
+def test_rows_that_are_not_finite_are_left_out_and_counted():
+    counts = zipf()
+    embedding = embedding_of(counts)
+    broken = embedding.clone()
+    broken[7, 3], broken[100], broken[301, 0] = torch.nan, torch.inf, 1e30
+    mask = torch.ones(400, dtype=torch.bool)
+    mask[[7, 100, 301]] = False
+    values = FrequencyProbe(counts).compute(state(broken))
+    expected = FrequencyProbe(counts, mask=mask).compute(state(embedding))
+    assert float(values["probe.excluded_rows"]) == 3
+    assert float(expected["probe.excluded_rows"]) == 0
+    for name, value in expected.items():
+        if "permuted" not in name and name not in ("probe.excluded_rows", "probe.drift"):
+            np.testing.assert_allclose(values[name], value, rtol=1e-4, atol=1e-5, err_msg=name)
+
+
+def test_a_matrix_of_nan_stops_nothing():
+    counts = zipf()
+    values = FrequencyProbe(counts).compute(state(torch.full((400, 16), torch.nan)))
+    assert float(values["probe.excluded_rows"]) == 400
+    assert values["probe.heldout_r2"].isnan()
+    assert values["probe.r2"].isnan()
+
+
+def test_a_zero_head_knows_nothing():
+    counts = zipf(unseen=5)
+    values = FrequencyProbe(counts).compute(state(torch.zeros(400, 16)))
+    assert float(values["probe.r2"]) == pytest.approx(0, abs=1e-12)
+    assert float(values["probe.heldout_r2"]) == pytest.approx(0, abs=1e-12)
+    assert float(values["probe.rank"]) == 0
+    assert values["probe.heldout_spearman"].isnan()
+    assert values["probe.never_label_cosine"].isnan()
+
+
+def test_drift_looks_back_one_record_and_repeats_itself():
+    counts = zipf()
+    metric = FrequencyProbe(counts)
+    first, second = embedding_of(counts, seed=1), embedding_of(counts, seed=2)
+    a = metric.compute(state(first, step=0))
+    assert a["probe.drift"].isnan()
+    b = metric.compute(state(second, step=4))
+    expected = torch.cosine_similarity(a["probe.slope"], b["probe.slope"], dim=0)
+    assert float(b["probe.drift"]) == pytest.approx(float(expected), abs=1e-12)
+    again = metric.compute(state(second, step=4))
+    for name, value in b.items():
+        assert torch.equal(torch.as_tensor(again[name]), torch.as_tensor(value)), name
+    assert metric.compute(state(first, step=0))["probe.drift"].isnan()
+
+
+def test_padding_rows_stay_out_and_are_the_control():
+    counts = zipf()
+    embedding = embedding_of(counts)
+    padding = torch.full((12, 16), 3.0)
+    padded = torch.cat([embedding, padding])
+    with pytest.raises(ValueError, match=r"400 entries.*412 rows.*vocab_size=400"):
+        FrequencyProbe(counts).compute(state(padded))
+    values = FrequencyProbe(counts, vocab_size=400).compute(state(padded))
+    alone = FrequencyProbe(counts).compute(state(embedding))
+    for name, value in alone.items():
+        if name != "probe.drift":
+            assert torch.equal(torch.as_tensor(values[name]), torch.as_tensor(value)), name
+    assert float(values["probe.never_label_cosine"]) == pytest.approx(1)
+    predicted = padding[0].double() @ values["probe.slope"] + values["probe.intercept"]
+    assert float(values["probe.never_label_prediction"]) == pytest.approx(float(predicted))
+
+
+def test_counts_must_leave_a_token():
+    with pytest.raises(ValueError, match="no token is left"):
+        FrequencyProbe(zipf(), min_count=10**9)
+
+
+def test_vocabulary_narrower_than_the_embedding():
+    counts = zipf(97)
+    values = FrequencyProbe(counts).compute(state(embedding_of(counts, dim=128)))
+    assert float(values["probe.rank"]) == 96
+    assert float(values["probe.r2"]) == pytest.approx(1)
+    assert values["probe.adjusted_r2"].isnan()
+    assert float(values["probe.heldout_r2"]) <= 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_any_floating_type(dtype):
+    counts = zipf()
+    embedding = embedding_of(counts).to(dtype)
+    values = FrequencyProbe(counts).compute(state(embedding))
+    expected = FrequencyProbe(counts).compute(state(embedding.double()))
+    for name in ("probe.heldout_r2", "probe.r2", "probe.intercept", "probe.row_norm_r2"):
+        assert float(values[name]) == pytest.approx(float(expected[name]), abs=1e-4), name
+
+
+def test_attaching_changes_no_weight_gradient_or_random_number():
+    counts = zipf()
+    weight = nn.Parameter(embedding_of(counts))
+    before, shown = weight.detach().clone(), state(weight)
+    rng = torch.get_rng_state()
+    values = FrequencyProbe(counts).compute(shown)
+    assert torch.equal(weight.detach(), before)
+    assert weight.grad is None
+    assert torch.equal(rng, torch.get_rng_state())
+    assert not any(value.requires_grad for value in values.values() if isinstance(value, torch.Tensor))
+
+
+def test_noise_ceiling_is_near_one_for_a_large_corpus():
+    assert 0.99 < FrequencyProbe(zipf()).noise_ceiling < 1
+
+
+def test_a_real_series_learns_frequency():
+    folder = DATA / "series" / "charrnn-sherlock"
+    if not folder.exists():
+        pytest.skip(f"no {folder}: set TRAINHOOKS_DATA to a data folder")
+    letters = json.loads((folder / "step0" / "tokenizer.json").read_text(encoding="utf-8"))["model"]["vocab"]
+    found = Counter((folder / "corpus.txt").read_text(encoding="utf-8"))
+    metric = FrequencyProbe(np.array([found[letter] for letter in sorted(letters, key=letters.get)]))
+    heads = [load_file(folder / f"step{step}" / "model.safetensors")["embed_out.weight"] for step in (0, 1000, 2000)]
+    values = [metric.compute(state(head, step=step)) for step, head in enumerate(heads)]
+    start, middle, end = (float(v["probe.heldout_spearman"]) for v in values)
+    assert abs(start) < 0.35
+    assert min(middle, end) > 0.85
+    assert [float(v["probe.rank"]) for v in values] == [96, 96, 96]  # 97 rows in 128 dimensions
+    norms = [float(v["probe.row_norm_spearman"]) for v in values]
+    assert norms[0] < 0.2
+    assert norms[2] > 0.8
+    assert max(float(v["probe.permuted_heldout_r2"]) for v in values) < 0

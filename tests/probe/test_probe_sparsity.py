@@ -1,0 +1,150 @@
+import numpy as np
+import pytest
+import torch
+from probe_twins import heldout_r2, planted, refit
+
+from trainhooks.probe import (
+    dimensions_needed,
+    fit_probe,
+    gini,
+    hoyer,
+    participation_ratio,
+    probe_sparsity,
+    probe_sums,
+    refit_curve,
+    saliency,
+    unique_saliency,
+)
+from trainhooks.probe.sparsity import haar_rotation, rotate
+
+
+def gini_twin(values):
+    n = len(values)
+    return sum(abs(a - b) for a in values for b in values) / (2 * n * n * np.mean(values))
+
+
+def test_measures_against_twins():
+    s = torch.rand(40, dtype=torch.float64, generator=torch.Generator().manual_seed(0)) ** 3
+    values = s.numpy()
+    assert float(gini(s)) == pytest.approx(gini_twin(values), abs=1e-12)
+    expected = (40**0.5 - values.sum() / np.sqrt((values**2).sum())) / (40**0.5 - 1)
+    assert float(hoyer(s)) == pytest.approx(expected, abs=1e-12)
+    assert float(participation_ratio(s)) == pytest.approx((values**2).sum() ** 2 / (values**4).sum())
+
+
+@pytest.mark.parametrize("measure", [gini, hoyer, participation_ratio])
+def test_measures_see_neither_scale_nor_order(measure):
+    s = torch.rand(30, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    assert float(measure(s * 1e4)) == pytest.approx(float(measure(s)), rel=1e-12)
+    assert float(measure(s.flip(0))) == pytest.approx(float(measure(s)), rel=1e-12)
+
+
+def test_measures_of_equal_single_and_zero():
+    equal, single, zero = torch.ones(8), torch.eye(8)[3], torch.zeros(8)
+    assert [float(m(equal)) for m in (gini, hoyer, participation_ratio)] == pytest.approx([0, 0, 8], abs=1e-7)
+    assert [float(m(single)) for m in (gini, hoyer, participation_ratio)] == pytest.approx([7 / 8, 1, 1])
+    assert all(m(zero).isnan() for m in (gini, hoyer, participation_ratio))
+    assert hoyer(torch.ones(1)).isnan()
+
+
+def test_saliency_is_the_spread_of_a_dimension_s_share():
+    embedding, y, _ = planted()
+    fit, total = fit_probe(embedding, y), probe_sums(embedding, y).total()
+    expected = (embedding * fit.slope).std(0, correction=0)
+    np.testing.assert_allclose(saliency(total, fit.slope), expected, rtol=1e-10)
+
+
+def test_unique_saliency_is_what_a_removal_costs():
+    embedding, y, _ = planted(noise=2.0)
+    embedding[:, 1] += embedding[:, 0]
+    fit, total = fit_probe(embedding, y), probe_sums(embedding, y).total()
+    for i, unique in enumerate(unique_saliency(total, fit.slope)):
+        keep = [j for j in range(12) if j != i]
+        lost = (float(fit.r2) - float(fit_probe(embedding[:, keep], y).r2)) * float(total.square[0])
+        assert float(unique) == pytest.approx(lost, rel=1e-6, abs=1e-8)
+
+
+def test_collinear_dimensions_have_no_unique_saliency():
+    embedding, y, _ = planted()
+    embedding = torch.cat([embedding, embedding[:, :1], torch.ones(600, 1)], 1)
+    fit, total = fit_probe(embedding, y), probe_sums(embedding, y).total()
+    unique = unique_saliency(total, fit.slope)
+    assert unique[[0, 12, 13]].max() < 1e-6 * unique.max()
+    assert saliency(total, fit.slope)[0] > 0.05
+
+
+def test_refit_curve_agrees_with_explicit_refits():
+    embedding, y, _ = planted(noise=2.0)
+    orders = torch.stack([torch.randperm(12, generator=torch.Generator().manual_seed(f)) for f in range(5)])
+    curve = refit_curve(probe_sums(embedding, y), orders=orders)
+    for m in (1, 4, 11, 12):
+        predicted, means = np.empty(600), np.empty(600)
+        for fold in range(5):
+            held = np.arange(600) % 5 == fold
+            p, q = refit(embedding[:, orders[fold, :m]], y)
+            predicted[held], means[held] = p[held], q[held]
+        assert float(curve[m - 1]) == pytest.approx(heldout_r2(y, predicted, means), abs=1e-8)
+
+
+def test_refit_curve_orders_on_training_folds_and_ends_at_the_probe():
+    embedding, y, _ = planted(noise=2.0)
+    sums, fit = probe_sums(embedding, y), fit_probe(embedding, y)
+    spread = torch.stack([embedding[torch.arange(600) % 5 != f].std(0, correction=0) for f in range(5)])
+    orders = (fit.fold_slope.abs() * spread).argsort(1, descending=True)
+    np.testing.assert_allclose(refit_curve(sums), refit_curve(sums, orders=orders), atol=1e-12)
+    assert float(refit_curve(sums)[-1]) == pytest.approx(float(fit.heldout_r2), abs=1e-9)
+
+
+def test_refit_curve_lives_through_collinear_and_constant_columns():
+    embedding, y, _ = planted(noise=2.0)
+    wide = torch.cat([embedding, embedding[:, :4] * 2, torch.ones(600, 2)], 1)
+    curve = refit_curve(probe_sums(wide, y))
+    assert float(curve[-1]) == pytest.approx(float(fit_probe(embedding, y).heldout_r2), abs=1e-6)
+    assert refit_curve(probe_sums(embedding, torch.ones(600))).isnan().all()
+
+
+def test_dimensions_needed():
+    assert dimensions_needed(torch.tensor([0.1, 0.85, 0.91, 1.0])) == 3
+    assert dimensions_needed(torch.tensor([0.1, 0.5, 0.45, 0.5]), share=1.0) == 2
+    assert np.isnan(dimensions_needed(torch.tensor([0.1, -0.2])))
+
+
+def test_rotations_are_orthogonal_uniform_and_act_on_the_sums():
+    rotation = haar_rotation(12, generator=torch.Generator().manual_seed(0))
+    assert torch.allclose(rotation @ rotation.T, torch.eye(12, dtype=torch.float64), atol=1e-12)
+    generator = torch.Generator().manual_seed(0)
+    traces = torch.stack([haar_rotation(4, generator=generator).trace() for _ in range(2000)])
+    assert abs(float(traces.mean())) < 0.1  # the trace of a Haar matrix has mean 0 and variance 1
+    assert abs(float(traces.var()) - 1) < 0.12
+    embedding, y, _ = planted()
+    rotated, expected = rotate(probe_sums(embedding, y), rotation), probe_sums(embedding @ rotation, y)
+    for name in ("mean_x", "gram", "moment"):
+        np.testing.assert_allclose(getattr(rotated, name), getattr(expected, name), atol=1e-9, err_msg=name)
+
+
+def test_a_sparse_slope_stands_out_from_rotations_and_random_orders():
+    slope = torch.zeros(32, dtype=torch.float64)
+    slope[[3, 17]] = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    embedding, y, _ = planted(2000, 32, slope=slope)
+    found = probe_sparsity(probe_sums(embedding, y), draws=5)
+    assert found.as_is.dimensions == 2
+    assert min(found.random_order) > 4
+    for measure in ("gini", "hoyer"):
+        assert getattr(found.as_is, measure) > max(getattr(r, measure) for r in found.rotated) + 0.1
+    assert found.as_is.participation_ratio < min(r.participation_ratio for r in found.rotated)
+    assert found.as_is.unique_participation_ratio < min(r.unique_participation_ratio for r in found.rotated)
+
+
+def test_draws_repeat_and_leave_the_global_generator_alone():
+    embedding, y, _ = planted(200, 6)
+    sums, state = probe_sums(embedding, y), torch.get_rng_state()
+    first = probe_sparsity(sums, draws=2)
+    assert torch.equal(state, torch.get_rng_state())
+    assert first == probe_sparsity(sums, draws=2)
+    assert first.rotated != probe_sparsity(sums, draws=2, seed=1).rotated
+
+
+def test_several_targets_are_refused():
+    embedding, y, _ = planted(200, 6)
+    with pytest.raises(ValueError, match="one target, got 2"):
+        refit_curve(probe_sums(embedding, torch.stack([y, y], 1)))

@@ -1,0 +1,93 @@
+"""Imports point one way: a module may import from layers below its own, and from its own package."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1] / "trainhooks"
+
+LAYERS = [
+    {"variable", "schedule", "cost"},
+    {"tokens", "model", "sketch", "store", "convergence"},
+    {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict"},
+    {"metrics", "sinks"},
+    {"recorder", "runs", "summary"},
+    {"integrations"},
+    {"demo"},
+    {"cli", "__init__"},
+]
+HEAVY = ("lightning", "pytorch_lightning", "transformers", "tensorboard", "matplotlib", "sklearn", "pandas")
+
+
+def level(module: str) -> int:
+    """The layer of a dotted module name inside the package; the longest entry that fits decides."""
+    fits = [
+        (len(entry), number)
+        for number, layer in enumerate(LAYERS)
+        for entry in layer
+        if module == entry or module.startswith(entry + ".")
+    ]
+    assert fits, f"{module} is in no layer: add it to the table"
+    return max(fits)[1]
+
+
+def modules() -> list[tuple[str, Path]]:
+    found = []
+    for path in sorted(ROOT.rglob("*.py")):
+        parts = path.relative_to(ROOT).with_suffix("").parts
+        found.append((".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path))
+    return found
+
+
+def imported(path: Path) -> set[str]:
+    """Modules of this package that a file imports, anywhere in it."""
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            assert node.level == 0, f"{path} imports relatively: name the module whole"
+            names |= {f"{node.module}.{alias.name}" for alias in node.names}
+    return {name.removeprefix("trainhooks.") for name in names if name.startswith("trainhooks.")}
+
+
+@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
+def test_imports_point_down(module, path):
+    for target in imported(path):
+        package = module.split(".")[0]
+        if target.split(".")[0] == package:
+            continue
+        assert level(target) < level(module), f"{module} imports {target}, which is not below it"
+
+
+def test_store_and_analysis_are_free_of_torch():
+    for folder in ("store", "convergence"):
+        for path in (ROOT / folder).glob("*.py"):
+            assert "torch" not in {
+                name.split(".")[0]
+                for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+                for name in (
+                    [alias.name for alias in node.names]
+                    if isinstance(node, ast.Import)
+                    else [node.module or ""]
+                    if isinstance(node, ast.ImportFrom)
+                    else []
+                )
+            }, path
+
+
+def test_importing_the_package_pulls_in_nothing_optional():
+    code = f"import trainhooks, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_only_capture_registers_hooks():
+    for path in ROOT.rglob("*.py"):
+        if path.name != "capture.py":
+            text = path.read_text(encoding="utf-8")
+            assert "register_forward" not in text, path
+            assert "register_full_backward" not in text, path

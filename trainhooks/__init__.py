@@ -1,0 +1,44 @@
+"""Instrumentation for the training dynamics of language models.
+
+`Recorder` goes into a training loop; `open_store` reads what it kept. Integrations for Lightning and the
+HF Trainer are in `trainhooks.integrations` and are imported from there, so that this package needs neither.
+"""
+
+from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.defaults import default_metrics
+from trainhooks.model import OutputEmbedding, find_output_embedding
+from trainhooks.probe import ProbeFit, fit_probe
+from trainhooks.recorder import Recorder
+from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
+from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
+from trainhooks.store import Store, open_store
+from trainhooks.tokens import TokenCounts
+from trainhooks.variable import Variable
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Every",
+    "EveryStep",
+    "JsonLinesSink",
+    "LogSpaced",
+    "MemorySink",
+    "Metric",
+    "OutputEmbedding",
+    "ProbeFit",
+    "Record",
+    "Recorder",
+    "Schedule",
+    "Sink",
+    "State",
+    "Steps",
+    "Store",
+    "StoreSink",
+    "TensorBoardSink",
+    "TokenCounts",
+    "Variable",
+    "default_metrics",
+    "find_output_embedding",
+    "fit_probe",
+    "open_store",
+]

@@ -1,0 +1,67 @@
+"""From the device to the host: what a record holds, moved without touching the model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+
+def to_host(values: Mapping[str, Tensor | float]) -> dict[str, np.ndarray]:
+    """All results of a record as float64 arrays, moved in a single transfer. Whole numbers are exact to 2^53."""
+    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+    arrays = {name: np.array(value, dtype=np.float64) for name, value in values.items() if name not in tensors}
+    if tensors:
+        device = next(iter(tensors.values())).device
+        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+        flat = torch.cat([t.detach().reshape(-1).to(device, dtype) for t in tensors.values()]).cpu().double()
+        parts = flat.split([tensor.numel() for tensor in tensors.values()])
+        arrays |= {name: part.reshape(tensors[name].shape).numpy() for name, part in zip(tensors, parts, strict=True)}
+    return {name: arrays[name] for name in values}
+
+
+def point_in_time(weight: Float[Tensor, "vocab dim"]) -> Float[Tensor, "vocab dim"]:
+    """A float32 copy on the same device, made now: the optimizer reuses the parameter's buffer."""
+    return weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+
+
+def add_label_counts(counts: Int[Tensor, "bins"], labels: Int[Tensor, "..."]) -> None:
+    """Add each label's occurrences to `counts` [vocab + 1], in place and without waiting for the device.
+
+    Bin 0 takes what is no label (negative ids: padding, -100), bin w + 1 the token w.
+    """
+    ids = labels.detach().reshape(-1).to(counts.device, torch.int64).clamp(min=-1) + 1
+    counts.index_add_(0, ids, torch.ones_like(ids))
+
+
+def watch_forward(
+    module: nn.Module,
+    *,
+    before: Callable[[dict[str, Any]], None],
+    after: Callable[[dict[str, Any], Any], None],
+) -> list[RemovableHandle]:
+    """Call `before(kwargs)` and `after(kwargs, output)` around each training pass of `module`; nothing is changed.
+
+    Passes without gradients (evaluation) are not seen. Register before the first compiled call: a hook that comes
+    later never fires. `remove()` the handles at the end.
+    """
+
+    @torch.compiler.disable
+    def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        if module.training and torch.is_grad_enabled():
+            before(kwargs)
+
+    @torch.compiler.disable
+    def post_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        if module.training and torch.is_grad_enabled():
+            after(kwargs, output)
+
+    return [
+        module.register_forward_pre_hook(pre_hook, with_kwargs=True),
+        module.register_forward_hook(post_hook, with_kwargs=True),
+    ]

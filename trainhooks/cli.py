@@ -1,0 +1,127 @@
+"""The command line: `trainhooks ...`. Thin: each command parses, calls the library, prints."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from collections.abc import Callable
+from functools import wraps
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from cyclopts import App, Parameter, validators
+
+app = App(
+    name="trainhooks",
+    help="Instrumentation for the training dynamics of language models.",
+    help_format="plaintext",
+)
+
+Several = Parameter(consume_multiple=True, negative=())
+Flag = Annotated[bool, Parameter(negative=())]
+Positive = Parameter(validator=validators.Number(gte=1))
+
+
+def command(function: Callable[..., None]) -> Callable[..., None]:
+    """Register a command; a user's mistake becomes one line and exit code 1, a bug keeps its traceback."""
+
+    @wraps(function)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            function(*args, **kwargs)
+        except (ValueError, OSError, ImportError) as error:
+            print(f"error: {error}", file=sys.stderr)
+            sys.exit(1)
+
+    app.command(run)
+    return run
+
+
+@command
+def demo(
+    *,
+    out: Path = Path("store/runs/demo"),
+    steps: Annotated[int | None, Positive] = None,
+    size: Literal["tiny", "14m", "70m", "160m"] = "tiny",
+    corpus: Annotated[list[Path] | None, Several] = None,
+    loop: Literal["plain", "lightning", "transformers"] = "plain",
+    device: Literal["auto", "cpu", "cuda"] = "auto",
+    seed: int = 0,
+) -> None:
+    """Pretrain a small language model with everything on, and say what its output embedding learnt when.
+
+    Parameters
+    ----------
+    out
+        Folder for the store and the TensorBoard events; what an earlier demo left there is overwritten.
+    steps
+        Optimizer updates; by default the size's own (300 for tiny).
+    size
+        tiny for a CPU (minutes on two cores); the others have Pythia's shapes, for a GPU.
+    corpus
+        Text files or folders; by default the source of Python's standard library.
+    loop
+        Which training loop to plug into.
+    device
+        auto takes a GPU where there is one.
+    seed
+        Of the initial weights and of the data order.
+    """
+    from trainhooks.demo.run import run_demo
+
+    run_demo(out=out, steps=steps, size=size, corpus_paths=corpus, loop=loop, device=device, seed=seed)
+
+
+@command
+def inspect(store: Path, *, json: Flag = False) -> None:
+    """Say what is in a store: steps, matrices, metrics, sizes, provenance.
+
+    Parameters
+    ----------
+    store
+        A Zarr store made by a recorder.
+    json
+        Print JSON instead of text.
+    """
+    from trainhooks.store import open_store
+    from trainhooks.summary import print_summary
+
+    summary = open_store(store).summary()
+    if json:
+        print(json_format.dumps(summary, indent=2))
+    else:
+        print_summary(summary)
+
+
+@command
+def verdict(
+    store: Path,
+    *more: Path,
+    q: Annotated[tuple[float, ...], Several] = (0.5, 0.9),
+    draws: Annotated[int, Parameter(validator=validators.Number(gte=19))] = 99,
+    max_records: Annotated[int | None, Parameter(validator=validators.Number(gte=3))] = None,
+    json: Flag = False,
+) -> None:
+    """Say whether token frequency came before the rest, beside the references that could explain it away.
+
+    Parameters
+    ----------
+    store
+        A Zarr store made by a recorder.
+    more
+        Further seeds of the same model.
+    q
+        Shares of the way at which onsets are read.
+    draws
+        Matched labellings of the null.
+    max_records
+        Thin longer runs to this many log-spaced records.
+    json
+        Print JSON instead of text.
+    """
+    from trainhooks.runs import analyze_store
+    from trainhooks.verdict import verdict as make_verdict
+
+    analyses = [analyze_store(path, q=q, draws=draws, max_records=max_records) for path in (store, *more)]
+    result = make_verdict(analyses)
+    print(json_format.dumps(result.to_dict(), indent=2) if json else result.render())

@@ -1,0 +1,129 @@
+"""Labellings of the rows: the targets themselves, and the draws that a lead must beat.
+
+A labelling here is a vector over the rows with mean 0 and norm 1: what the lead depends on is its direction alone.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float
+
+BLOCK = 8192
+
+
+def unit_labelling(targets: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
+    """The targets with their mean taken off, at norm 1, float64.
+
+    Raises ValueError where they are constant or not finite.
+    """
+    values = np.asarray(targets, dtype=np.float64)
+    finite = bool(np.isfinite(values).all())
+    centred = values - values.mean() if finite else values
+    norm = np.linalg.norm(centred)
+    if not finite or norm <= 1e-12 * np.linalg.norm(values):
+        raise ValueError(
+            "the targets are constant or not finite over the masked rows, so no direction belongs to them; "
+            "mask the rows without a count, and check that counts differ."
+        )
+    return centred / norm
+
+
+@dataclass(frozen=True)
+class SingularBasis:
+    """Right singular vectors and values of a change D [row, dim], largest first, null directions left out."""
+
+    right: Float[np.ndarray, "dim rank"]
+    values: Float[np.ndarray, "rank"]
+
+    def coefficients(
+        self, change: Float[np.ndarray, "row dim"], labelling: Float[np.ndarray, "row"]
+    ) -> Float[np.ndarray, "rank"]:
+        """The labelling's products with D's left singular vectors."""
+        return (self.right.T @ (change.T.astype(np.float64) @ labelling)) / self.values
+
+    def combine(
+        self, change: Float[np.ndarray, "row dim"], coefficients: Float[np.ndarray, "rank draw"]
+    ) -> Float[np.ndarray, "row draw"]:
+        """Left singular vectors times `coefficients`, made from D without keeping the left vectors."""
+        return change.astype(np.float64) @ (self.right @ (coefficients / self.values[:, None]))
+
+
+def singular_basis(change: Float[np.ndarray, "row dim"]) -> SingularBasis:
+    """The singular basis of a centred change, from its Gram matrix in float64.
+
+    Values below 1e-6 of the largest count as zero. Raises ValueError where the change is zero.
+    """
+    gram = np.zeros((change.shape[1], change.shape[1]))
+    for start in range(0, len(change), BLOCK):
+        block = change[start : start + BLOCK].astype(np.float64)
+        gram += block.T @ block
+    squares, vectors = np.linalg.eigh(gram)
+    values = np.sqrt(np.clip(squares[::-1], 0.0, None))
+    if not values[0] > 0.0:
+        raise ValueError(
+            "the first and the last record are the same up to one shift of all rows, so nothing moved; "
+            "check that they come from different checkpoints."
+        )
+    kept = values > 1e-6 * values[0]
+    return SingularBasis(np.ascontiguousarray(vectors[:, ::-1][:, kept]), values[kept])
+
+
+def matched_labellings(
+    labelling: Float[np.ndarray, "row"],
+    *,
+    leading: Float[np.ndarray, "row"],
+    draws: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "row draw"]:
+    """Labellings c u_0 + sqrt(1 - c^2) z: tied to the leading direction of change as `labelling` is, else random.
+
+    `leading` is u_0, the leading left singular vector of the whole change (centred, norm 1), c its correlation with
+    `labelling`; z is uniform among centred unit vectors orthogonal to u_0.
+    """
+    correlation = float(np.clip(leading @ labelling, -1.0, 1.0))
+    noise = rng.standard_normal((len(labelling), draws))
+    noise -= noise.mean(axis=0)
+    noise -= np.outer(leading, leading @ noise)
+    noise /= np.linalg.norm(noise, axis=0)
+    return correlation * leading[:, None] + np.sqrt(1.0 - correlation**2) * noise
+
+
+def sign_flipped_labellings(
+    labelling: Float[np.ndarray, "row"],
+    *,
+    change: Float[np.ndarray, "row dim"],
+    basis: SingularBasis,
+    draws: int,
+    rng: np.random.Generator,
+) -> Float[np.ndarray, "row draw"]:
+    """The labelling with random signs on its coefficients in the singular basis of the change, but the leading one.
+
+    What lies outside the basis counts as one more coefficient. The size of the final frequency part |b(T)| is that
+    of `labelling`, exactly.
+    """
+    coefficients = basis.coefficients(change, labelling)
+    outside = labelling - basis.combine(change, coefficients[:, None])[:, 0]
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(len(coefficients) + 1, draws))
+    signs[0] = 1.0
+    return basis.combine(change, coefficients[:, None] * signs[:-1]) + outside[:, None] * signs[-1]
+
+
+def permuted_labellings(
+    labelling: Float[np.ndarray, "row"], *, draws: int, rng: np.random.Generator, bins: int = 1
+) -> Float[np.ndarray, "row draw"]:
+    """The labelling permuted over the rows, or only within `bins` equal runs of neighbouring ids.
+
+    Within bins it is no null: byte-pair ids follow merges, so frequency survives at the scale of a bin.
+    """
+    bin_of_row = np.arange(len(labelling)) * bins // len(labelling)
+    order = np.argsort(rng.random((len(labelling), draws)) + bin_of_row[:, None], axis=0)
+    return labelling[order]
+
+
+def resampling_weights(rows: int, *, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "row draw"]:
+    """How often each row comes up when `rows` rows are drawn with replacement (the bootstrap of tokens)."""
+    picks = rng.integers(rows, size=(draws, rows))
+    counts = [np.bincount(pick, minlength=rows) for pick in picks]
+    return np.stack(counts, axis=1).astype(np.float64)

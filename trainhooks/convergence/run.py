@@ -1,0 +1,194 @@
+"""One run from end to end: onsets, lead, nulls, references and intervals, from its trajectory and the targets."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+from trainhooks.convergence.lead import (
+    PERMUTATIONS,
+    Direction,
+    Lead,
+    Onsets,
+    change_over_noise,
+    direction,
+    lead_at,
+)
+from trainhooks.convergence.learning_rate import Placement, place
+from trainhooks.convergence.onset import Onset, Series, check_share, check_steps, series_onset
+from trainhooks.convergence.picture import Picture, draw_picture
+from trainhooks.convergence.reading import Reading, read_run
+from trainhooks.convergence.references import WalkReference, straight_line_leads, walk_references
+from trainhooks.convergence.trajectory import Trajectory
+
+LEAST_DRAWS = 19
+LEAST_ROWS = 16
+NOISE_ERRORS = 3.0
+
+
+@dataclass(frozen=True)
+class Curves:
+    """The run over the records used.
+
+    `frequency` and `rest` are the progress of the two parts, before isotonic regression, `cosine` is cos(b(t), b(T)),
+    `distance` the relative distance to the final state, which depends on the run's length.
+    """
+
+    steps: Int[np.ndarray, "record"]
+    frequency: Float[np.ndarray, "record"]
+    rest: Float[np.ndarray, "record"]
+    cosine: Float[np.ndarray, "record"]
+    distance: Float[np.ndarray, "record"]
+
+
+@dataclass(frozen=True)
+class RunAnalysis:
+    """Everything measured on one run. Keys of the mappings are the shares q, names of series, or names of nulls.
+
+    `leads` has one entry a q, in the order asked for; the first is the one a verdict rests on. `correlation` is c,
+    the absolute correlation of the targets with the leading direction of change. `change_over_noise` says by how
+    many standard deviations the frequency part of the final change exceeds that of permuted targets; below 3 it has
+    no onset. `straight_line` is that null's lead at each q (1 up to rounding). `placements` are the onsets' places
+    in the learning-rate schedule (q -> "frequency", "rest"), empty where no learning rate was given.
+    """
+
+    first_step: int
+    last_step: int
+    records_total: int
+    records_used: int
+    rows: int
+    dims: int
+    draws: int
+    resamples: int
+    seed: int
+    correlation: float
+    change_over_noise: float
+    leads: tuple[Lead, ...]
+    direction: Direction
+    straight_line: Mapping[float, float]
+    random_walk: Mapping[float, WalkReference]
+    picture: Picture
+    placements: Mapping[float, Mapping[str, Placement]]
+    series_onsets: Mapping[str, Mapping[float, Onset]]
+    curves: Curves
+
+
+def analyze_run(
+    trajectory: Trajectory,
+    y: Float[np.ndarray, "vocab"],
+    *,
+    mask: Bool[np.ndarray, "mask"] | None = None,
+    q: Sequence[float] = (0.5, 0.9),
+    draws: int = 99,
+    seed: int = 0,
+    learning_rate: Series | None = None,
+    series: Mapping[str, Series] | None = None,
+    max_records: int | None = None,
+    resamples: int = 100,
+) -> RunAnalysis:
+    """Decompose a run's change into the part along the targets and the rest, and test which came first.
+
+    `y` holds the targets of all rows (-log frequency; entries outside `mask` are never looked at). Reads the last
+    record, then every record in order, one matrix in memory beside the two ends. `draws` labellings of each null,
+    `resamples` bootstrap samples of the tokens (0: no interval). `series` are recorded scalars whose onsets go
+    beside. `max_records` thins a long run to that many records, evenly in log(1 + step).
+
+    Raises ValueError for fewer than 3 records or 16 rows, fewer than 19 draws (p could not fall to 0.05), constant
+    or non-finite targets, non-finite matrices, a run whose two ends are equal, and shares outside (0, 1).
+    """
+    shares = tuple(float(share) for share in q)
+    mask = np.ones(len(y), dtype=bool) if mask is None else mask
+    if len(mask) != len(y):
+        raise ValueError(f"the mask has {len(mask)} entries and y has {len(y)}; give both over all rows.")
+    _check(trajectory, mask=mask, q=shares, draws=draws, max_records=max_records)
+    read = read_run(trajectory, y, mask=mask, draws=draws, seed=seed, resamples=resamples, max_records=max_records)
+    above = change_over_noise(read.progress.size, null=read.draws.groups[PERMUTATIONS])
+    leads = _leads(read, q=shares, above_noise=above >= NOISE_ERRORS)
+    return RunAnalysis(
+        first_step=int(read.steps[0]),
+        last_step=int(read.steps[-1]),
+        records_total=len(trajectory),
+        records_used=len(read.steps),
+        rows=len(read.targets),
+        dims=read.first.shape[1],
+        draws=draws,
+        resamples=resamples,
+        seed=seed,
+        correlation=read.correlation,
+        change_over_noise=above,
+        leads=leads,
+        direction=direction(read.steps, progress=read.progress, draws=read.draws),
+        straight_line=straight_line_leads(read.line, labelling=read.labelling, q=shares),
+        random_walk=walk_references(read.steps, q=shares, seed=seed),
+        picture=_picture(read, q=shares),
+        placements={} if learning_rate is None else _placements(leads, learning_rate),
+        series_onsets={
+            name: {share: series_onset(one, q=share) for share in shares} for name, one in (series or {}).items()
+        },
+        curves=_curves(read),
+    )
+
+
+def _leads(read: Reading, *, q: tuple[float, ...], above_noise: bool) -> tuple[Lead, ...]:
+    onsets = Onsets(read.steps, read.progress.part, read.progress.rest)
+    return tuple(
+        lead_at(share, onsets=onsets, draws=read.draws, resampled=read.resampled, above_noise=above_noise)
+        for share in q
+    )
+
+
+def _picture(read: Reading, *, q: tuple[float, ...]) -> Picture:
+    return draw_picture(
+        read.steps[read.drawn],
+        distance=read.distance[read.drawn],
+        correlation=read.correlations,
+        line=read.line,
+        targets=read.targets,
+        folds=read.folds,
+        q=q,
+    )
+
+
+def _curves(read: Reading) -> Curves:
+    progress = read.progress
+    return Curves(read.steps, progress.part[0], progress.rest[0], progress.cosine[0], read.distance)
+
+
+def _placements(leads: tuple[Lead, ...], learning_rate: Series) -> Mapping[float, Mapping[str, Placement]]:
+    placed = {}
+    for lead in leads:
+        both = {"frequency": lead.frequency, "rest": lead.rest}
+        found = {name: place(one.step, learning_rate=learning_rate) for name, one in both.items()}
+        placed[lead.q] = {name: one for name, one in found.items() if one is not None}
+    return placed
+
+
+def _check(
+    trajectory: Trajectory,
+    *,
+    mask: np.ndarray,
+    q: tuple[float, ...],
+    draws: int,
+    max_records: int | None,
+) -> None:
+    if not q:
+        raise ValueError("got no share q; give at least one, such as q=(0.5,).")
+    for share in q:
+        check_share(share)
+    if len(trajectory) < 3 or (max_records is not None and max_records < 3):
+        raise ValueError(
+            f"got {len(trajectory)} records and max_records={max_records}; a lead needs 3 or more records of the "
+            "output embedding, since the first and the last are its ends."
+        )
+    check_steps(np.asarray(trajectory.steps))
+    if draws < LEAST_DRAWS:
+        raise ValueError(f"got draws={draws}; p cannot fall to 0.05 below {LEAST_DRAWS} draws, use 99 or more.")
+    rows = int(np.count_nonzero(mask))
+    if rows < LEAST_ROWS:
+        raise ValueError(
+            f"the mask leaves {rows} rows; a labelling and its random twins need {LEAST_ROWS} or more. "
+            "Lower min_count, or check that the counts belong to this vocabulary."
+        )

@@ -1,0 +1,123 @@
+"""A run as a sequence of matrices, and the two trajectories whose answers are known: straight line, random walk."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Protocol, runtime_checkable
+
+import numpy as np
+from jaxtyping import Bool, Float, Int
+
+
+@runtime_checkable
+class Trajectory(Protocol):
+    """Anything with `steps` [record], a length, and `[i]` -> output embedding at record i, [vocab, dim].
+
+    A store's `snapshots` is one; so is `ArrayTrajectory`. Records are asked for in increasing order.
+    """
+
+    @property
+    def steps(self) -> np.ndarray:
+        """Optimizer updates done at each record, increasing."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> np.ndarray: ...
+
+
+class ArrayTrajectory:
+    """A trajectory that lies in memory as one array [record, vocab, dim].
+
+    Raises ValueError where steps and records differ in number.
+    """
+
+    def __init__(self, matrices: Float[np.ndarray, "record vocab dim"], *, steps: Int[np.ndarray, "step"]) -> None:
+        if len(matrices) != len(steps):
+            raise ValueError(f"got {len(matrices)} matrices and {len(steps)} steps; give one step a matrix.")
+        self.matrices = matrices
+        self.steps = steps
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return self.matrices[index]
+
+
+class StraightLine:
+    """The null that gives nothing priority: E_0 + progress(t) (E_T - E_0), [vocab, dim] at each record.
+
+    Every linear part of it moves in step with every other, so its lead is 1.
+    """
+
+    def __init__(
+        self,
+        first: Float[np.ndarray, "vocab dim"],
+        last: Float[np.ndarray, "vocab dim"],
+        *,
+        steps: Int[np.ndarray, "record"],
+        progress: Float[np.ndarray, "record"],
+    ) -> None:
+        self.first = first
+        self.change = last - first
+        self.steps = steps
+        self.progress = np.asarray(progress, dtype=np.float32)
+
+    def __len__(self) -> int:
+        return len(self.steps)
+
+    def __getitem__(self, index: int, /) -> np.ndarray:
+        return self.first + self.progress[index] * self.change
+
+
+def random_walk(steps: Int[np.ndarray, "record"], *, rows: int, dims: int, seed: int = 0) -> ArrayTrajectory:
+    """A Gaussian random walk [record, rows, dims] from 0, of unit variance a step and component.
+
+    Its relative distance to its end falls as sqrt(1 - t/T): half of the way at 0.75 T, 0.9 of it at 0.99 T.
+    """
+    rng = np.random.default_rng(seed)
+    moves = rng.standard_normal((len(steps), rows, dims), dtype=np.float32)
+    moves *= np.sqrt(np.diff(steps, prepend=steps[0])).astype(np.float32)[:, None, None]
+    return ArrayTrajectory(np.cumsum(moves, axis=0), steps=steps)
+
+
+def thinned(steps: Int[np.ndarray, "record"], *, limit: int) -> Int[np.ndarray, "kept"]:
+    """Indices of at most `limit` records spread evenly over log(1 + step), first and last among them.
+
+    All records where there are no more than `limit`. Where early steps are too coarse for an even spread, fewer.
+    """
+    if len(steps) <= limit:
+        return np.arange(len(steps))
+    logs = np.log1p(steps)
+    wanted = np.linspace(logs[0], logs[-1], limit)
+    right = np.clip(np.searchsorted(logs, wanted), 1, len(steps) - 1)
+    nearer_left = wanted - logs[right - 1] < logs[right] - wanted
+    return np.unique(right - nearer_left)
+
+
+def matrices(
+    trajectory: Trajectory,
+    indices: Int[np.ndarray, "kept"],
+    *,
+    mask: Bool[np.ndarray, "vocab"],
+) -> Iterator[Float[np.ndarray, "row dim"]]:
+    """The masked rows of the records at `indices`, float32, one at a time.
+
+    Raises ValueError where a matrix has other rows than the mask, or a masked row that is not finite.
+    """
+    everything = bool(mask.all())
+    for index in indices:
+        matrix = np.asarray(trajectory[int(index)], dtype=np.float32)
+        if len(mask) != len(matrix):
+            raise ValueError(
+                f"the targets have {len(mask)} entries; the output embedding at step {trajectory.steps[index]} has "
+                f"{len(matrix)} rows. Give targets over all rows and a mask that leaves out padding."
+            )
+        matrix = matrix if everything else matrix[mask]
+        if not np.isfinite(matrix).all():
+            raise ValueError(
+                f"the output embedding at step {trajectory.steps[index]} holds NaN or infinity; "
+                "leave that record out, or end the run before it diverged."
+            )
+        yield matrix

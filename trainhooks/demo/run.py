@@ -1,0 +1,126 @@
+"""The demo: from text to a verdict."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from rich.console import Console
+from rich.table import Table
+
+from trainhooks.demo.corpus import Corpus, load_corpus, windows
+from trainhooks.demo.loops import LOOPS, Training
+from trainhooks.demo.models import PRESETS, Preset, build_model
+from trainhooks.recorder import Recorder
+from trainhooks.runs import analyze_store
+from trainhooks.sinks import TensorBoardSink
+from trainhooks.store import Store, open_store
+from trainhooks.verdict import verdict
+
+
+def run_demo(
+    *,
+    out: Path,
+    steps: int | None = None,
+    size: str = "tiny",
+    corpus_paths: Sequence[Path] | None = None,
+    loop: str = "plain",
+    device: str = "auto",
+    seed: int = 0,
+    max_bytes: int | None = None,
+    console: Console | None = None,
+) -> Store:
+    """Pretrain, record, and print what happened; returns the store that was made.
+
+    Raises ValueError for a corpus that is empty or too small, or a GPU that is not there; OSError for a folder
+    that can't be written. All before training starts.
+    """
+    console = console or Console()
+    preset = PRESETS[size]
+    place = _device(device)
+    corpus = load_corpus(corpus_paths, vocab_size=preset.vocab_size, progress=True, max_bytes=max_bytes)
+    batch = preset.batch_tokens // preset.context
+    data = windows(corpus, preset.context, seed=seed, minimum=batch)
+    training = Training(
+        steps=steps or preset.steps,
+        batch=batch,
+        learning_rate=preset.learning_rate,
+        warmup=min(preset.warmup, max(1, (steps or preset.steps) // 4)),
+        weight_decay=preset.weight_decay,
+        device=place,
+    )
+    model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
+    console.print(_describe(model, corpus, training, preset, loop))
+    store_path, events = out / "run.zarr", out / "events"
+    recorder = LOOPS[loop](
+        model,
+        data,
+        training,
+        {
+            "store": store_path,
+            "counts": corpus.counts,
+            "vocab_size": corpus.counts.vocab_size,
+            "sinks": [TensorBoardSink(events)],
+            "mode": "overwrite",
+            "token_texts": corpus.token_texts,
+            "provenance": {"size": size, "loop": loop, "seed": seed, "steps": training.steps, "batch": batch},
+        },
+    )
+    store = open_store(store_path)
+    _print_results(store, recorder, console)
+    console.print(
+        f"\nstore   {store_path}\nevents  {events}    (tensorboard --logdir {events})", highlight=False, soft_wrap=True
+    )
+    return store
+
+
+def _device(wanted: str) -> str:
+    available = torch.cuda.is_available()
+    if wanted == "cuda" and not available:
+        raise ValueError("--device cuda: torch sees no GPU here. Use --device cpu, or a build of torch with CUDA.")
+    return "cuda" if available and wanted != "cpu" else "cpu"
+
+
+def _describe(model: torch.nn.Module, corpus: Corpus, training: Training, preset: Preset, loop: str) -> str:
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    return (
+        f"{preset.name}: {parameters / 1e6:.1f}M parameters, {corpus.counts.n_tokens / 1e6:.1f}M tokens of text, "
+        f"vocabulary {corpus.counts.vocab_size}; {training.steps} steps of {preset.batch_tokens} tokens, "
+        f"{loop} loop on {training.device}"
+    )
+
+
+def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
+    metrics = store.metrics()
+    loss = metrics["loss"].values
+    console.print(f"\nloss {loss[np.isfinite(loss)][0]:.2f} -> {loss[-1]:.2f} nats a token")
+    table = Table(
+        "step",
+        "Spearman",
+        "R2",
+        "row norm alone",
+        "permuted null",
+        title="frequency probe, held out",
+        box=None,
+    )
+    steps = store.steps
+    middle = [int(np.abs(steps - share * steps[-1]).argmin()) for share in (0.03, 0.1, 0.3)]
+    for index in dict.fromkeys([0, *middle, len(steps) - 1]):
+        row = metrics.isel(step=index)
+        shown = (
+            float(row[f"probe.{name}"])
+            for name in (
+                "heldout_spearman",
+                "heldout_r2",
+                "row_norm_spearman",
+                "permuted_heldout_spearman",
+            )
+        )
+        table.add_row(str(steps[index]), *(f"{value:.2f}" for value in shown))
+    console.print(table)
+    if len(store.snapshots) >= 3:
+        console.print("\n" + verdict([analyze_store(store)]).render(), highlight=False, markup=False, soft_wrap=True)
+    cost = recorder.cost
+    console.print(f"\nrecorder: {cost.milliseconds_per_step:.1f} ms a step, {100 * cost.fraction:.1f} % of the loop")

@@ -1,0 +1,172 @@
+"""A callback for the HF Trainer that records: `Trainer(..., callbacks=[TrainHooks(store="run.zarr")])`."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import os
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from trainhooks.capture import watch_forward
+from trainhooks.integrations.host import HostedRecorder, LabelFunction, causal_labels
+from trainhooks.recorder import Recorder
+
+try:
+    from transformers import DefaultFlowCallback, TrainerCallback
+    from transformers.integrations import INTEGRATION_TO_CALLBACK
+except ImportError as error:
+    raise ImportError(
+        "trainhooks.integrations.transformers needs transformers: pip install 'trainhooks[transformers]'"
+    ) from error
+
+STATE_FILE = "trainhooks.pt"
+
+
+class TrainHooks(TrainerCallback):
+    """Records a run of the HF Trainer: takes the keyword arguments of `trainhooks.Recorder`, without the model.
+
+    An update is an optimizer step, as `state.global_step` counts them, whatever the accumulation. Records go to
+    the sinks and the store that were asked for, their scalars to what `report_to` names as well (not to
+    `state.log_history`). Each checkpoint folder gets the recorder's state (`trainhooks.pt`), and a Trainer that
+    resumes from it goes on in the same store. `total_steps` is `state.max_steps`. Evaluation is not seen.
+
+    - `labels`: a function of the model's keyword arguments that returns the ids which the loss sees, after the
+      shift. The default, `causal_labels`, knows those of causal models.
+
+    Metrics of the moment `before_update` see gradients that are complete and clipped. The Trainer tells no
+    callback that training failed: a `with` statement around `train()` closes the recorder at once, else it is
+    closed when the callback goes or Python ends.
+
+    Raises TypeError for an unknown argument; what `Recorder` raises comes when training begins.
+    """
+
+    def __init__(self, *, labels: LabelFunction = causal_labels, **recorder_settings: Any) -> None:
+        self._host = HostedRecorder(recorder_settings, labels=labels)
+        self._handles: list[Any] = []
+        self._reporters: list[TrainerCallback] = []
+        self._losses: list[Tensor] = []
+        self._loss_is_share = False
+
+    @property
+    def recorder(self) -> Recorder:
+        """The recorder. Raises RuntimeError before training has begun."""
+        return self._host.recorder
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
+        """Build the recorder. The model is prepared and restored, and no compiled forward pass has run yet."""
+        self._release()
+        self._host.start(
+            model,
+            step=state.global_step,
+            total_steps=state.max_steps if state.max_steps > 0 else None,
+            saved=_saved_state(args, state),
+        )
+        self._losses = []
+        self._reporters = _reporters_beside(self)
+        # the Trainer shows its batches to no callback
+        self._handles = watch_forward(model, before=self._host.begin_step, after=self._note_loss)
+
+    def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Gradients are complete and clipped; `on_step_end` would find them gone."""
+        self._host.recorder.before_update()
+
+    def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
+        """Parameters have moved, the scheduler has not, so the learning rate is still that of this update."""
+        self._host.recorder.after_update(
+            loss=self._take_loss(args),
+            learning_rate=float(optimizer.param_groups[0]["lr"]),
+            skipped=bool(getattr(optimizer, "step_was_skipped", False)),
+        )
+        self._report(args, state, control, optimizer=optimizer, **kwargs)
+
+    def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Put the recorder's state beside the model's."""
+        folder = _checkpoint_folder(args, state)
+        if state.is_world_process_zero and os.path.isdir(folder):
+            torch.save(self._host.recorder.state_dict(), os.path.join(folder, STATE_FILE))
+
+    def on_log(self, args: Any, state: Any, control: Any, *, logs: Mapping[str, Any], **kwargs: Any) -> None:
+        """The summary of the whole run is the last thing logged before reporters close, in `on_train_end`."""
+        if "train_runtime" in logs:
+            self.close()
+            self._report(args, state, control, **kwargs)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """End the run."""
+        self.close()
+
+    def close(self) -> None:
+        """End the run: takes the hooks off the model and closes the recorder. May be called twice."""
+        self._release()
+        self._host.close()
+
+    def __enter__(self) -> TrainHooks:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+    def _release(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles = []
+
+    def _note_loss(self, kwargs: Mapping[str, Any], output: Any) -> None:
+        loss = output.get("loss") if isinstance(output, Mapping) else None
+        if isinstance(loss, Tensor):
+            self._losses.append(loss.detach())
+            self._loss_is_share = kwargs.get("num_items_in_batch") is not None
+
+    def _take_loss(self, args: Any) -> Tensor | None:
+        """The update's mean loss from its micro-batches' (on the device), None where the model computes none."""
+        losses, self._losses = self._losses, []
+        if not losses:
+            return None
+        if not self._loss_is_share:
+            losses = [loss / len(losses) for loss in losses]
+        total = sum(losses[1:], start=losses[0])
+        return total * args.world_size if self._loss_is_share and args.average_tokens_across_devices else total
+
+    def _report(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        def log(scalars: dict[str, float], step: int) -> None:
+            at_step = copy.copy(state)  # reporters read the step here; the Trainer's own state stays as it is
+            at_step.global_step = step
+            for reporter in self._reporters:
+                reporter.on_log(args, at_step, control, logs=dict(scalars), **kwargs)
+
+        self._host.drain(log)
+
+
+def _reporters_beside(callback: TrainerCallback) -> list[TrainerCallback]:
+    """The reporting callbacks (TensorBoard, W&B, ...) of the Trainer that holds `callback`.
+
+    A callback is shown neither the Trainer nor its neighbours (transformers 5.23, `CallbackHandler.call_event`),
+    and a second instance of a reporter would open a second run. So: the list that holds both this callback and
+    the one that every Trainer has.
+    """
+    for holder in gc.get_referrers(callback):
+        if isinstance(holder, list) and any(isinstance(other, DefaultFlowCallback) for other in holder):
+            kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+            return [other for other in holder if isinstance(other, kinds)]
+    return []
+
+
+def _checkpoint_folder(args: Any, state: Any) -> str:
+    return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
+
+
+def _saved_state(args: Any, state: Any) -> dict[str, Any] | None:
+    """The recorder's state in the checkpoint that the Trainer resumed, None where there is none."""
+    if state.global_step == 0:
+        return None
+    named = args.resume_from_checkpoint
+    folders = [named] if isinstance(named, str) else []
+    for folder in [*folders, _checkpoint_folder(args, state)]:
+        path = os.path.join(folder, STATE_FILE)
+        if os.path.isfile(path):
+            return torch.load(path, map_location="cpu", weights_only=True)
+    return None

@@ -1,0 +1,74 @@
+"""The interface of a metric, and what a metric is shown."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from jaxtyping import Float, Int
+from torch import Tensor, nn
+
+from trainhooks.model import OutputEmbedding
+from trainhooks.schedule import Schedule
+from trainhooks.variable import Variable
+
+
+@dataclass(frozen=True)
+class State:
+    """The model after `step` optimizer updates, as one record sees it. Read it; never write into it.
+
+    `head.weight` is the live output embedding [vocab, dim], detached. `initial_head` and `previous_head` are its
+    values at the first record and at the one before (float32), `sketch` and its kin one linear sketch a parameter
+    group (see `trainhooks.sketch`); each is None unless a metric's `needs` names it, and the previous ones are
+    None at the first record. `learning_rate_sum` is the sum of the learning rates of the updates since the
+    previous record, None where no learning rate is known.
+    """
+
+    step: int
+    model: nn.Module
+    head: OutputEmbedding
+    groups: Mapping[str, list[Tensor]]
+    initial_head: Float[Tensor, "vocab dim"] | None = None
+    previous_head: Float[Tensor, "vocab dim"] | None = None
+    sketch: Float[Tensor, "group sketch"] | None = None
+    initial_sketch: Float[Tensor, "group sketch"] | None = None
+    previous_sketch: Float[Tensor, "group sketch"] | None = None
+    label_counts: Int[Tensor, "vocab"] | None = None
+    learning_rate_sum: float | None = None
+
+    @property
+    def output_embedding(self) -> Tensor:
+        """The output embedding [vocab, dim] as it is now, detached from the graph."""
+        return self.head.weight.detach()
+
+
+class Metric(ABC):
+    """Something measured at every record: from a `State` to small tensors.
+
+    A subclass sets `variables` (what it returns, declared before the run so that the store can lay it out) and
+    defines `compute`. It must be pure: no logging, no `.item()`, no move off the device; the recorder moves all
+    results of a record at once. `needs` names the references of `State` that must be kept for it ("initial_head",
+    "previous_head", "sketch"); `schedule` is when to compute it (None: the recorder's own).
+
+    `moment` "before_update" is for what needs gradients: `compute` is called when they are complete and the
+    parameters have not moved, and its values belong to the record of the update that follows. Gradients are then
+    as the loop has them there: clipped in the HF Trainer, not yet clipped in Lightning.
+    """
+
+    variables: tuple[Variable, ...]
+    needs: frozenset[str] = frozenset()
+    schedule: Schedule | None = None
+    moment: Literal["after_update", "before_update"] = "after_update"
+
+    @abstractmethod
+    def compute(self, state: State) -> Mapping[str, Tensor | float]:
+        """A value for each name in `variables`, shaped as declared. Missing names are stored as NaN."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a resumed run needs of this metric, as tensors and plain values; empty for most."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most metrics have no state
+        """Take back what `state_dict` gave."""

@@ -1,0 +1,164 @@
+"""Convergence of chosen parameters from kept copies: exact where the sketches estimate."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from fnmatch import fnmatchcase
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.geometry import ratio
+from trainhooks.metrics.norms import group_sums, squared_norms, unique_tensors
+from trainhooks.model import named_parameters
+from trainhooks.schedule import Schedule
+from trainhooks.variable import Variable
+
+SLAB = 1 << 22
+
+
+def reference_bytes(tensors: Iterable[Tensor]) -> int:
+    """Bytes of the copies that `ExactConvergence` keeps of these parameters: initial and previous, in their dtype."""
+    unique = {id(tensor): tensor for tensor in tensors}
+    return 2 * sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
+
+
+def squared_distances(tensors: Sequence[Tensor], references: Sequence[Tensor]) -> Float[Tensor, "tensor"]:
+    """|theta - reference|^2 of each pair, on the first tensor's device; references may lie on the host.
+
+    Differences are taken in float32 or wider, in slabs of at most 4 million elements, fused over the slabs of a tensor.
+    """
+    totals = []
+    for tensor, reference in zip(tensors, references, strict=True):
+        sums = [squared_norms(torch._foreach_sub(*pair)).sum() for pair in _slabs(tensor, reference)]
+        total = torch.stack(sums).sum() if sums else squared_norms([tensor])[0]
+        totals.append(total.to(tensors[0].device))
+    return torch.stack(totals) if totals else squared_norms([])
+
+
+class ExactConvergence(Metric):
+    """Norm, step and distance to initial of chosen parameters, exact, from copies kept in this object.
+
+    Each of `groups` (names of `State.groups`) and each of `patterns` (globs on clean parameter names,
+    "layers.*.attention*") is one entry of the dimension `exact`, in this order. The copies stay in the parameters'
+    dtype on `device` (default: the host, pinned where the model is on CUDA, so that nothing waits);
+    `reference_bytes` says how much they take. They are made at the first record computed, and the previous one moves
+    on with every record: compute each record once. Where the first record seen is not step 0 (a restarted run), the
+    initial state is not known and what compares with it is NaN. Frozen parameters have step 0 and cosine 1; what
+    divides by a norm of 0 is NaN.
+
+    Raises ValueError where neither groups nor patterns are given, and at the first record where one matches nothing.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[str] = (),
+        *,
+        patterns: Sequence[str] = (),
+        device: str | torch.device = "cpu",
+        schedule: Schedule | None = None,
+    ) -> None:
+        if isinstance(groups, str) or isinstance(patterns, str):
+            raise ValueError("groups and patterns are lists of names: wrap a single one in brackets.")
+        if not groups and not patterns:
+            raise ValueError("ExactConvergence follows nothing: name groups, or patterns such as layers.0.attention*.")
+        self.groups, self.patterns = tuple(groups), tuple(patterns)
+        self.device = torch.device(device)
+        self.schedule = schedule
+        self.variables = _declare((*self.groups, *self.patterns))
+        self._initial: _Copy | None = None
+        self._previous: _Copy | None = None
+
+    def compute(self, state: State) -> Mapping[str, Tensor | float]:
+        """Float64 values [exact] on the parameters' device."""
+        tensors, members = unique_tensors(self._select(state))
+        squares = squared_norms(tensors)
+        norms = group_sums(squares, members=members).sqrt()
+        values: dict[str, Tensor | float] = {"exact_convergence.norm": norms}
+        if self._previous is None:
+            self._previous = _Copy(tensors, squares, self.device)
+            self._initial = _Copy(tensors, squares, self.device) if state.step == 0 else None
+        else:
+            apart, cosines, _ = self._previous.compare(tensors, squares, members)
+            step = ratio(apart, norms)
+            values |= {"exact_convergence.relative_step": step, "exact_convergence.cosine_to_previous": cosines}
+            if state.learning_rate_sum:
+                values["exact_convergence.step_per_learning_rate"] = step / state.learning_rate_sum
+            self._previous.update(tensors, squares)
+        if self._initial is not None:
+            apart, cosines, initial_norms = self._initial.compare(tensors, squares, members)
+            values["exact_convergence.distance_to_initial"] = ratio(apart, initial_norms)
+            values["exact_convergence.cosine_to_initial"] = cosines
+        return values
+
+    def _select(self, state: State) -> dict[str, list[Tensor]]:
+        if unknown := [group for group in self.groups if group not in state.groups]:
+            raise ValueError(f"no parameter group is called {unknown}; there are {', '.join(state.groups)}.")
+        chosen = {f"group {group}": list(state.groups[group]) for group in self.groups}
+        named = named_parameters(state.model)
+        for pattern in self.patterns:
+            matched = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
+            if not matched:
+                shown = ", ".join(name for name, _ in named[:6])
+                raise ValueError(f"no parameter matches {pattern!r}. Names look like: {shown}, ...")
+            chosen[f"pattern {pattern}"] = matched
+        return chosen
+
+
+class _Copy:
+    """Parameters as they were at one record, with their squared norms."""
+
+    def __init__(self, tensors: Sequence[Tensor], squares: Tensor, device: torch.device) -> None:
+        self.tensors = [_empty_like(tensor, device) for tensor in tensors]
+        self.update(tensors, squares)
+
+    def update(self, tensors: Sequence[Tensor], squares: Tensor) -> None:
+        for copy, tensor in zip(self.tensors, tensors, strict=True):
+            # stream order makes this safe: later reads of the copy are queued behind it
+            copy.copy_(tensor.detach(), non_blocking=True)
+        self.squares = squares
+
+    def compare(
+        self, tensors: Sequence[Tensor], squares: Tensor, members: Sequence[Sequence[int]]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Distance, cosine and the copy's norm by group; the cosine from the three squared lengths."""
+        apart = group_sums(squared_distances(tensors, self.tensors), members=members)
+        now, then = group_sums(squares, members=members), group_sums(self.squares, members=members)
+        cosines = ratio((now + then - apart) / 2, now.sqrt() * then.sqrt()).clamp(-1.0, 1.0)
+        return apart.sqrt(), cosines, then.sqrt()
+
+
+def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
+    pinned = device.type == "cpu" and tensor.is_cuda
+    return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
+
+
+def _slabs(tensor: Tensor, reference: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
+    now, then = tensor.detach().reshape(-1), reference.reshape(-1)
+    for piece, kept in zip(now.split(SLAB), then.split(SLAB), strict=True):
+        if piece.numel():
+            yield [_wide(piece)], [_wide(kept.to(piece.device, non_blocking=True))]
+
+
+def _wide(piece: Tensor) -> Tensor:
+    return piece.float() if piece.dtype in (torch.float16, torch.bfloat16) else piece
+
+
+def _declare(rows: Sequence[str]) -> tuple[Variable, ...]:
+    said = {
+        "norm": "Euclidean norm",
+        "relative_step": "|theta_t - theta_s| / |theta_t|, s the previous record; NaN at the first",
+        "step_per_learning_rate": "relative_step over the sum of the learning rates since the previous record",
+        "cosine_to_previous": "cos(theta_t, theta_s), s the previous record",
+        "distance_to_initial": "|theta_t - theta_0| / |theta_0|; NaN where that is 0",
+        "cosine_to_initial": "cos(theta_t, theta_0)",
+    }
+    where = f"exact; entries: {', '.join(rows)}"
+    return tuple(
+        Variable(
+            f"exact_convergence.{name}", dims=("exact",), description=f"{text}; {where}", sizes={"exact": len(rows)}
+        )
+        for name, text in said.items()
+    )

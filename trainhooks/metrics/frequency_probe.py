@@ -1,0 +1,156 @@
+"""The live frequency probe: does the output embedding hold the corpus token frequency yet?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from trainhooks.metrics.base import Metric, State
+from trainhooks.probe.baselines import fit_row_norms, never_label_rows
+from trainhooks.probe.drift import slope_cosine
+from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
+from trainhooks.probe.order import permutation
+from trainhooks.probe.products import exact_products
+from trainhooks.probe.rows import Rows, sum_rows
+from trainhooks.probe.solve import solve_sums
+from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target, noise_ceiling, token_mask
+from trainhooks.schedule import Schedule
+from trainhooks.variable import Variable
+
+FOLDS = 5
+HELD_OUT = f"held out, {FOLDS} folds by token id mod {FOLDS}"
+PERMUTED = "the target permuted over tokens in the order of splitmix64(id)"
+NORM = "one feature, the norm of the centred row"
+
+VARIABLES = (
+    Variable("probe.heldout_spearman", description=f"{HELD_OUT}; average ranks, per fold, averaged; [-1, 1]"),
+    Variable("probe.heldout_pearson", description=f"{HELD_OUT}; per fold, averaged; [-1, 1]"),
+    Variable("probe.heldout_r2", description=f"{HELD_OUT}; against the training folds' mean, rows pooled; <= 1"),
+    Variable("probe.heldout_mse", unit="nat^2", description=f"{HELD_OUT}; mean squared error, rows pooled"),
+    Variable("probe.r2", description="in-sample R^2 of -log(c/N) on the rows of the output embedding, [0, 1]"),
+    Variable("probe.adjusted_r2", description="1 - (1 - R^2)(n - 1)/(n - 1 - k); NaN where n <= k + 1"),
+    Variable("probe.null_r2", description="in-sample R^2 that pure noise reaches on average, k/(n - 1)"),
+    Variable("probe.rank", description="rank k of the centred rows"),
+    Variable("probe.permuted_heldout_spearman", description=f"{HELD_OUT}; {PERMUTED}: a null"),
+    Variable("probe.permuted_heldout_r2", description=f"{HELD_OUT}; {PERMUTED}: a null"),
+    Variable("probe.row_norm_spearman", description=f"{HELD_OUT}; baseline of {NORM}"),
+    Variable("probe.row_norm_r2", description=f"{HELD_OUT}; baseline of {NORM}"),
+    Variable("probe.drift", description="cos(A_t, A_s) with s the record of the probe before; NaN at the first"),
+    Variable("probe.excluded_rows", description="rows of the mask left out because they hold NaN or inf"),
+    Variable("probe.slope", ("dim",), unit="nat", description="slope A of -log(c/N) = A . E_w + B, all rows"),
+    Variable("probe.intercept", unit="nat", description="intercept B, all rows"),
+)
+NEVER_LABEL_VARIABLES = (
+    Variable("probe.never_label_prediction", unit="nat", description="mean A . E_w + B over never-label rows"),
+    Variable("probe.never_label_cosine", description="mean pairwise cosine of centred never-label rows: a control"),
+)
+
+
+class FrequencyProbe(Metric):
+    """The log-linear probe of y = -log(c_w / N) on the output embedding, with its null and baselines, at every record.
+
+    `counts` are the corpus counts; `min_count`, `exclude`, `mask` and `vocab_size` say which rows enter, as in
+    `token_mask`. Where rows of the embedding are more than counts, `vocab_size` must say that the rest is padding.
+    Rows with a zero count serve as the never-label control.
+
+    A row that is not finite is left out and counted, it stops nothing. All targets share one pass of float32
+    block products with float64 sums; nothing waits for the device unless rows are fewer than 1.25 dim, where the
+    least-norm solution needs an eigendecomposition. Figures have NaN where `ProbeFit` says so. A norm-folded head
+    E diag(gamma) has the same figures (`norm_folded`), so it has no variables here.
+
+    Source: Cho et al. 2025, arXiv 2406.01468. Raises ValueError for counts that do not fit the embedding, at the
+    first record.
+    """
+
+    def __init__(
+        self,
+        counts: Any,
+        *,
+        min_count: int = 1,
+        exclude: Iterable[int] = (),
+        mask: Bool[Tensor, "vocab"] | None = None,
+        vocab_size: int | None = None,
+        schedule: Schedule | None = None,
+    ) -> None:
+        self.schedule = schedule
+        self._counts = as_counts(counts)
+        self._vocab_size = vocab_size
+        self._mask = token_mask(self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
+        if not bool(self._mask.any()):
+            raise ValueError("no token is left to fit on: lower min_count, or check counts and mask.")
+        never = bool((self._counts == 0).any()) or vocab_size is not None
+        self.variables = VARIABLES + (NEVER_LABEL_VARIABLES if never else ())
+        self._never = never
+        self._prepared: tuple[tuple[int, torch.device], Rows, Tensor] | None = None
+        self._slopes: list[tuple[int, Tensor]] = []
+
+    @property
+    def noise_ceiling(self) -> float:
+        """The R^2 that counting noise in `counts` leaves in reach, see `trainhooks.probe.noise_ceiling`."""
+        return noise_ceiling(self._counts, mask=self._mask)
+
+    @torch.no_grad()
+    def compute(self, state: State) -> Mapping[str, Tensor | float]:
+        """All figures of one record, as tensors on the embedding's device."""
+        embedding = state.output_embedding
+        rows, never = self._prepare(len(embedding), embedding.device)
+        with exact_products(embedding.device.type):
+            first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
+            found = solve_sums(first.sums, exact=needs_exact(rows, dim=embedding.shape[1]))
+            scored = score(embedding, rows, first=first, found=found)
+            norm = fit_row_norms(scored, rows)
+            fit, permuted = squeeze(scored.fit), squeeze(scored.fit, target=1)
+            values = _figures(fit, permuted=permuted, norm=norm)
+            values["probe.excluded_rows"] = len(rows) - fit.rows
+            values["probe.drift"] = self._drift(state.step, fit.slope)
+            if self._never:
+                mean = first.sums.total().mean_x
+                control = never_label_rows(embedding, never, slope=fit.slope, intercept=fit.intercept, mean_row=mean)
+                values["probe.never_label_prediction"] = control.prediction
+                values["probe.never_label_cosine"] = control.cosine
+        return values
+
+    def state_dict(self) -> dict[str, Any]:
+        """The slope of the last record, which the next one's drift refers to."""
+        return {"slopes": [(step, slope.cpu()) for step, slope in self._slopes]}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._slopes = [(int(step), slope) for step, slope in state["slopes"]]
+
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor]:
+        """What depends on counts alone, built once for an embedding's size and device."""
+        key = (vocab, device)
+        if self._prepared is None or self._prepared[0] != key:
+            counts = counts_for_rows(self._counts, rows=vocab, vocab_size=self._vocab_size)
+            mask = torch.zeros(vocab, dtype=torch.bool)
+            mask[: len(self._mask)] = self._mask
+            y = frequency_target(counts, mask=mask)
+            ids = mask.nonzero().flatten()
+            permuted = torch.full_like(y, torch.nan)
+            permuted[ids] = y[ids[permutation(ids)]]
+            rows = Rows.build(torch.stack([y, permuted], 1), mask=mask, folds=FOLDS).to(device)
+            self._prepared = (key, rows, (counts == 0).nonzero().flatten().to(device))
+        return self._prepared[1:]
+
+    def _drift(self, step: int, slope: Tensor) -> Tensor:
+        """Cosine to the slope of the latest earlier step; asking twice for a step gives the same answer."""
+        self._slopes = [(s, a) for s, a in self._slopes if s < step][-1:]
+        before = self._slopes[0][1].to(slope.device) if self._slopes else torch.zeros_like(slope)
+        self._slopes.append((step, slope))
+        return slope_cosine(slope, before)
+
+
+def _figures(fit: ProbeFit, *, permuted: ProbeFit, norm: ProbeFit) -> dict[str, Tensor | float]:
+    own = ("heldout_spearman", "heldout_pearson", "heldout_r2", "heldout_mse", "r2", "adjusted_r2", "null_r2")
+    values: dict[str, Tensor | float] = {f"probe.{name}": getattr(fit, name) for name in own}
+    values |= {f"probe.{name}": getattr(fit, name) for name in ("rank", "slope", "intercept")}
+    values["probe.permuted_heldout_spearman"] = permuted.heldout_spearman
+    values["probe.permuted_heldout_r2"] = permuted.heldout_r2
+    values["probe.row_norm_spearman"] = norm.heldout_spearman
+    values["probe.row_norm_r2"] = norm.heldout_r2
+    return values

@@ -1,0 +1,158 @@
+"""How far each parameter group has moved since the start, since the last record, and from the end of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from jaxtyping import Float, Int
+from torch import Tensor
+
+from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.geometry import ratio
+from trainhooks.metrics.norms import group_norms
+from trainhooks.schedule import Schedule
+from trainhooks.sketch import cosine, distance
+from trainhooks.variable import Variable
+
+RECORDS_AT_ONCE = 64
+ESTIMATE = (
+    "estimated from sign sketches of k buckets: relative standard error of a distance 1/sqrt(2k) (2.2% for 1021), "
+    "standard error of a cosine (1 - cos^2)/sqrt(k)"
+)
+
+
+def _per_group(name: str, text: str, *, whole_run: bool = False) -> Variable:
+    return Variable(f"convergence.{name}", dims=("group",), description=f"{text}; {ESTIMATE}", whole_run=whole_run)
+
+
+LIVE_VARIABLES = (
+    Variable("convergence.norm", dims=("group",), description="Euclidean norm of the group's parameters, exact"),
+    _per_group("relative_step", "|theta_t - theta_s| / |theta_t|, s the previous record; NaN at the first record"),
+    _per_group(
+        "step_per_learning_rate",
+        "relative_step over the sum of the learning rates between the two records; NaN where that is unknown or 0",
+    ),
+    _per_group("cosine_to_previous", "cos(theta_t, theta_s), s the previous record; NaN at the first record"),
+    _per_group("distance_to_initial", "|theta_t - theta_0| / |theta_0|; NaN where the group starts at 0"),
+    _per_group("cosine_to_initial", "cos(theta_t, theta_0); NaN where the group is or starts at 0"),
+)
+
+HORIZON = "depends on run length and schedule"
+FINAL_VARIABLES = (
+    _per_group("distance_to_final", f"|theta_t - theta_T| / |theta_T|; {HORIZON}", whole_run=True),
+    _per_group(
+        "unit_distance_to_final",
+        f"distance of theta_t / |theta_t| and theta_T / |theta_T|, in [0, 2]; {HORIZON}",
+        whole_run=True,
+    ),
+    _per_group("cosine_to_final", f"cos(theta_t, theta_T); {HORIZON}", whole_run=True),
+    _per_group(
+        "log_lag_cosine",
+        "cos(theta_t - theta_0, theta_2t - theta_0), free of the run's length, 0.707 for a random walk; NaN where "
+        "record 0 or 2t is missing, at t = 0, and where the group has not moved",
+        whole_run=True,
+    ),
+)
+
+
+class GroupConvergence(Metric):
+    """Norm, step size and distance to initial of every parameter group, [group] each.
+
+    The norm is exact, over all elements; the rest comes from the sketches (their error is in each variable's
+    description). At the first record the previous one does not exist: what compares with it is left out (NaN), and
+    the initial state is this one. A frozen group has step 0 and cosine 1; a group whose norm is 0 (a bias before its
+    first update) has NaN for whatever divides by it; NaN or inf in a group's weights makes its values NaN.
+    """
+
+    needs = frozenset({"sketch"})
+    variables = LIVE_VARIABLES
+
+    def __init__(self, *, schedule: Schedule | None = None) -> None:
+        self.schedule = schedule
+
+    def compute(self, state: State) -> Mapping[str, Tensor | float]:
+        """Values [group] in the order of `state.groups`, on the parameters' device.
+
+        Raises ValueError where the state has no sketch.
+        """
+        if state.sketch is None:
+            raise ValueError("GroupConvergence needs the sketch of each group: make the State with sketch=.")
+        norms = group_norms(state.groups)
+        now = state.sketch.to(norms.dtype)
+        initial = now if state.initial_sketch is None else state.initial_sketch.to(norms)
+        initial_norms = torch.linalg.vector_norm(initial, dim=-1)
+        values: dict[str, Tensor | float] = {
+            "convergence.norm": norms,
+            "convergence.distance_to_initial": ratio(distance(now, initial), initial_norms),
+            "convergence.cosine_to_initial": cosine(now, initial),
+        }
+        if state.previous_sketch is not None:
+            previous = state.previous_sketch.to(norms)
+            step = ratio(distance(now, previous), norms)
+            values |= {
+                "convergence.relative_step": step,
+                "convergence.cosine_to_previous": cosine(now, previous),
+            }
+            if state.learning_rate_sum:
+                values["convergence.step_per_learning_rate"] = step / state.learning_rate_sum
+        return values
+
+
+def convergence_to_final(
+    sketches: Float[Tensor, "record group sketch"], steps: Int[Tensor, "step"]
+) -> dict[str, Float[Tensor, "record group"]]:
+    """What only the end of a run can say, from all its sketches: values for `FINAL_VARIABLES`, float64.
+
+    The last record is the final state. See the variables' descriptions for definitions and for where they are NaN.
+    Reads 64 records at a time, so that memory-mapped sketches need not fit.
+
+    Raises ValueError where the steps are not one per record, or do not rise.
+    """
+    _check_steps(sketches, steps)
+    if len(sketches) == 0:
+        empty = torch.zeros(0, sketches.shape[1], dtype=torch.float64)
+        return {variable.name: empty for variable in FINAL_VARIABLES}
+    final = sketches[-1].double()
+    blocks = [_to_final(block.double(), final) for block in sketches.split(RECORDS_AT_ONCE)]
+    merged = {name: torch.cat([block[name] for block in blocks]) for name in blocks[0]}
+    return {**merged, "convergence.log_lag_cosine": log_lag_cosine(sketches, steps)}
+
+
+def log_lag_cosine(
+    sketches: Float[Tensor, "record group sketch"], steps: Int[Tensor, "step"]
+) -> Float[Tensor, "record group"]:
+    """cos(theta_t - theta_0, theta_2t - theta_0) for every record t, in [-1, 1], float64.
+
+    1 for a straight line, 1/sqrt 2 in expectation for a random walk in many dimensions, whatever the run's length.
+    NaN at t = 0, where there is no record at 0 or at 2t, and where the group has not moved since step 0.
+
+    Raises ValueError where the steps are not one per record, or do not rise.
+    """
+    _check_steps(sketches, steps)
+    values = torch.full(sketches.shape[:2], float("nan"), dtype=torch.float64)
+    record_of = {step: record for record, step in enumerate(steps.tolist())}
+    if 0 not in record_of:
+        return values
+    start = sketches[record_of[0]].double()
+    pairs = [(r, record_of[2 * t]) for t, r in record_of.items() if t > 0 and 2 * t in record_of]
+    for record, later in pairs:
+        values[record] = cosine(sketches[record].double() - start, sketches[later].double() - start)
+    return values
+
+
+def _to_final(block: Tensor, final: Tensor) -> dict[str, Tensor]:
+    norm = torch.linalg.vector_norm(block, dim=-1, keepdim=True)
+    final_norm = torch.linalg.vector_norm(final, dim=-1, keepdim=True)
+    return {
+        "convergence.distance_to_final": ratio(distance(block, final), final_norm.squeeze(-1)),
+        "convergence.unit_distance_to_final": distance(block / norm, final / final_norm),
+        "convergence.cosine_to_final": cosine(block, final),
+    }
+
+
+def _check_steps(sketches: Tensor, steps: Tensor) -> None:
+    if len(sketches) != len(steps):
+        raise ValueError(f"{len(sketches)} records of sketches and {len(steps)} steps: pass one step for each record.")
+    if len(steps) > 1 and not bool((steps.diff() > 0).all()):
+        raise ValueError("the steps of the records must rise: sort the records by step and keep each step once.")

@@ -1,0 +1,211 @@
+"""Find the output embedding, the last norm and the parameter groups of a model; give parameters clean names."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+from torch import Tensor, nn
+
+WRAPPER_ATTRIBUTES = ("module", "_orig_mod", "_fsdp_wrapped_module")
+HEAD_NAMES = ("lm_head", "embed_out", "output_embedding", "unembed", "output", "head", "decoder", "to_logits")
+
+NamedTensors = list[tuple[str, Tensor]]
+
+
+@dataclass(frozen=True)
+class OutputEmbedding:
+    """The matrix whose rows score the tokens, and what stands around it.
+
+    `weight` is the parameter itself [vocab, dim]; `bias` [vocab] the head's bias; `norm_weight` and `norm_bias`
+    [dim] belong to the last norm before the head. What a model lacks is None. `tied` says whether the input
+    embedding is the same parameter; `name` is the parameter's name without wrappers' prefixes, `module` the
+    module that holds it.
+    """
+
+    weight: Tensor
+    name: str
+    module: nn.Module
+    tied: bool = False
+    bias: Tensor | None = None
+    norm_weight: Tensor | None = None
+    norm_bias: Tensor | None = None
+    norm_name: str | None = None
+
+
+def core_model(model: nn.Module) -> nn.Module:
+    """The model inside DataParallel, DDP, FSDP, `torch.compile` and Lightning modules, where names are clean."""
+    while True:
+        inner = _inside(model)
+        if inner is None:
+            return model
+        model = inner
+
+
+def _inside(model: nn.Module) -> nn.Module | None:
+    for attribute in WRAPPER_ATTRIBUTES:
+        inner = model._modules.get(attribute)
+        if inner is not None and len(model._modules) == 1:
+            return inner
+    if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
+        holders = [child for child in model.children() if next(child.parameters(), None) is not None]
+        owners = {id(owner): owner for owner in _head_owners(model)}
+        if len(owners) == 1:
+            return next(iter(owners.values()))
+        if len(holders) == 1:
+            return holders[0]
+    return None
+
+
+def clean_name(name: str) -> str:
+    """A parameter's name without the parts that wrappers add."""
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_ATTRIBUTES)
+
+
+def named_parameters(model: nn.Module) -> NamedTensors:
+    """All parameters of the core model with clean names, each once."""
+    return [(clean_name(name), parameter) for name, parameter in core_model(model).named_parameters()]
+
+
+def find_output_embedding(model: nn.Module, *, name: str | None = None) -> OutputEmbedding:
+    """The output embedding (LM head) of any `transformers` causal LM, or of any module that names it or is told.
+
+    Looked for in this order: `name` (of a module or of its weight, as `named_modules` of the core model says
+    it); `get_output_embeddings()`; a single module called as heads usually are (`lm_head`, `embed_out`,
+    `unembed`, `output`, `head`, `decoder`, ...). Wrappers (DataParallel, DDP, `torch.compile`, Lightning) are
+    looked through.
+
+    Raises ValueError, naming the candidates, where this does not decide.
+    """
+    core = core_model(model)
+    if name is not None:
+        path = name.removesuffix(".weight")
+        module = dict(core.named_modules()).get(path)
+        if module is None or not _is_matrix(module):
+            raise ValueError(f"no module with a weight matrix is called {name!r}. {_candidates(core)}")
+        return _describe(core, module)
+    owners = _head_owners(core)
+    found_heads = [_own_head(owner) for owner in owners]
+    heads = {id(module): module for module in found_heads}
+    if not heads:
+        called = [m for path, m in core.named_modules() if path.split(".")[-1] in HEAD_NAMES and _is_matrix(m)]
+        heads = {id(module): module for module in called}
+    if len(heads) != 1:
+        found = "no module is known as the output embedding" if not heads else "several could be it"
+        raise ValueError(f"{type(core).__name__}: {found}. {_candidates(core)}")
+    return _describe(core, next(iter(heads.values())))
+
+
+def parameter_groups(
+    model: nn.Module, head: OutputEmbedding, *, patterns: Mapping[str, str | Sequence[str]] | None = None
+) -> dict[str, NamedTensors]:
+    """The parts of a model whose convergence is followed: name -> its parameters, with clean names.
+
+    `whole`, `embedding`, one for each block (`layers.0` ...), `final_norm`, `output_embedding`, and `other` for
+    what belongs to none; groups without parameters are left out. A tied matrix stands in `embedding` and in
+    `output_embedding`. `patterns` adds groups by glob on the clean names ({"attention": "*.attention.*"}).
+
+    Raises ValueError where a pattern matches no parameter, or takes the name of a group that is there.
+    """
+    core = core_model(model)
+    named = named_parameters(core)
+    blocks = dict(_blocks(core))
+    groups: dict[str, NamedTensors] = {"whole": named, "embedding": []}
+    groups |= {block: [] for block in blocks.values()}
+    groups |= {"final_norm": [], "output_embedding": [], "other": []}
+    embeddings = {id(m.weight) for m in core.modules() if isinstance(m, nn.Embedding)}
+    for name, parameter in named:
+        homes = [block for prefix, block in blocks.items() if name.startswith(prefix + ".")]
+        if not homes and id(parameter) in embeddings:
+            homes.append("embedding")
+        if parameter is head.weight or parameter is head.bias:
+            homes.append("output_embedding")
+        elif parameter is head.norm_weight or parameter is head.norm_bias:
+            homes.append("final_norm")
+        for home in homes or ["other"]:
+            groups[home].append((name, parameter))
+    groups = {group: members for group, members in groups.items() if members}
+    for group, globs in (patterns or {}).items():
+        if group in groups:
+            raise ValueError(f"the group {group!r} is there already; give the pattern another name.")
+        wanted = [globs] if isinstance(globs, str) else list(globs)
+        groups[group] = [(name, p) for name, p in named if any(fnmatchcase(name, glob) for glob in wanted)]
+        if not groups[group]:
+            shown = ", ".join(name for name, _ in named[:8])
+            raise ValueError(f"no parameter matches {wanted} of group {group!r}. Names look like: {shown}, ...")
+    return groups
+
+
+def _own_head(owner: nn.Module) -> nn.Module:
+    getter: Any = owner.get_output_embeddings
+    head: nn.Module = getter()
+    return head
+
+
+def _is_matrix(module: nn.Module | None) -> bool:
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, Tensor) and weight.ndim == 2
+
+
+def _head_owners(model: nn.Module) -> list[nn.Module]:
+    """The outermost modules whose `get_output_embeddings()` gives a matrix."""
+    getter: Any = getattr(model, "get_output_embeddings", None)
+    if callable(getter) and _is_matrix(getter()):
+        return [model]
+    return [owner for child in model.children() for owner in _head_owners(child)]
+
+
+def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
+    weight, bias = module.weight, getattr(module, "bias", None)
+    assert isinstance(weight, Tensor)
+    name = next(path for path, parameter in named_parameters(core) if parameter is weight)
+    tied = any(m.weight is weight for m in core.modules() if isinstance(m, nn.Embedding) and m is not module)
+    norm_name, norm = _last_norm(core, dim=weight.shape[1])
+    return OutputEmbedding(
+        weight=weight,
+        name=name,
+        module=module,
+        tied=tied,
+        bias=bias if isinstance(bias, Tensor) else None,
+        norm_weight=getattr(norm, "weight", None),
+        norm_bias=getattr(norm, "bias", None),
+        norm_name=norm_name,
+    )
+
+
+def _last_norm(core: nn.Module, *, dim: int) -> tuple[str | None, nn.Module | None]:
+    """The last norm of the head's width that lies outside the blocks; (None, None) where there is none."""
+    inside = tuple(prefix + "." for prefix, _ in _blocks(core))
+    found: tuple[str | None, nn.Module | None] = (None, None)
+    for path, module in core.named_modules():
+        weight = getattr(module, "weight", None)
+        is_norm = "norm" in type(module).__name__.lower()
+        if is_norm and isinstance(weight, Tensor) and weight.shape == (dim,) and not path.startswith(inside):
+            found = (clean_name(path), module)
+    return found
+
+
+def _blocks(core: nn.Module) -> Iterator[tuple[str, str]]:
+    """(path, group name) of each block: the members of the outermost ModuleLists that hold parameters."""
+    lists: list[tuple[str, nn.ModuleList]] = []
+    for path, module in core.named_modules():
+        nested = any(path.startswith(outer + ".") for outer, _ in lists)
+        if isinstance(module, nn.ModuleList) and not nested and next(module.parameters(), None) is not None:
+            lists.append((path, module))
+    for path, module in lists:
+        for key, _ in module.named_children():
+            prefix = clean_name(path)
+            yield f"{prefix}.{key}", f"layers.{key}" if len(lists) == 1 else f"{prefix}.{key}"
+
+
+def _candidates(core: nn.Module) -> str:
+    matrices = [
+        (clean_name(path), tuple(m.weight.shape))
+        for path, m in core.named_modules()
+        if isinstance(m, nn.Linear) or (path and _is_matrix(m) and isinstance(m, nn.Embedding))
+    ]
+    matrices.sort(key=lambda item: -item[1][0])
+    shown = ", ".join(f"{path} {shape[0]} x {shape[1]}" for path, shape in matrices[:6])
+    return f"Pass head=NAME (name=NAME to find_output_embedding) with one of: {shown or 'none has a matrix'}."

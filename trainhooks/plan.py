@@ -1,0 +1,80 @@
+"""What a run will take, in bytes, known and checked before its first step."""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from trainhooks.schedule import Schedule
+from trainhooks.store import Layout, required_bytes
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Records and snapshots a run will make, and the most bytes it takes on disk, on the device and on the host.
+
+    `records` and `snapshots` are None where the run's length is not known; `disk_bytes` then stands for one block.
+    """
+
+    records: int | None
+    snapshots: int | None
+    disk_bytes: int
+    device_bytes: int
+    host_bytes: int
+
+    def __str__(self) -> str:
+        length = "unknown length, a first block" if self.records is None else f"{self.records} records"
+        return (
+            f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
+            f"device and {human(self.host_bytes)} of host memory"
+        )
+
+
+def count_firings(*, schedule: Schedule, total_steps: int | None, what: str) -> int | None:
+    """How often a schedule fires in steps 0 ... total_steps; None where the length is not known.
+
+    Raises ValueError where it never fires.
+    """
+    if total_steps is None:
+        return None
+    fires = sum(1 for step in range(total_steps + 1) if schedule(step))
+    if fires == 0:
+        raise ValueError(
+            f"the schedule of {what}, {schedule}, never fires in steps 0 ... {total_steps}. "
+            "Pass one that does, such as EveryStep() or LogSpaced()."
+        )
+    return fires
+
+
+def disk_bytes(layout: Layout, *, records: int | None, snapshots: int | None) -> int:
+    """The most bytes a store of this layout takes; for one block where the run's length is not known."""
+    return required_bytes(
+        layout,
+        records=layout.block if records is None else records,
+        snapshots=layout.block if snapshots is None else snapshots,
+    )
+
+
+def check_disk(path: Path, *, needed: int, force: bool) -> None:
+    """Refuse (OSError, with bytes needed and free) a store that does not fit; `force` lets it pass."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if needed > free and not force:
+        raise OSError(
+            f"the store {path} needs up to {needed} bytes ({human(needed)}); {folder} has {free} bytes "
+            f"({human(free)}) free. Free space, take fewer snapshots (snapshot_schedule=), lower "
+            'precision="bfloat16", or pass force=True.'
+        )
+
+
+def human(size: int) -> str:
+    """Bytes as people read them: 1.5 GB."""
+    amount = float(size)
+    for unit in ("B", "kB", "MB", "GB"):
+        if amount < 1000:
+            return f"{amount:.3g} {unit}"
+        amount /= 1000
+    return f"{amount:.3g} TB"

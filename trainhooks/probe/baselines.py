@@ -1,0 +1,188 @@
+"""What a probe is compared with: the row norm alone, token covariates alone, and the rows of unseen tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Shaped
+from torch import Tensor
+
+from trainhooks.probe.fit import ProbeFit, Scored, fit_probe, score, squeeze
+from trainhooks.probe.rows import Rows, sum_rows
+from trainhooks.probe.solve import solve_sums
+
+BLOCK_ROWS = 2048
+
+SPACE_MARKS = (" ", "\u0120", "\u2581")
+"""How token texts begin after a space: the space itself, GPT-2's byte-level mark, SentencePiece's mark."""
+
+
+def row_norms(
+    embedding: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "vocab"] | None = None
+) -> Float64[Tensor, "vocab"]:
+    """|E_w - mean over the mask| for every row [vocab], in the embedding's unit."""
+    inside = embedding if mask is None else embedding[mask.to(embedding.device)]
+    mean = inside.detach().sum(0, dtype=torch.float64) / len(inside)
+    return torch.linalg.vector_norm(embedding.detach() - mean.to(embedding.dtype), dim=1, dtype=torch.float64)
+
+
+def norm_folded(embedding: Float[Tensor, "vocab dim"], norm_weight: Float[Tensor, "dim"]) -> Float[Tensor, "vocab dim"]:
+    """E diag(gamma): the output embedding with the last norm's weight folded in.
+
+    Without a zero in gamma, the probe's predictions and R^2 are those of E (columns are only scaled) and its slope
+    is A / gamma; row norms and similarities differ. For norms that multiply by 1 + weight, pass 1 + weight.
+    """
+    return embedding * norm_weight.to(embedding.dtype)
+
+
+@torch.no_grad()
+def row_norm_probe(
+    embedding: Float[Tensor, "vocab dim"],
+    y: Float[Tensor, "vocab *target"],
+    *,
+    mask: Bool[Tensor, "vocab"] | None = None,
+    weights: Float[Tensor, "vocab"] | None = None,
+    folds: int = 5,
+) -> ProbeFit:
+    """The probe's figures with a single feature, the norm of the centred row: what a probe must beat.
+
+    Arguments and errors as `fit_probe`.
+    """
+    norms = row_norms(embedding, mask=mask)[:, None]
+    return fit_probe(norms, y, mask=mask, weights=weights, folds=folds)
+
+
+def fit_row_norms(scored: Scored, rows: Rows) -> ProbeFit:
+    """`row_norm_probe` of the first target from the norms that a probe's second pass leaves."""
+    norms = scored.row_norms[:, None]
+    here = Rows(
+        ids=torch.arange(len(rows), device=norms.device),
+        y=rows.y[:, :1],
+        root_weights=rows.root_weights,
+        fold_sizes=rows.fold_sizes,
+    )
+    first = sum_rows(norms, here, dtype=torch.float64)
+    return squeeze(score(norms, here, first=first, found=solve_sums(first.sums, exact=False)).fit)
+
+
+def token_covariates(token_texts: Sequence[str]) -> Float64[Tensor, "vocab 3"]:
+    """What is known of tokens without a model: id, length in UTF-8 bytes, 1 with a leading space else 0.
+
+    Texts are decoded ones; a leading mark of a tokenizer (`SPACE_MARKS`) counts as the space it stands for.
+    """
+    found = []
+    for index, text in enumerate(token_texts):
+        spaced = text.startswith(SPACE_MARKS)
+        size = (
+            len(text[1:].encode("utf-8", errors="surrogatepass")) + 1
+            if spaced
+            else len(text.encode("utf-8", errors="surrogatepass"))
+        )
+        found.append((float(index), float(size), float(spaced)))
+    return torch.tensor(found, dtype=torch.float64).reshape(-1, 3)
+
+
+@dataclass(frozen=True)
+class CovariateGain:
+    """Held-out figures of covariates alone and of the embedding with them; gains are what the embedding adds."""
+
+    covariates: ProbeFit
+    joint: ProbeFit
+
+    @property
+    def r2_gain(self) -> Float64[Tensor, "*target"]:
+        """Held-out R^2[E, covariates] - R^2[covariates]; at most 1, negative where E only adds noise."""
+        return self.joint.heldout_r2 - self.covariates.heldout_r2
+
+    @property
+    def spearman_gain(self) -> Float64[Tensor, "*target"]:
+        """Held-out Spearman with E and covariates, less that of covariates alone."""
+        return self.joint.heldout_spearman - self.covariates.heldout_spearman
+
+
+def covariate_gain(
+    embedding: Float[Tensor, "vocab dim"],
+    covariates: Float[Tensor, "vocab covariate"],
+    y: Float[Tensor, "vocab *target"],
+    *,
+    mask: Bool[Tensor, "vocab"] | None = None,
+    folds: int = 5,
+) -> CovariateGain:
+    """What the embedding knows beyond token covariates. Errors as `fit_probe`."""
+    return CovariateGain(
+        covariates=fit_probe(covariates.double(), y, mask=mask, folds=folds),
+        joint=fit_probe(beside(embedding, covariates, mask=mask), y, mask=mask, folds=folds),
+    )
+
+
+def beside(
+    embedding: Float[Tensor, "vocab dim"],
+    columns: Float[Tensor, "vocab column"],
+    *,
+    mask: Bool[Tensor, "vocab"] | None = None,
+) -> Float[Tensor, "vocab wider"]:
+    """The embedding with more columns, brought to the spread of its own so that no rank decision turns on units.
+
+    Copies the embedding. Predictions of a probe do not depend on a column's unit; a constant column stays as it is.
+    """
+    embedding, columns = embedding.detach(), columns.to(embedding.device).double()
+    keep = slice(None) if mask is None else mask.to(embedding.device)
+    spread = columns[keep].std(0, correction=0)
+    centred = columns - columns[keep].mean(0)
+    target = embedding[keep].std(0, correction=0).double().mean()
+    factor = torch.where((spread > 0) & (target > 0), target / spread, 1)
+    return torch.cat([embedding, (centred * factor).to(embedding.dtype)], 1)
+
+
+@dataclass(frozen=True)
+class NeverLabels:
+    """Rows of tokens that were never a label: their mean predicted target (nats) and mean pairwise cosine."""
+
+    prediction: Float64[Tensor, "*target"]
+    cosine: Float64[Tensor, ""]
+
+
+@torch.no_grad()
+def never_label_control(
+    embedding: Shaped[Tensor, "vocab dim"],
+    never: Bool[Tensor, "vocab"],
+    *,
+    slope: Float64[Tensor, "*target dim"],
+    intercept: Float64[Tensor, "*target"],
+    mean_row: Float64[Tensor, "dim"],
+) -> NeverLabels:
+    """A control, not a null: the softmax gradient moves rows that are never a label (padding, unseen) together.
+
+    The prediction is that of the probe (`slope`, `intercept`), the cosine that of rows about `mean_row` (the mean
+    of the probe's rows), from |sum of unit rows|^2; in [-1/(m - 1), 1]. NaN with no row (cosine: with fewer than
+    two). Rows that are not finite, and for the cosine rows equal to the mean, are left out.
+    """
+    ids = never.to(embedding.device).nonzero().flatten()
+    return never_label_rows(embedding.detach(), ids, slope=slope, intercept=intercept, mean_row=mean_row)
+
+
+def never_label_rows(
+    embedding: Tensor, ids: Tensor, *, slope: Tensor, intercept: Tensor, mean_row: Tensor
+) -> NeverLabels:
+    """`never_label_control` for ids that are known: no wait for the device."""
+    options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
+    summed, units = torch.zeros(embedding.shape[1], **options), torch.zeros(embedding.shape[1], **options)
+    rows_in, units_in = torch.zeros((), **options), torch.zeros((), **options)
+    for block in ids.split(BLOCK_ROWS):
+        rows = embedding.index_select(0, block).double()
+        finite = rows.isfinite().all(1, keepdim=True)
+        rows = torch.where(finite, rows, 0)
+        centred = torch.where(finite, rows - mean_row, 0)
+        norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        summed += rows.sum(0)
+        units += (centred / norms.where(norms > 0, 1)).sum(0)
+        rows_in += finite.sum()
+        units_in += (norms > 0).sum()
+    cosine = (units.square().sum() - units_in) / (units_in * (units_in - 1))
+    return NeverLabels(
+        prediction=torch.where(rows_in > 0, slope @ (summed / rows_in) + intercept, torch.nan),
+        cosine=torch.where(units_in > 1, cosine, torch.nan),
+    )

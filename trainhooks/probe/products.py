@@ -1,0 +1,43 @@
+"""Keep matrix products in the precision they are written in, whatever the training loop chose for its own."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+
+
+@contextmanager
+def exact_products(device_type: str) -> Iterator[None]:
+    """Inside, float32 products are float32: no TF32, no bfloat16 splits, no autocast. Settings come back after.
+
+    Without it, a loop that calls `torch.set_float32_matmul_precision("high")` would give Gram matrices of 10
+    mantissa bits, too coarse to solve with.
+    """
+    backends: list[Any] = [getattr(backend, "matmul", None) for backend in (torch.backends.cuda, torch.backends.mkldnn)]
+    if not all(hasattr(backend, "fp32_precision") for backend in backends):
+        with _legacy_precision(), torch.autocast(device_type, enabled=False):
+            yield
+        return
+    saved = [backend.fp32_precision for backend in backends]
+    try:
+        for backend in backends:
+            backend.fp32_precision = "ieee"
+        with torch.autocast(device_type, enabled=False):
+            yield
+    finally:
+        for backend, precision in zip(backends, saved, strict=True):
+            backend.fp32_precision = precision
+
+
+@contextmanager
+def _legacy_precision() -> Iterator[None]:
+    # torch below 2.9 has one setting for all backends
+    saved = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("highest")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(saved)

@@ -1,0 +1,182 @@
+"""The rows of a fit, sorted by fold, and the two passes over an output embedding that a probe makes."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Float64, Int64, Shaped
+from torch import Tensor
+
+from trainhooks.probe.sums import ProbeSums, centred_sums
+
+BLOCK_ELEMENTS = 3_200_000
+"""Elements gathered at once, 13 MB in float32: fewer make more additions, more leave the caches."""
+
+MIN_BLOCK_ROWS = 1024
+SHIFT_ROWS = 1024
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The rows of a fit sorted by fold: their ids, targets [row, target], weights' square roots, fold sizes.
+
+    Depends on counts and masks alone, so a live metric builds it once. `root_weights` is None without weights.
+    """
+
+    ids: Int64[Tensor, "row"]
+    y: Float64[Tensor, "row target"]
+    root_weights: Float64[Tensor, "row"] | None
+    fold_sizes: tuple[int, ...]
+
+    @classmethod
+    def build(
+        cls,
+        y: Float64[Tensor, "vocab target"],
+        *,
+        mask: Bool[Tensor, "vocab"],
+        weights: Float[Tensor, "vocab"] | None = None,
+        folds: int = 5,
+        first_id: int = 0,
+    ) -> Rows:
+        """Rows in the mask; the fold of row i is (first_id + i) mod `folds`."""
+        ids = mask.nonzero().flatten()
+        fold = (ids + first_id) % folds
+        ids = ids[fold.argsort(stable=True)]
+        sizes = torch.bincount(fold, minlength=folds).tolist()
+        roots = None if weights is None else weights[ids].double().sqrt()
+        return cls(ids=ids, y=y[ids], root_weights=roots, fold_sizes=tuple(sizes))
+
+    def __len__(self) -> int:
+        return len(self.ids)
+
+    def to(self, device: torch.device) -> Rows:
+        """The same rows with their tensors on `device`."""
+        roots = None if self.root_weights is None else self.root_weights.to(device)
+        return replace(self, ids=self.ids.to(device), y=self.y.to(device), root_weights=roots)
+
+    def fold_slices(self) -> list[slice]:
+        """Where each fold stands."""
+        slices, start = [], 0
+        for size in self.fold_sizes:
+            slices.append(slice(start, start + size))
+            start += size
+        return slices
+
+    def blocks(self, dim: int) -> Iterator[tuple[int, slice]]:
+        """(fold, slice) of nearly equal blocks of one fold each, small enough for a cache."""
+        limit = max(MIN_BLOCK_ROWS, BLOCK_ELEMENTS // dim)
+        for fold, whole in enumerate(self.fold_slices()):
+            count = -(-(whole.stop - whole.start) // limit)
+            for i in range(count):
+                size = whole.stop - whole.start
+                yield fold, slice(whole.start + size * i // count, whole.start + size * (i + 1) // count)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """What the first pass leaves: the sums; for each row whether it is finite and its squared norm about `shift`."""
+
+    sums: ProbeSums
+    finite: Bool[Tensor, "row"]
+    square_norms: Float[Tensor, "row"]
+    shift: Float[Tensor, "dim"]
+
+    def refuse_bad_rows(self, rows: Rows) -> None:
+        """Raise ValueError, naming the first ids, where a row is not finite. Waits for the device."""
+        bad = rows.ids[~self.finite].sort().values.tolist()
+        if bad:
+            raise ValueError(
+                f"{len(bad)} rows of the output embedding hold NaN or inf (or overflow when squared), ids "
+                f"{bad[:5]} first. Leave them out with `mask=`, or look at the training run."
+            )
+
+
+def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch.dtype) -> Pass:
+    """The sums by fold in one pass: products of blocks in `dtype`, added up in float64.
+
+    Rows are shifted by a middle row before the product, which keeps float32 good where the mean row is long. A
+    row that holds NaN or inf, or whose squared norm overflows `dtype`, adds nothing and is marked.
+    """
+    folds, dim = len(rows.fold_sizes), embedding.shape[1]
+    shift = _middle_row(embedding, rows.ids, dtype)
+    shift_y = rows.y.mean(0)
+    z = torch.cat([torch.ones_like(rows.y[:, :1]), rows.y - shift_y], 1).T.contiguous()
+    if rows.root_weights is not None:
+        z *= rows.root_weights
+    options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
+    xx = torch.zeros(folds, dim, dim, **options)
+    zx = torch.zeros(folds, len(z), dim, **options)
+    square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
+    product = torch.empty(dim, dim, dtype=dtype, device=embedding.device)
+    for fold, where, x in _shifted_blocks(embedding, rows, shift):
+        square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()
+        factor = square_norms[where].isfinite().to(dtype)
+        z[:, where] *= factor
+        if rows.root_weights is not None:
+            factor *= rows.root_weights[where].to(dtype)
+        x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).mul_(factor[:, None])
+        xx[fold] += torch.mm(x.T, x, out=product)
+        zx[fold] += z[:, where].to(dtype) @ x
+    finite = square_norms.isfinite()
+    slices = rows.fold_slices()
+    sums = centred_sums(
+        products_xx=xx,
+        products_xz=zx.mT,
+        products_zz=torch.stack([z[:, fold] @ z[:, fold].T for fold in slices]),
+        rows=torch.stack([finite[fold].sum() for fold in slices]).double(),
+        shift_x=shift.double(),
+        shift_y=shift_y,
+        eps=torch.finfo(dtype).eps,
+    )
+    return Pass(sums=sums, finite=finite, square_norms=square_norms, shift=shift)
+
+
+def project_rows(
+    embedding: Shaped[Tensor, "vocab dim"],
+    rows: Rows,
+    *,
+    first: Pass,
+    by_fold: Float64[Tensor, "fold dim held_out"],
+    for_all: Float64[Tensor, "dim all"],
+) -> tuple[Float64[Tensor, "row held_out"], Float64[Tensor, "row all"]]:
+    """Shifted rows times their own fold's columns, and times columns shared by all, in one skinny product a block.
+
+    Rows that were not finite project to 0.
+    """
+    dtype, width = first.shift.dtype, by_fold.shape[2]
+    columns = torch.cat([by_fold, for_all.expand(len(by_fold), -1, -1)], 2).mT.to(dtype).contiguous()
+    out = torch.empty(columns.shape[1], len(rows), dtype=torch.float64, device=embedding.device)
+    for fold, where, x in _shifted_blocks(embedding, rows, first.shift):
+        # columns first: three times as fast as x @ columns for so few of them
+        out[:, where] = (columns[fold] @ x.T).double()
+    out = torch.where(first.finite, out, 0).T
+    return out[:, :width], out[:, width:]
+
+
+def _shifted_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    """Gathered rows less the shift, block by block, in one buffer: take what is needed before the next."""
+    dim = embedding.shape[1]
+    blocks = list(rows.blocks(dim))
+    longest = max((where.stop - where.start for _, where in blocks), default=0)
+    buffer = torch.empty(longest, dim, dtype=shift.dtype, device=embedding.device)
+    for fold, where in blocks:
+        x = buffer[: where.stop - where.start]
+        if embedding.dtype == x.dtype:
+            torch.index_select(embedding, 0, rows.ids[where], out=x)
+        else:
+            x.copy_(embedding.index_select(0, rows.ids[where]))
+        yield fold, where, x.sub_(shift)
+
+
+def _middle_row(embedding: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
+    """The median of each column over up to SHIFT_ROWS rows spread over the ids, 0 standing in for NaN and inf.
+
+    Any shift is exact in the end; one near the mean keeps the products free of cancellation. A median, because
+    one exploded row must not push all the others out of float32's reach.
+    """
+    sample = embedding[ids[:: max(1, len(ids) // SHIFT_ROWS)]].to(dtype)
+    ordered = sample.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).sort(0).values
+    return ordered[len(ordered) // 2]

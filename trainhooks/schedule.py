@@ -1,0 +1,106 @@
+"""When to record: a schedule is a function from a step number to yes or no."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+
+class Schedule:
+    """Decides for each step t >= 0 (the number of optimizer updates done) whether something fires.
+
+    Join two with `|`. To write your own, subclass and define `__call__(step) -> bool`.
+    """
+
+    def __call__(self, step: int) -> bool:
+        """Whether the schedule fires at `step`."""
+        raise NotImplementedError
+
+    def __or__(self, other: Schedule) -> Schedule:
+        return Union((self, other))
+
+    def steps(self, last: int) -> list[int]:
+        """The steps 0 ... `last` at which the schedule fires, in order."""
+        return [step for step in range(last + 1) if self(step)]
+
+
+@dataclass(frozen=True)
+class EveryStep(Schedule):
+    """Fires at every step."""
+
+    def __call__(self, step: int) -> bool:
+        """Always true."""
+        return True
+
+
+@dataclass(frozen=True)
+class Every(Schedule):
+    """Fires at 0, n, 2n, ...
+
+    Raises ValueError where n is not a positive whole number.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.n, int) or self.n < 1:
+            raise ValueError(f"Every({self.n!r}) never fires: n must be a whole number of 1 or more.")
+
+    def __call__(self, step: int) -> bool:
+        """Whether `step` is a multiple of n."""
+        return step % self.n == 0
+
+
+@dataclass(frozen=True)
+class LogSpaced(Schedule):
+    """Pythia's checkpoint grid: 0, 1, 2, 4 ... 512, then every 1000 (Biderman et al. 2023, arXiv 2304.01373).
+
+    `until` is the last power of two that fires, `every` the linear spacing (its multiples) beyond it.
+    """
+
+    until: int = 512
+    every: int = 1000
+
+    def __post_init__(self) -> None:
+        if self.until < 1 or self.every < 1:
+            raise ValueError(f"LogSpaced needs until >= 1 and every >= 1, got {self.until} and {self.every}.")
+
+    def __call__(self, step: int) -> bool:
+        """Whether `step` is 0, a power of two up to `until`, or a multiple of `every` beyond it."""
+        if step <= self.until:
+            return step & (step - 1) == 0
+        return step % self.every == 0
+
+
+class Steps(Schedule):
+    """Fires at the steps listed.
+
+    Raises ValueError where the list is empty or holds anything but whole numbers >= 0.
+    """
+
+    def __init__(self, steps: Iterable[int]) -> None:
+        listed = list(steps)
+        bad = [step for step in listed if not isinstance(step, int) or isinstance(step, bool) or step < 0]
+        if bad:
+            raise ValueError(f"Steps takes whole numbers of 0 or more, got {bad[:3]}.")
+        if not listed:
+            raise ValueError("Steps([]) never fires: list at least one step.")
+        self._steps = frozenset(listed)
+
+    def __call__(self, step: int) -> bool:
+        """Whether `step` is listed."""
+        return step in self._steps
+
+    def __repr__(self) -> str:
+        return f"Steps({sorted(self._steps)})"
+
+
+@dataclass(frozen=True)
+class Union(Schedule):
+    """Fires where any of its parts does."""
+
+    parts: tuple[Schedule, ...]
+
+    def __call__(self, step: int) -> bool:
+        """Whether any part fires at `step`."""
+        return any(part(step) for part in self.parts)

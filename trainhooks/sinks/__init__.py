@@ -1,0 +1,9 @@
+"""Where records go."""
+
+from trainhooks.sinks.base import Record, Sink
+from trainhooks.sinks.json_lines import JsonLinesSink
+from trainhooks.sinks.memory import MemorySink
+from trainhooks.sinks.store import StoreSink
+from trainhooks.sinks.tensorboard import TensorBoardSink
+
+__all__ = ["JsonLinesSink", "MemorySink", "Record", "Sink", "StoreSink", "TensorBoardSink"]

@@ -1,0 +1,55 @@
+"""A sink takes what the recorder measured and keeps it somewhere."""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+from trainhooks.store import Layout
+
+
+@dataclass(frozen=True)
+class Record:
+    """What was measured at one step, on the host.
+
+    `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
+    `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out.
+    """
+
+    step: int
+    values: Mapping[str, np.ndarray]
+    groups: tuple[str, ...] = ()
+    sketch: np.ndarray | None = None
+    snapshot: np.ndarray | None = None
+    label_counts: np.ndarray | None = None
+
+    @property
+    def scalars(self) -> dict[str, float]:
+        """What a logger can draw: tag (family/quantity, or family/quantity/group) -> number. NaN is left out."""
+        tags: dict[str, float] = {}
+        for name, value in self.values.items():
+            tag = name.replace(".", "/")
+            if value.ndim == 0:
+                tags[tag] = float(value)
+            elif value.shape == (len(self.groups),):
+                tags |= {f"{tag}/{group}": float(x) for group, x in zip(self.groups, value, strict=True)}
+        return {tag: number for tag, number in tags.items() if not np.isnan(number)}
+
+
+class Sink(ABC):  # noqa: B024 - every moment is optional
+    """Where records go. Each moment does nothing unless a subclass says otherwise."""
+
+    def open(self, layout: Layout, *, restart_step: int | None = None) -> None:  # noqa: B027
+        """Before the first record. `restart_step`: the run continues after this step; what lies beyond goes."""
+
+    def write(self, record: Record) -> None:  # noqa: B027
+        """One record, in order of steps."""
+
+    def finish(self, values: Mapping[str, np.ndarray]) -> None:  # noqa: B027
+        """When the run ends: the variables that needed its last record, one row a record."""
+
+    def close(self) -> None:  # noqa: B027
+        """After everything; may be called twice."""

@@ -1,0 +1,32 @@
+"""The store: one run's output embeddings and numbers as plain Zarr v3, and the journal that keeps them safe.
+
+The format is described in `store/SPEC.md`. This package needs no torch.
+"""
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
+from trainhooks.store.opening import check_place
+from trainhooks.store.precision import round_mantissa
+from trainhooks.store.reader import Store, open_store
+from trainhooks.store.root import FORMAT
+from trainhooks.store.schema import required_bytes
+from trainhooks.store.snapshots import Snapshots
+from trainhooks.store.writer import StoreWriter
+
+__all__ = [
+    "FORMAT",
+    "LABEL_COUNTS",
+    "SKETCH",
+    "SNAPSHOT",
+    "SNAPSHOT_STEP",
+    "STEP",
+    "Layout",
+    "Snapshots",
+    "Store",
+    "StoreError",
+    "StoreWriter",
+    "check_place",
+    "open_store",
+    "required_bytes",
+    "round_mantissa",
+]

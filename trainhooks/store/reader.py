@@ -1,0 +1,238 @@
+"""Reading a store: what is folded and what is still in the journal, as one."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import zarr
+from jaxtyping import Float32, Int64
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.fold import stacked
+from trainhooks.store.journal import JournalRecord, scan
+from trainhooks.store.layout import (
+    GROUP,
+    LABEL_COUNTS,
+    MISSING_COUNT,
+    SKETCH,
+    SNAPSHOT,
+    SNAPSHOT_STEP,
+    STEP,
+    TOKEN_COUNT,
+    TOKEN_TEXT,
+)
+from trainhooks.store.root import Root, read_root
+from trainhooks.store.schema import array_specs
+from trainhooks.store.snapshots import Snapshots
+from trainhooks.variable import Variable
+
+if TYPE_CHECKING:
+    import xarray
+
+_READ_ATTEMPTS = 10
+
+
+def open_store(path: str | Path) -> Store:
+    """Open a store for reading, also while a run writes it: the result is its state at this moment.
+
+    Raises StoreError where there is no store at `path`, or one of another format, or a damaged one.
+    """
+    return Store(Path(path))
+
+
+class Store:
+    """A run, read only: its records, its snapshots, its provenance. Made by `open_store`.
+
+    `steps` [record] and `snapshot_steps` [snapshot] are int64. `store[name]` is a metric [record, ...], NaN (whole
+    numbers: -1) where it was not measured. `snapshots` is the sequence of output embeddings.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        root, records = _read_consistently(path)
+        self._root = root
+        self._layout = root.layout
+        group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=True)
+        names = {spec.name for spec in array_specs(root.layout)} | {TOKEN_COUNT, TOKEN_TEXT}
+        self._arrays = {name: _array(group, name) for name in names if name in root.arrays}
+        folded = self._folded(STEP)
+        last = folded[-1] if len(folded) else -1
+        self._journal = [record for record in records if record.entry.step > last]
+        self.steps: Int64[np.ndarray, "record"] = np.concatenate([folded, _steps(self._journal)])
+        folded = self._folded(SNAPSHOT_STEP) if self._layout.snapshots else np.empty(0, dtype=np.int64)
+        last = folded[-1] if len(folded) else -1
+        self._snapshot_journal = [r for r in records if r.entry.has_snapshot and r.entry.step > last]
+        self.snapshots = Snapshots(
+            self._arrays.get(SNAPSHOT),
+            steps=np.concatenate([folded, _steps(self._snapshot_journal)]),
+            journal=self._snapshot_journal,
+            block=self._layout.block,
+        )
+
+    @property
+    def snapshot_steps(self) -> Int64[np.ndarray, "snapshot"]:
+        """The steps that have a matrix."""
+        return self.snapshots.steps
+
+    @property
+    def vocab(self) -> int:
+        """Rows of the output embedding."""
+        return self._layout.vocab
+
+    @property
+    def dim(self) -> int:
+        """Columns of the output embedding."""
+        return self._layout.dim
+
+    @property
+    def groups(self) -> tuple[str, ...]:
+        """The parameter groups, in the order of the `group` dimension."""
+        return self._layout.groups
+
+    @property
+    def precision(self) -> str | int:
+        """ "float32", "bfloat16", or the mantissa bits that matrices keep."""
+        return self._layout.precision
+
+    @property
+    def sketch_size(self) -> int:
+        """Numbers a sketch has for each group; 0 where the store keeps none."""
+        return self._layout.sketch_size
+
+    @property
+    def complete(self) -> bool:
+        """Whether the writer has closed the store since its last record."""
+        return self._root.complete
+
+    @property
+    def attributes(self) -> dict[str, Any]:
+        """The provenance that the run gave."""
+        return dict(self._root.provenance)
+
+    @property
+    def restarts(self) -> list[dict[str, Any]]:
+        """Each resumption: attempt, restart_step, records kept, and the provenance that changed."""
+        return [restart.to_json() for restart in self._root.restarts]
+
+    @property
+    def names(self) -> list[str]:
+        """The metrics' names, as declared."""
+        return [variable.name for variable in self._layout.variables]
+
+    def __getitem__(self, name: str) -> np.ndarray:
+        """A metric [record, ...]. Raises KeyError for a name that was not declared."""
+        variable = self._variable(name)
+        return self._rows(name, self._layout.row_shape(variable), variable.dtype)
+
+    @cached_property
+    def sketch(self) -> Float32[np.ndarray, "record group sketch"]:
+        """The parameter groups' sketches; NaN where a record has none.
+
+        Raises ValueError where the store keeps no sketches.
+        """
+        if not self.sketch_size:
+            raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
+        return self._rows(SKETCH, (len(self.groups), self.sketch_size), "float32")
+
+    @cached_property
+    def token_counts(self) -> Int64[np.ndarray, "vocab"] | None:
+        """The corpus counts, None where the run gave none."""
+        return np.asarray(self._arrays[TOKEN_COUNT][:]) if TOKEN_COUNT in self._arrays else None
+
+    @cached_property
+    def token_texts(self) -> list[str] | None:
+        """The tokens' text, None where the run gave none."""
+        if TOKEN_TEXT not in self._arrays:
+            return None
+        return [str(text) for text in np.asarray(self._arrays[TOKEN_TEXT][:])]
+
+    def output_embedding(self, step: int | np.integer) -> Float32[np.ndarray, "vocab dim"]:
+        """The matrix at `step`. Raises ValueError where that step has none."""
+        return self.snapshots.at(self._position(step))
+
+    def token_path(self, token: int | np.integer) -> Float32[np.ndarray, "snapshot dim"]:
+        """One token's row at every snapshot. Raises ValueError for an id outside the vocabulary."""
+        if not 0 <= token < self.vocab:
+            raise ValueError(f"got token {token}; the output embedding has rows 0 to {self.vocab - 1}.")
+        if not len(self.snapshots):
+            return np.empty((0, self.dim), dtype=np.float32)
+        return self.snapshots.path_of(int(token))
+
+    def label_counts(self, step: int | np.integer) -> Int64[np.ndarray, "vocab"]:
+        """Labels trained on up to `step`, by token. Raises ValueError where that step has none."""
+        position = self._position(step)
+        folded = len(self.snapshots) - len(self._snapshot_journal)
+        if position < folded:
+            counts = np.asarray(self._arrays[LABEL_COUNTS][position])
+        else:
+            record = self._snapshot_journal[position - folded]
+            counts = stacked([record], LABEL_COUNTS, (self.vocab,), "int64")[0]
+        if (counts == MISSING_COUNT).all():
+            raise ValueError(f"{self.path}: no label counts were recorded with the snapshot of step {step}.")
+        return counts
+
+    def metrics(self) -> xarray.Dataset:
+        """All metrics as one dataset, with `step` and `group` as coordinates and units in the attributes."""
+        import xarray
+
+        data = {
+            v.name: ((STEP, *v.dims), self[v.name], {"description": v.description, "unit": v.unit})
+            for v in self._layout.variables
+        }
+        return xarray.Dataset(data, coords={STEP: self.steps, GROUP: list(self.groups)})
+
+    def summary(self) -> dict[str, Any]:
+        """What is in the store, as plain JSON: see `trainhooks.store.summary.summarize`."""
+        from trainhooks.store.summary import summarize
+
+        return summarize(self, variables=self._layout.variables)
+
+    def _variable(self, name: str) -> Variable:
+        for variable in self._layout.variables:
+            if variable.name == name:
+                return variable
+        raise KeyError(f"{self.path} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
+
+    def _folded(self, name: str) -> np.ndarray:
+        return np.asarray(self._arrays[name][:])
+
+    def _rows(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
+        return np.concatenate([self._folded(name), stacked(self._journal, name, shape, dtype)])
+
+    def _position(self, step: int | np.integer) -> int:
+        position = int(np.searchsorted(self.snapshot_steps, step))
+        if position < len(self.snapshot_steps) and self.snapshot_steps[position] == step:
+            return position
+        near = self.snapshot_steps[max(0, position - 1) : position + 1].tolist()
+        raise ValueError(f"{self.path} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
+
+
+def _array(group: zarr.Group, name: str) -> zarr.Array:
+    array = group[name]
+    if not isinstance(array, zarr.Array):
+        raise StoreError(f"{group.store_path}: {name} is a group, needed an array.")
+    return array
+
+
+def _steps(records: list[JournalRecord]) -> np.ndarray:
+    return np.array([record.entry.step for record in records], dtype=np.int64)
+
+
+def _read_consistently(path: Path) -> tuple[Root, list[JournalRecord]]:
+    """The journal, then the root: what is folded in between is in both, and dropped from the journal later.
+
+    Open files stay readable when a writer deletes them; where one goes before it is opened, look again.
+    """
+    for _ in range(_READ_ATTEMPTS):
+        restarts = read_root(path).restarts
+        try:
+            records = [JournalRecord(entry) for entry in scan(path, restarts)]
+        except FileNotFoundError:
+            continue
+        root = read_root(path)
+        if root.restarts == restarts:
+            return root, records
+    raise StoreError(f"{path} changes faster than it can be read. Try again when the run is slower or has ended.")

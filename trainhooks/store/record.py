@@ -1,0 +1,128 @@
+"""A record on its way in: names, shapes and types are checked here, before anything is written."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from trainhooks.store.layout import LABEL_COUNTS, MISSING_COUNT, SKETCH, SNAPSHOT, Layout
+from trainhooks.store.precision import PACKABLE_BITS, pack, round_mantissa
+from trainhooks.variable import Variable
+
+
+def record_arrays(
+    layout: Layout,
+    values: Mapping[str, object],
+    *,
+    sketch: np.ndarray | None,
+    snapshot: np.ndarray | None,
+    label_counts: np.ndarray | None,
+) -> dict[str, np.ndarray]:
+    """One record as the journal keeps it: each array by name, cast, rounded and packed.
+
+    Raises ValueError, with every problem found, where something does not fit the layout.
+    """
+    problems: list[str] = []
+    arrays = _checked_values(layout, values, whole_run=False, leading=(), problems=problems)
+    if sketch is not None:
+        problems += _sketch_problems(layout, sketch)
+    if snapshot is not None:
+        problems += _snapshot_problems(layout, snapshot)
+    if label_counts is not None:
+        problems += _count_problems(layout, label_counts)
+    _raise(problems)
+    if sketch is not None:
+        arrays[SKETCH] = np.asarray(sketch, dtype=np.float32)
+    if snapshot is not None:
+        rounded = round_mantissa(snapshot, kept_bits=layout.kept_bits)
+        arrays[SNAPSHOT] = pack(rounded) if layout.kept_bits <= PACKABLE_BITS else rounded
+        if label_counts is not None:
+            arrays[LABEL_COUNTS] = np.asarray(label_counts, dtype=np.int64)
+    return arrays
+
+
+def whole_run_arrays(layout: Layout, values: Mapping[str, object], *, records: int) -> dict[str, np.ndarray]:
+    """The whole-run variables [records, ...], checked and cast.
+
+    Raises ValueError, with every problem found, where something does not fit the layout.
+    """
+    problems: list[str] = []
+    arrays = _checked_values(layout, values, whole_run=True, leading=(records,), problems=problems)
+    _raise(problems)
+    return arrays
+
+
+def missing_value(dtype: str) -> float | int:
+    """What stands for a value that was not measured: NaN, or -1 for whole numbers."""
+    return float("nan") if dtype.startswith("float") else MISSING_COUNT
+
+
+def _raise(problems: list[str]) -> None:
+    if problems:
+        raise ValueError("the record does not fit the store's layout:\n- " + "\n- ".join(problems))
+
+
+def _checked_values(
+    layout: Layout,
+    values: Mapping[str, object],
+    *,
+    whole_run: bool,
+    leading: tuple[int, ...],
+    problems: list[str],
+) -> dict[str, np.ndarray]:
+    variables = {variable.name: variable for variable in layout.variables}
+    arrays = {}
+    for name, value in values.items():
+        variable = variables.get(name)
+        if variable is None:
+            problems.append(f"variable {name!r} was not declared; declared are {sorted(variables)}")
+        elif variable.whole_run != whole_run:
+            moment = "finish(), when the run ends" if variable.whole_run else "append(), record by record"
+            problems.append(f"variable {name!r} goes to {moment}")
+        else:
+            array = np.asarray(value)
+            shape = leading + layout.row_shape(variable)
+            if array.shape != shape:
+                problems.append(f"variable {name!r} has shape {array.shape}, needed {shape}")
+            elif not _fits(array, variable):
+                problems.append(f"variable {name!r} is {array.dtype} and does not fit its dtype {variable.dtype}")
+            else:
+                arrays[name] = array.astype(variable.dtype)
+    return arrays
+
+
+def _fits(array: np.ndarray, variable: Variable) -> bool:
+    """Whether the values are numbers that the variable's dtype can hold; float64 may round to float32."""
+    if array.dtype.kind not in "fiub":
+        return False
+    if variable.dtype.startswith("float"):
+        return True
+    if array.dtype.kind == "f":
+        array = array.astype(np.float64)
+    # the largest whole number is no float64, its successor (minus the smallest one) is
+    least = int(np.iinfo(variable.dtype).min)
+    return bool(np.all((array >= least) & (array < -least) & (np.rint(array) == array)))
+
+
+def _sketch_problems(layout: Layout, sketch: np.ndarray) -> list[str]:
+    shape = (len(layout.groups), layout.sketch_size)
+    if not layout.sketch_size:
+        return ["a sketch was given, but the layout has sketch_size=0"]
+    return [] if sketch.shape == shape else [f"the sketch has shape {sketch.shape}, needed {shape}"]
+
+
+def _snapshot_problems(layout: Layout, snapshot: np.ndarray) -> list[str]:
+    shape = (layout.vocab, layout.dim)
+    if not layout.snapshots:
+        return ["a snapshot was given, but the layout has snapshots=False"]
+    problems = [] if snapshot.shape == shape else [f"the snapshot has shape {snapshot.shape}, needed {shape}"]
+    if snapshot.dtype != np.float32:
+        problems.append(f"the snapshot is {snapshot.dtype}, needed float32; pass snapshot.astype(np.float32)")
+    return problems
+
+
+def _count_problems(layout: Layout, counts: np.ndarray) -> list[str]:
+    if counts.shape == (layout.vocab,) and counts.dtype.kind in "iu":
+        return []
+    return [f"label_counts are {counts.dtype} {counts.shape}, needed whole numbers {(layout.vocab,)}"]

@@ -1,0 +1,77 @@
+"""What is in a store, as plain JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from trainhooks.store.root import FORMAT
+from trainhooks.variable import Variable
+
+if TYPE_CHECKING:
+    from trainhooks.store.reader import Store
+
+
+def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
+    """Steps, snapshots, shapes, dtypes, bytes, provenance and variables of a store; only JSON's own types.
+
+    `disk_bytes` is what its files take, `raw_bytes` what the same numbers take uncompressed. A scalar variable also
+    has its first and last value that was measured, where there is one.
+    """
+    shapes = {"output_embedding": [len(store.snapshots), store.vocab, store.dim]} if len(store.snapshots) else {}
+    if store.sketch_size:
+        shapes["sketch"] = [len(store.steps), len(store.groups), store.sketch_size]
+    about = {variable.name: _describe(store, variable) for variable in variables}
+    raw = 8 * (len(store.steps) + len(store.snapshots) * (1 + store.vocab))
+    raw += 4 * sum(int(np.prod(shape)) for shape in shapes.values())
+    raw += sum(int(np.prod(v["shape"])) * np.dtype(v["dtype"]).itemsize for v in about.values())
+    return {
+        "path": str(store.path),
+        "format": FORMAT,
+        "closed": store.complete,
+        "records": len(store.steps),
+        "steps": store.steps.tolist(),
+        "snapshots": len(store.snapshots),
+        "snapshot_steps": store.snapshot_steps.tolist(),
+        "vocab": store.vocab,
+        "dim": store.dim,
+        "groups": list(store.groups),
+        "precision": store.precision,
+        "shapes": shapes,
+        "dtypes": dict.fromkeys(shapes, "float32"),
+        "disk_bytes": _disk_bytes(store.path),
+        "raw_bytes": raw,
+        "restarts": store.restarts,
+        "variables": about,
+        "provenance": store.attributes,
+    }
+
+
+def _describe(store: Store, variable: Variable) -> dict[str, Any]:
+    values = store[variable.name]
+    about: dict[str, Any] = {
+        "dims": ["step", *variable.dims],
+        "shape": list(values.shape),
+        "dtype": variable.dtype,
+        "unit": variable.unit,
+        "description": variable.description,
+        "whole_run": variable.whole_run,
+    }
+    if not variable.dims:
+        measured = values[np.isfinite(values)] if values.dtype.kind == "f" else values[values != -1]
+        if len(measured):
+            about |= {"first": float(measured[0]), "last": float(measured[-1])}
+    return about
+
+
+def _disk_bytes(path: Path) -> int:
+    total = 0
+    for file in path.rglob("*"):
+        try:
+            total += file.stat().st_size if file.is_file() else 0
+        except FileNotFoundError:  # a running writer has folded it
+            continue
+    return total

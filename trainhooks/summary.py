@@ -1,0 +1,42 @@
+"""What is in a store, for people."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Column, Table
+
+from trainhooks.plan import human
+
+
+def print_summary(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
+    """Print `Store.summary()` as tables: the run, its variables, its provenance. Descriptions are in the JSON."""
+    console = console or Console()
+    console.print(f"[bold]{escape(str(summary['path']))}[/bold]")
+    run = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in summary.items():
+        if key not in {"path", "variables", "provenance"}:
+            run.add_row(key.replace("_", " "), escape(_shown(key, value)))
+    console.print(run)
+    columns = (Column("variable", no_wrap=True), "dims", "unit", "first", "last")
+    variables = Table(*columns, box=None, pad_edge=False)
+    for name, about in summary["variables"].items():
+        ends = (f"{about[end]:.4g}" if isinstance(about.get(end), float) else "" for end in ("first", "last"))
+        dims = ", ".join(about["dims"])
+        variables.add_row(name, escape(dims), about["unit"], *ends)
+    console.print(variables)
+    provenance = Table(show_header=False, box=None, pad_edge=False)
+    for key, value in summary["provenance"].items():
+        provenance.add_row(key, escape(str(value)))
+    console.print(provenance)
+
+
+def _shown(key: str, value: object) -> str:
+    if isinstance(value, int) and not isinstance(value, bool) and key.endswith("bytes"):
+        return human(value)
+    if isinstance(value, list) and len(value) > 8:
+        return f"{value[0]}, {value[1]} ... {value[-1]} ({len(value)})"
+    return str(value)

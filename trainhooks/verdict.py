@@ -1,0 +1,289 @@
+"""What one or several analysed runs allow to be said about frequency and the rest, and no more than that."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from trainhooks.convergence import Onset, RunAnalysis
+from trainhooks.convergence.lead import MATCHED, SIGN_FLIPS, Interval, Lead, NullSummary
+from trainhooks.convergence.learning_rate import Placement
+
+LEVEL = 0.05
+SEEDS_FOR_A_MODEL = 3
+USUAL_DRAWS = 99
+LITTLE_TIED = 0.2
+
+Outcome = Literal["lead", "no lead"]
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One quantity over the runs in which it is defined: how many, mean, lowest, highest (NaN where in none)."""
+
+    runs: int
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class ShareSummary:
+    """Over the runs at one q: the lead, the two onsets (steps), and each run's p against matched labellings."""
+
+    q: float
+    lead: Summary
+    frequency_onset: Summary
+    rest_onset: Summary
+    p: tuple[float, ...]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome, the sentence that may be quoted, what limits it, and the numbers behind it.
+
+    `outcome` is "lead" only where *every* run has a lead above 1 with p <= 0.05 against matched labellings at the
+    first q asked for; the other q are shown, not chosen among. `about_model` says whether there are three runs (one
+    a seed), the least for a statement on a model instead of on a run.
+    """
+
+    outcome: Outcome
+    about_model: bool
+    seeds: int
+    sentence: str
+    notes: tuple[str, ...]
+    shares: tuple[ShareSummary, ...]
+    runs: tuple[RunAnalysis, ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything as plain dicts, lists, numbers and strings, ready for JSON; NaN and infinity become None."""
+        return plain(self)
+
+    def render(self) -> str:
+        """The verdict as text, for a terminal."""
+        blocks = [self.sentence, *(f"- {note}" for note in self.notes)]
+        if self.seeds > 1:
+            blocks += ["", f"Over {self.seeds} runs (mean, range)"]
+            blocks += [_share_line(share) for share in self.shares]
+        for number, run in enumerate(self.runs, start=1):
+            blocks += ["", *_run_lines(run, title=f"Run {number}" if self.seeds > 1 else "Run")]
+        return "\n".join(blocks) + "\n"
+
+
+def verdict(runs: Sequence[RunAnalysis]) -> Verdict:
+    """The verdict on runs of one model that differ in their seed alone (the caller vouches for that).
+
+    Raises ValueError for no run, for runs analysed at different q, and for one run given twice.
+    """
+    _check(runs)
+    showing = [_shows_lead(run.leads[0]) for run in runs]
+    shares = tuple(_share_summary(runs, index) for index in range(len(runs[0].leads)))
+    return Verdict(
+        outcome="lead" if all(showing) else "no lead",
+        about_model=len(runs) >= SEEDS_FOR_A_MODEL,
+        seeds=len(runs),
+        sentence=_one_run_sentence(runs[0]) if len(runs) == 1 else _runs_sentence(runs, showing),
+        notes=_notes(runs),
+        shares=shares,
+        runs=tuple(runs),
+    )
+
+
+def plain(value: Any) -> Any:
+    """Dataclasses, mappings, arrays and numpy scalars as what JSON knows; numbers that are not finite as None."""
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: plain(getattr(value, field.name)) for field in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(key): plain(item) for key, item in value.items()}
+    if isinstance(value, np.ndarray | np.generic):
+        return plain(value.tolist())
+    if isinstance(value, list | tuple):
+        return [plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
+
+
+def _check(runs: Sequence[RunAnalysis]) -> None:
+    if not runs:
+        raise ValueError("got no run; give at least one result of analyze_run.")
+    asked = [tuple(lead.q for lead in run.leads) for run in runs]
+    if len(set(asked)) > 1:
+        raise ValueError(f"the runs were analysed at different shares q, {asked}; analyse all at the same.")
+    ends = [(run.curves.frequency.tobytes(), run.curves.rest.tobytes()) for run in runs]
+    if len(set(ends)) < len(ends):
+        raise ValueError("one run was given twice; give each seed's analysis once, since seeds are what counts.")
+
+
+def _shows_lead(lead: Lead) -> bool:
+    return lead.lead > 1.0 and lead.nulls[MATCHED].p <= LEVEL
+
+
+def _one_run_sentence(run: RunAnalysis) -> str:
+    lead = run.leads[0]
+    if lead.frequency.status == "none":
+        return (
+            f"No lead shown: the change along frequency is not above that of permuted targets "
+            f"({run.change_over_noise:.1f} standard deviations, 3 needed; one run)."
+        )
+    if math.isnan(lead.lead):
+        return f"No lead shown: {_missing(lead)} (one run)."
+    numbers = (
+        f"lead {lead.lead:.3g} at q = {lead.q:g}, p = {lead.nulls[MATCHED].p:.2g} against "
+        f"{lead.nulls[MATCHED].draws} matched labellings; one run"
+    )
+    if _shows_lead(lead):
+        return f"In this run frequency came before the rest ({numbers})."
+    return f"No lead shown in this run ({numbers})."
+
+
+def _missing(lead: Lead) -> str:
+    late = [
+        f"the onset of {name} is not in view, it lies at or before step {one.high:g}"
+        for name, one in (("frequency", lead.frequency), ("the rest", lead.rest))
+        if one.status == "before the first record"
+    ]
+    return " and ".join(late) or "besides the part along frequency nothing moved"
+
+
+def _runs_sentence(runs: Sequence[RunAnalysis], showing: list[bool]) -> str:
+    count, leads = len(runs), _summarise([run.leads[0].lead for run in runs])
+    q, worst = runs[0].leads[0].q, max(run.leads[0].nulls[MATCHED].p for run in runs)
+    numbers = f"mean lead {leads.mean:.3g}, range {leads.low:.3g}-{leads.high:.3g}, at q = {q:g}"
+    if not all(showing):
+        detail = f" ({numbers} over {leads.runs} runs)" if leads.runs else ""
+        return f"No lead shown: {sum(showing)} of {count} runs have one{detail}."
+    numbers += f"; p <= {worst:.2g} in each, against matched labellings"
+    if count < SEEDS_FOR_A_MODEL:
+        return f"In both runs frequency came before the rest ({numbers}); a verdict on a model needs three seeds."
+    return f"In all {count} runs of this model frequency came before the rest ({numbers})."
+
+
+def _notes(runs: Sequence[RunAnalysis]) -> tuple[str, ...]:
+    """What limits the reading, each said once for all runs that it concerns."""
+    firsts = [run.leads[0] for run in runs]
+    concerns = {
+        "the lead beats matched labellings but not sign flips of the targets' other coefficients": [
+            _shows_lead(lead) and lead.nulls[SIGN_FLIPS].p > LEVEL for lead in firsts
+        ],
+        "the token-sampling interval of the lead contains 1": [
+            _shows_lead(lead) and lead.interval.low <= 1.0 for lead in firsts
+        ],
+        "both onsets lie between the same two records, so the lead's size rests on interpolation": [
+            lead.same_bracket for lead in firsts
+        ],
+        f"the targets hardly follow the main direction of change (correlation below {LITTLE_TIED:g}), so matched "
+        "labellings are no stronger a null than permuted targets": [run.correlation < LITTLE_TIED for run in runs],
+        "the records start after step 0: all change is counted from the first record on": [
+            run.first_step > 0 for run in runs
+        ],
+        f"fewer than {USUAL_DRAWS} draws: p is coarse": [run.draws < USUAL_DRAWS for run in runs],
+    }
+    notes = [f"{note} ({_which(hit)})." for note, hit in concerns.items() if any(hit)]
+    for run in runs:
+        if run.records_used < run.records_total:
+            notes.append(f"{run.records_used} of {run.records_total} records were used, evenly in log(1 + step).")
+    if len(runs) < SEEDS_FOR_A_MODEL:
+        known = "one run" if len(runs) == 1 else "two runs"
+        notes.append(f"{known}: seeds are the larger uncertainty, and a verdict on a model needs three.")
+    return tuple(dict.fromkeys(notes))
+
+
+def _which(hit: list[bool]) -> str:
+    return "this run" if len(hit) == 1 else "run " + ", ".join(str(i) for i, one in enumerate(hit, 1) if one)
+
+
+def _summarise(values: list[float]) -> Summary:
+    defined = [value for value in values if not math.isnan(value)]
+    if not defined:
+        return Summary(0, math.nan, math.nan, math.nan)
+    return Summary(len(defined), math.fsum(defined) / len(defined), min(defined), max(defined))
+
+
+def _share_summary(runs: Sequence[RunAnalysis], index: int) -> ShareSummary:
+    leads = [run.leads[index] for run in runs]
+    return ShareSummary(
+        q=leads[0].q,
+        lead=_summarise([lead.lead for lead in leads]),
+        frequency_onset=_summarise([lead.frequency.step for lead in leads]),
+        rest_onset=_summarise([lead.rest.step for lead in leads]),
+        p=tuple(lead.nulls[MATCHED].p for lead in leads),
+    )
+
+
+def _share_line(share: ShareSummary) -> str:
+    parts = [
+        f"{name} {one.mean:.4g} ({one.low:.4g}-{one.high:.4g}, {one.runs} runs)"
+        for name, one in (("lead", share.lead), ("frequency", share.frequency_onset), ("rest", share.rest_onset))
+        if one.runs
+    ]
+    return f"  q = {share.q:g}: " + ("; ".join(parts) or "no lead defined in any run")
+
+
+def _run_lines(run: RunAnalysis, *, title: str) -> list[str]:
+    head = (
+        f"{title}: steps {run.first_step}-{run.last_step}, {run.records_used} records, {run.rows} rows x {run.dims}; "
+        f"correlation of the targets with the main direction of change {run.correlation:.2f}; their part of the "
+        f"change is {run.change_over_noise:.1f} standard deviations above permuted targets"
+    )
+    lines = [head]
+    for lead in run.leads:
+        lines += _lead_lines(run, lead)
+    turned = run.direction
+    lines.append(
+        f"  direction: cosine to its final direction above {turned.threshold:g} from step {_number(turned.step)} on; "
+        + "; ".join(f"{name} {_null(null)}" for name, null in turned.nulls.items())
+    )
+    for name, onsets in run.series_onsets.items():
+        lines.append(f"  {name}: " + ", ".join(f"q = {q:g} at {_onset(one)}" for q, one in onsets.items()))
+    return lines
+
+
+def _lead_lines(run: RunAnalysis, lead: Lead) -> list[str]:
+    placed = run.placements.get(lead.q, {})
+    walk, drawn = run.random_walk[lead.q], run.picture.onsets[lead.q]
+    lines = [
+        f"  q = {lead.q:g}: lead {_number(lead.lead)}, 95% {_range(lead.interval)} (token sampling, one run)",
+        f"    frequency at {_onset(lead.frequency)}{_place(placed.get('frequency'))}",
+        f"    rest at {_onset(lead.rest)}{_place(placed.get('rest'))}",
+    ]
+    lines += [f"    {name}: {_null(null)}" for name, null in lead.nulls.items()]
+    if lead.coarse_to_fine:
+        curve = ", ".join(f"{one.bins}: {_number(one.median)}" for one in lead.coarse_to_fine)
+        lines.append(f"    targets permuted within bins of id (no null), median lead by number of bins: {curve}")
+    lines += [
+        f"    references: straight line {_number(run.straight_line[lead.q])}; random walk {_number(walk.median)} "
+        f"({_number(walk.low)}-{_number(walk.high)}), its distance covered at {_onset(walk.distance)}",
+        f"    probe correlation against distance (no evidence): run {_number(drawn.ratio)}, "
+        f"straight line {_number(drawn.line_ratio)}",
+    ]
+    return lines
+
+
+def _null(null: NullSummary) -> str:
+    undefined = f", {null.undefined} undefined" if null.undefined else ""
+    span = f"{_number(null.low)} - {_number(null.median)} - {_number(null.high)}"
+    return f"{span} (5, 50, 95% of {null.draws} draws{undefined}), p = {_number(null.p)}"
+
+
+def _onset(one: Onset) -> str:
+    if one.status == "found":
+        return f"step {one.step:.4g} (between records {one.low:g} and {one.high:g})"
+    return "no step (no change above noise)" if one.status == "none" else f"or before step {one.high:g}"
+
+
+def _place(placement: Placement | None) -> str:
+    return "" if placement is None else f", {placement.phase}, {placement.share_of_peak:.0%} of the peak rate"
+
+
+def _range(interval: Interval) -> str:
+    return "unknown" if math.isnan(interval.low) else f"{interval.low:.4g}-{interval.high:.4g}"
+
+
+def _number(value: float) -> str:
+    return "undefined" if math.isnan(value) else f"{value:.4g}"
