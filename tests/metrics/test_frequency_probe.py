@@ -8,6 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
@@ -176,6 +177,48 @@ def test_attaching_changes_no_weight_gradient_or_random_number():
     assert weight.grad is None
     assert torch.equal(rng, torch.get_rng_state())
     assert not any(value.requires_grad for value in values.values() if isinstance(value, torch.Tensor))
+
+
+@pytest.mark.parametrize(("smallest", "digits"), [(1e-1, 1e-5), (1e-2, 1e-4)])
+def test_float32_sums_carry_an_ill_conditioned_head(smallest, digits):
+    """Singular values down to `smallest` of the largest, and a target that needs all of them."""
+    counts = zipf(3000)
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(64, 64, dtype=torch.float64, generator=generator))[0]
+    scores = torch.randn(3000, 64, dtype=torch.float64, generator=generator)
+    scores[:, -1] += frequency_target(counts)  # the frequency stands in the weakest direction
+    embedding = ((scores * torch.logspace(0, np.log10(smallest), 64)) @ basis + 0.5).float()
+    values = FrequencyProbe(counts).compute(state(embedding))
+    exact = fit_probe(embedding.double(), frequency_target(counts))
+    assert float(exact.heldout_r2) > 0.3
+    for name in ("r2", "heldout_r2", "heldout_spearman"):
+        assert float(values[f"probe.{name}"]) == pytest.approx(float(getattr(exact, name)), abs=digits), name
+    assert float(torch.dist(values["probe.slope"], exact.slope) / exact.slope.norm()) < digits
+    assert float(values["probe.rank"]) == 64
+    assert smallest**2 < float(values["probe.pivot"]) < 1
+
+
+class NoWaits(TorchDispatchMode):
+    """Refuses operations whose result the host must know: values, sizes that depend on values, decompositions."""
+
+    REFUSED = ("_local_scalar_dense", "nonzero", "masked_select", "unique", "_linalg_eigh", "_linalg_svd", "equal")
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        assert not name.startswith(self.REFUSED), f"{name} waits for the device"
+        if name == "index":
+            assert all(i is None or i.dtype == torch.int64 for i in args[1]), "a boolean index waits for the device"
+        return func(*args, **(kwargs or {}))
+
+
+def test_nothing_on_the_live_path_waits_for_the_device():
+    counts = zipf(unseen=9)
+    metric, shown = FrequencyProbe(counts), state(embedding_of(counts))
+    metric.compute(shown)  # builds what depends on counts alone
+    with NoWaits():
+        metric.compute(shown)
+    with NoWaits(), pytest.raises(AssertionError, match="waits for the device"):
+        float(shown.head.weight.sum())
 
 
 def test_noise_ceiling_is_near_one_for_a_large_corpus():

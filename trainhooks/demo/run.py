@@ -13,8 +13,13 @@ from rich.table import Table
 from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
+from trainhooks.metrics.base import Metric
+from trainhooks.metrics.defaults import default_metrics
+from trainhooks.metrics.geometry import HeadGeometry
+from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.recorder import Recorder
 from trainhooks.runs import analyze_store
+from trainhooks.schedule import Every
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, open_store
 from trainhooks.verdict import verdict
@@ -62,6 +67,8 @@ def run_demo(
             "store": store_path,
             "counts": corpus.counts,
             "vocab_size": corpus.counts.vocab_size,
+            "metrics": _metrics(corpus, rows=model.get_output_embeddings().weight.shape[0]),
+            "precision": "bfloat16",
             "sinks": [TensorBoardSink(events)],
             "mode": "overwrite",
             "token_texts": corpus.token_texts,
@@ -74,6 +81,15 @@ def run_demo(
         f"\nstore   {store_path}\nevents  {events}    (tensorboard --logdir {events})", highlight=False, soft_wrap=True
     )
     return store
+
+
+def _metrics(corpus: Corpus, *, rows: int) -> list[Metric]:
+    """Probe and convergence at every step; spectrum and geometry, which cost more, at every tenth."""
+    metrics = default_metrics(corpus.counts.for_rows(rows, vocab_size=corpus.counts.vocab_size))
+    for metric in metrics:
+        if isinstance(metric, (Spectrum, HeadGeometry)):
+            metric.schedule = Every(10)
+    return metrics
 
 
 def _device(wanted: str) -> str:

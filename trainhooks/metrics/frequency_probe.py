@@ -35,6 +35,11 @@ VARIABLES = (
     Variable("probe.adjusted_r2", description="1 - (1 - R^2)(n - 1)/(n - 1 - k); NaN where n <= k + 1"),
     Variable("probe.null_r2", description="in-sample R^2 that pure noise reaches on average, k/(n - 1)"),
     Variable("probe.rank", description="rank k of the centred rows"),
+    Variable(
+        "probe.pivot",
+        description="least share of a column's variance that the columns before it leave unexplained, (0, 1]; below "
+        "1e-3 float32 sums lose digits: refit the snapshot with fit_probe",
+    ),
     Variable("probe.permuted_heldout_spearman", description=f"{HELD_OUT}; {PERMUTED}: a null"),
     Variable("probe.permuted_heldout_r2", description=f"{HELD_OUT}; {PERMUTED}: a null"),
     Variable("probe.row_norm_spearman", description=f"{HELD_OUT}; baseline of {NORM}"),
@@ -60,7 +65,8 @@ class FrequencyProbe(Metric):
     A row that is not finite is left out and counted, it stops nothing. All targets share one pass of float32
     block products with float64 sums; nothing waits for the device unless rows are fewer than 1.25 dim, where the
     least-norm solution needs an eigendecomposition. Figures have NaN where `ProbeFit` says so. A norm-folded head
-    E diag(gamma) has the same figures (`norm_folded`), so it has no variables here.
+    E diag(gamma) has the same figures (`norm_folded`), so it has no variables here. Costs about two products
+    E'E and, at 50304 x 768, 0.6 copies of E in memory; the device must know float64.
 
     Source: Cho et al. 2025, arXiv 2406.01468. Raises ValueError for counts that do not fit the embedding, at the
     first record.
@@ -105,6 +111,7 @@ class FrequencyProbe(Metric):
             norm = fit_row_norms(scored, rows)
             fit, permuted = squeeze(scored.fit), squeeze(scored.fit, target=1)
             values = _figures(fit, permuted=permuted, norm=norm)
+            values["probe.pivot"] = found.pivot
             values["probe.excluded_rows"] = len(rows) - fit.rows
             values["probe.drift"] = self._drift(state.step, fit.slope)
             if self._never:

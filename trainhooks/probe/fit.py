@@ -186,14 +186,16 @@ def score(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: Pass, fo
         by_fold=found.fold_slope,
         for_all=torch.cat([found.slope, to_mean[:, None]], 1),
     )
-    fold = torch.arange(len(rows.fold_sizes), device=embedding.device).repeat_interleave(
-        torch.tensor(rows.fold_sizes, device=embedding.device), output_size=len(rows)
-    )
-    predicted = held_out + (found.fold_intercept + shift @ found.fold_slope)[fold]
+    predicted = held_out + _by_row(found.fold_intercept + shift @ found.fold_slope, rows)
     fitted = shared[:, :-1] + found.intercept + shift @ found.slope
     norms = (first.square_norms.double() - 2 * shared[:, -1] + to_mean.square().sum()).clamp_min(0).sqrt()
     fit = _figures(rows, first.finite, found=found, total=total, predicted=predicted, fitted=fitted)
     return Scored(fit=fit, row_norms=norms.masked_fill(~first.finite, torch.nan))
+
+
+def _by_row(values: Tensor, rows: Rows) -> Tensor:
+    """A value for each fold [fold, target], repeated for the fold's rows [row, target]."""
+    return torch.cat([value.expand(size, -1) for value, size in zip(values, rows.fold_sizes, strict=True)])
 
 
 def _figures(
@@ -206,9 +208,7 @@ def _figures(
     fitted: Tensor,
 ) -> ProbeFit:
     weights = finite.double() if rows.root_weights is None else finite * rows.root_weights.square()
-    baseline = torch.cat(
-        [mean.expand(size, -1) for mean, size in zip(found.trained_mean, rows.fold_sizes, strict=True)]
-    )
+    baseline = _by_row(found.trained_mean, rows)
     error = weights @ (rows.y - predicted).square()
     spread = weights @ (rows.y - baseline).square()
     varies = total.varies()

@@ -16,7 +16,7 @@ BLOCK_ELEMENTS = 3_200_000
 """Elements gathered at once, 13 MB in float32: fewer make more additions, more leave the caches."""
 
 MIN_BLOCK_ROWS = 1024
-SHIFT_ROWS = 1024
+SHIFT_ROWS = 255
 
 
 @dataclass(frozen=True)
@@ -178,5 +178,5 @@ def _middle_row(embedding: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     one exploded row must not push all the others out of float32's reach.
     """
     sample = embedding[ids[:: max(1, len(ids) // SHIFT_ROWS)]].to(dtype)
-    ordered = sample.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).sort(0).values
-    return ordered[len(ordered) // 2]
+    ordered = sample.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).T.contiguous().sort(1).values
+    return ordered[:, ordered.shape[1] // 2].contiguous()

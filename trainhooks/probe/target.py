@@ -23,7 +23,7 @@ def as_counts(counts: Any) -> Int64[Tensor, "vocab"]:
     """
     raw = getattr(counts, "counts", counts)
     values = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(np.array(raw))
-    if values.ndim != 1 or values.is_floating_point() or values.dtype in (torch.bool, torch.complex64):
+    if values.ndim != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
         raise ValueError(
             f"token counts have shape {tuple(values.shape)} and type {values.dtype}; needed are whole numbers, one "
             "for each token id. Convert them with .astype(np.int64) once you know that they are whole."
