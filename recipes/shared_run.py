@@ -89,7 +89,7 @@ def prepare(args: Namespace) -> Run:
     preset = PRESETS[args.size]
     corpus = load_corpus(args.text, vocab_size=preset.vocab_size)
     length = args.context + 1  # the model's shift leaves `context` labels
-    cut = windows(corpus, length, seed=args.seed)
+    cut = windows(corpus, length, seed=args.seed, minimum=args.batch)
     # one epoch, whatever the text's length: the hosts disagree on what an epoch's end does to an accumulation
     order = [i % len(cut) for i in range(args.steps * args.accumulate * args.batch)]
     vocab_size = corpus.counts.vocab_size

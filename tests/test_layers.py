@@ -13,11 +13,12 @@ LAYERS = [
     {"variable", "schedule", "cost"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict"},
-    {"metrics", "sinks"},
+    {"metrics", "sinks", "checks", "labels"},
     {"recorder", "runs", "summary"},
     {"integrations"},
     {"demo"},
     {"cli", "__init__"},
+    {"__main__"},
 ]
 HEAVY = ("lightning", "pytorch_lightning", "transformers", "tensorboard", "matplotlib", "sklearn", "pandas")
 
@@ -83,6 +84,12 @@ def test_importing_the_package_pulls_in_nothing_optional():
     code = f"import trainhooks, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+def test_nothing_imports_pythons_global_random_numbers():
+    for path in ROOT.rglob("*.py"):
+        lines = path.read_text(encoding="utf-8").splitlines()
+        assert not [line for line in lines if line.startswith(("import random", "from random"))], path
 
 
 def test_only_capture_registers_hooks():

@@ -1,7 +1,15 @@
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModelForCausalLM, GPT2Config, GPTNeoXConfig, LlamaConfig
+from transformers import (
+    AutoModelForCausalLM,
+    BartConfig,
+    BartForConditionalGeneration,
+    GemmaConfig,
+    GPT2Config,
+    GPTNeoXConfig,
+    LlamaConfig,
+)
 
 import trainhooks as th
 from trainhooks.model import core_model, parameter_groups
@@ -162,3 +170,65 @@ def test_patterns_add_groups():
         parameter_groups(model, head, patterns={"x": "nothing*"})
     with pytest.raises(ValueError, match="is there already"):
         parameter_groups(model, head, patterns={"whole": "*"})
+
+
+def test_a_matrix_of_another_height_is_no_head():
+    model = nn.Module()
+    model.embed = nn.Embedding(50, 8)
+    model.attn = nn.Module()
+    model.attn.output = nn.Linear(8, 8)
+    model.scores = nn.Linear(8, 50)
+    with pytest.raises(ValueError, match="scores 50 x 8"):
+        th.find_output_embedding(model)
+
+
+def test_a_parametrized_head_is_refused():
+    model = Plain()
+    nn.utils.parametrizations.weight_norm(model.lm_head)
+    with pytest.raises(ValueError, match=r"no parameter|no module"):
+        th.find_output_embedding(model)
+
+
+def test_gemmas_norm_multiplies_by_one_plus_its_weight():
+    config = GemmaConfig(
+        vocab_size=64, hidden_size=16, num_hidden_layers=1, num_attention_heads=2, num_key_value_heads=1, head_dim=8,
+        intermediate_size=32,
+    )  # fmt: skip
+    head = th.find_output_embedding(causal_lm(config))
+    assert head.norm_offset == 1.0
+    assert torch.equal(head.norm_scale, torch.ones(16))
+    assert th.find_output_embedding(neox()).norm_offset == 0.0
+
+
+def test_barts_input_norm_is_not_its_last_norm():
+    config = BartConfig(
+        vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,
+        decoder_attention_heads=2, encoder_ffn_dim=32, decoder_ffn_dim=32, max_position_embeddings=32,
+    )  # fmt: skip
+    assert th.find_output_embedding(BartForConditionalGeneration(config)).norm_name is None
+
+
+def test_a_submodule_called_module_is_no_wrapper():
+    model = Plain()
+    outer = nn.Module()
+    outer.scale = nn.Parameter(torch.ones(1))
+    outer.module = model
+    head = th.find_output_embedding(outer)
+    groups = parameter_groups(outer, head)
+    assert head.name == "module.lm_head.weight"
+    assert any(p is outer.scale for _, p in groups["whole"])
+
+
+@pytest.fixture
+def one_process_group(tmp_path):
+    torch.distributed.init_process_group("gloo", init_method=f"file://{tmp_path}/rendezvous", rank=0, world_size=1)
+    yield
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.usefixtures("one_process_group")
+def test_ddp_is_looked_through():
+    model = neox()
+    wrapped = th.find_output_embedding(nn.parallel.DistributedDataParallel(model))
+    assert wrapped.weight is th.find_output_embedding(model).weight
+    assert wrapped.name == th.find_output_embedding(model).name

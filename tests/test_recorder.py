@@ -193,6 +193,14 @@ def test_a_resumed_run_equals_one_that_never_stopped(tmp_path):
             np.testing.assert_array_equal(parts[name], whole[name], err_msg=name)
 
 
+class Never(th.Metric):
+    variables = (th.Variable("never.value"),)
+    schedule = th.Steps([500])
+
+    def compute(self, state):
+        return {}
+
+
 BAD = {
     "counts shorter than the vocabulary": (
         {"counts": COUNTS[:50]}, ValueError, r"50 entries.*60 rows.*padding.*vocab_size=50",
@@ -207,6 +215,12 @@ BAD = {
     "mode": ({"mode": "append"}, ValueError, "create"),
     "resume without a state": ({"mode": "resume"}, ValueError, "no store at"),
     "provenance": ({"provenance": {"model": nn.Linear(1, 1)}}, ValueError, "JSON"),
+    "counts of no known kind": ({"counts": [1] * VOCAB}, ValueError, "th.TokenCounts"),
+    "schedule of no known kind": ({"schedule": 10}, ValueError, r"th\.Every\(10\)"),
+    "no steps": ({"total_steps": 0}, ValueError, "total_steps is 0"),
+    "a metric's class": ({"metrics": [th.Metric]}, ValueError, "instances"),
+    "a metric that never fires": ({"metrics": [Never()], "total_steps": 10}, ValueError, "Never.*never fires"),
+    "token texts with a hole": ({"token_texts": ["a", None]}, ValueError, r"token_texts\[1\]"),
     "metric twice": ({"metrics": [*th.default_metrics(None), *th.default_metrics(None)]}, ValueError, "more than once"),
 }  # fmt: skip
 
@@ -300,3 +314,167 @@ def test_moments_out_of_order_are_refused():
         recorder.add_sink(th.MemorySink())
     with pytest.raises(RuntimeError, match="before"):
         recorder.load_state_dict(recorder.state_dict())
+
+
+def test_a_nan_anywhere_in_the_model_is_said(tmp_path):
+    model = TinyLM()
+    recorder = th.Recorder(model, store=tmp_path / "run.zarr", metrics=[])
+    recorder.begin_step()
+    with torch.no_grad():
+        model.layers[0].weight[0, 0] = float("inf")
+    with pytest.warns(RuntimeWarning, match=r"step 1.*parameter groups whole, layers\.0"):
+        recorder.after_update()
+    recorder.close()
+
+
+def test_large_finite_weights_are_finite():
+    model = TinyLM()
+    with torch.no_grad():
+        model.lm_head.weight.fill_(3e38)
+    memory = th.MemorySink()
+    th.Recorder(model, metrics=[], sinks=[memory]).begin_step()
+    assert memory.records[0].values["nonfinite_rows"] == 0
+
+
+def test_labels_beyond_the_vocabulary_are_said_and_not_counted(tmp_path):
+    recorder = th.Recorder(TinyLM(), store=tmp_path / "run.zarr")
+    recorder.begin_step(torch.tensor([[1, VOCAB, 2]]))
+    with pytest.warns(RuntimeWarning, match="step 1: labels beyond the 60 rows"):
+        recorder.after_update()
+    recorder.close()
+    assert th.open_store(tmp_path / "run.zarr").label_counts(1).sum() == 2
+
+
+@pytest.mark.parametrize("labels", [torch.ones(3), torch.ones(3, dtype=torch.bool)])
+def test_labels_that_are_no_ids_are_refused(labels):
+    with pytest.raises(ValueError, match="token ids"):
+        th.Recorder(TinyLM()).begin_step(labels)
+
+
+def test_the_loops_precision_is_not_the_metrics():
+    plain, mixed = th.MemorySink(), th.MemorySink()
+    th.Recorder(TinyLM(), counts=COUNTS, sinks=[plain]).begin_step()
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(torch.bfloat16)
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            model = TinyLM().float()
+            with torch.no_grad():
+                model.load_state_dict(TinyLM().float().state_dict())
+            recorder = th.Recorder(model, counts=COUNTS, sinks=[mixed])
+            recorder.begin_step()
+    finally:
+        torch.set_default_dtype(before)
+    again = th.MemorySink()
+    th.Recorder(model, counts=COUNTS, sinks=[again]).begin_step()
+    for name, value in again.records[0].values.items():
+        if not name.startswith("recorder."):
+            np.testing.assert_array_equal(mixed.records[0].values[name], value, err_msg=name)
+    np.testing.assert_array_equal(mixed.records[0].sketch, again.records[0].sketch)
+
+
+@pytest.mark.parametrize("metrics", [None, []])
+def test_random_numbers_and_modes_are_left_alone(metrics):
+    def states():
+        # not Python's own: beartype, which checks shapes in these tests, draws from it
+        return torch.get_rng_state().tolist(), np.random.get_state()[1].tolist()
+
+    before, threads = states(), torch.get_num_threads()
+    recorder = th.Recorder(TinyLM(), counts=COUNTS, metrics=metrics)
+    recorder.begin_step(torch.tensor([1, 2]))
+    recorder.before_update()
+    recorder.after_update()
+    recorder.close()
+    assert states() == before
+    assert torch.get_num_threads() == threads
+    assert torch.is_grad_enabled()
+
+
+def test_new_parameters_are_followed():
+    model, memory = TinyLM(), th.MemorySink()
+    recorder = th.Recorder(model, sinks=[memory])
+    model.load_state_dict({name: 0 * value for name, value in model.state_dict().items()}, assign=True)
+    recorder.begin_step()
+    assert not memory.records[0].snapshot.any()
+    model.lm_head.weight = nn.Parameter(torch.ones(VOCAB, DIM))
+    recorder.after_update()
+    assert memory.records[1].snapshot.all()
+    model.embed, model.lm_head = nn.Embedding(VOCAB + 4, DIM), nn.Linear(DIM, VOCAB + 4)
+    with pytest.raises(ValueError, match=r"\(60, 8\) and is \(64, 8\) at step 2"):
+        recorder.after_update()
+
+
+def test_a_state_saved_before_record_0_loses_nothing():
+    state = th.Recorder(TinyLM()).state_dict()
+    memory = th.MemorySink()
+    recorder = th.Recorder(TinyLM(), sinks=[memory])
+    recorder.load_state_dict(state)
+    recorder.begin_step()
+    recorder.after_update()
+    assert [record.step for record in memory.records] == [0, 1]
+
+
+def test_a_checkpoint_ahead_of_its_store_is_refused(tmp_path):
+    recorder = record(tmp_path, 6)
+    state = recorder.state_dict()
+    record(tmp_path, 2, mode="overwrite")
+    again = th.Recorder(TinyLM(), store=tmp_path / "run.zarr", counts=COUNTS, mode="resume")
+    again.load_state_dict(state)
+    with pytest.raises(ValueError, match=r"recorded up to step 6.*ends at step 2"):
+        again.begin_step()
+
+
+def test_a_state_of_other_metrics_is_refused():
+    recorder = th.Recorder(TinyLM(), counts=COUNTS)
+    recorder.begin_step()
+    state = recorder.state_dict()
+    with pytest.raises(ValueError, match="FrequencyProbe"):
+        th.Recorder(TinyLM()).load_state_dict(state)
+
+
+def test_a_closed_recorder_stays_closed():
+    recorder = th.Recorder(TinyLM())
+    recorder.close()
+    with pytest.raises(RuntimeError, match="closed"):
+        recorder.begin_step()
+
+
+def test_sinks_that_opened_are_closed_when_another_fails():
+    class Failing(th.Sink):
+        def open(self, layout, *, restart_step=None):
+            raise OSError("no")
+
+    class Watching(th.Sink):
+        closed = False
+
+        def close(self):
+            self.closed = True
+
+    first = Watching()
+    with pytest.raises(OSError, match="no"):
+        th.Recorder(TinyLM(), sinks=[first, Failing()]).begin_step()
+    assert first.closed
+
+
+def test_json_lines_does_not_touch_a_file_that_is_there(tmp_path):
+    (tmp_path / "notes.jsonl").write_text("precious\n")
+    with pytest.raises(ValueError, match="exists"):
+        th.Recorder(TinyLM(), sinks=[th.JsonLinesSink(tmp_path / "notes.jsonl")]).begin_step()
+    assert (tmp_path / "notes.jsonl").read_text() == "precious\n"
+
+
+def test_initial_is_step_0_whatever_the_schedule():
+    memory = th.MemorySink()
+    recorder = th.Recorder(TinyLM(), schedule=th.Steps([2, 3]), sinks=[memory])
+    train(recorder._model, batches(3), recorder)
+    steps, distance = memory.series("geometry.distance_to_initial")
+    assert steps.tolist() == [2, 3]
+    assert (distance > 0).all()
+
+
+def test_the_verdict_uses_the_rows_of_the_probe(tmp_path):
+    from trainhooks.runs import analyze_store
+
+    record(tmp_path, 12, min_count=20, exclude=[0])
+    rows = int(((COUNTS >= 20) & (np.arange(VOCAB) != 0)).sum())
+    assert analyze_store(tmp_path / "run.zarr", draws=19).rows == rows < (COUNTS > 0).sum()

@@ -31,11 +31,12 @@ def point_in_time(weight: Float[Tensor, "vocab dim"]) -> Float[Tensor, "vocab di
 
 
 def add_label_counts(counts: Int[Tensor, "bins"], labels: Int[Tensor, "..."]) -> None:
-    """Add each label's occurrences to `counts` [vocab + 1], in place and without waiting for the device.
+    """Add each label's occurrences to `counts` [vocab + 2], in place and without waiting for the device.
 
-    Bin 0 takes what is no label (negative ids: padding, -100), bin w + 1 the token w.
+    Bin 0 takes what is no label (negative ids: padding, -100), bin w + 1 the token w, the last one what lies beyond
+    the vocabulary.
     """
-    ids = labels.detach().reshape(-1).to(counts.device, torch.int64).clamp(min=-1) + 1
+    ids = labels.detach().reshape(-1).to(counts.device, torch.int64).clamp(-1, len(counts) - 2) + 1
     counts.index_add_(0, ids, torch.ones_like(ids))
 
 
@@ -65,3 +66,33 @@ def watch_forward(
         module.register_forward_pre_hook(pre_hook, with_kwargs=True),
         module.register_forward_hook(post_hook, with_kwargs=True),
     ]
+
+
+def watch_head_input(
+    module: nn.Module, on_hidden: Callable[[Tensor], None], *, training_only: bool = True
+) -> RemovableHandle:
+    """Call `on_hidden(hidden)` with what enters the head [..., dim], detached, before each pass; nothing is changed.
+
+    By default only training passes with gradients count. A pass that activation checkpointing repeats in the
+    backward pass counts once: the first is taken where it has gradients, else (reentrant checkpointing) the repeat.
+    `hidden` is the live activation: copy what is to be kept. Register before the first compiled call: a hook that
+    comes later never fires. It breaks the compiled graph at the head, so `fullgraph=True` refuses it.
+    """
+    seen_forward = False
+
+    @torch.compiler.disable
+    def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        nonlocal seen_forward
+        if training_only and not (module.training and torch.is_grad_enabled()):
+            return
+        in_backward = torch._C._current_graph_task_id() != -1
+        if in_backward and seen_forward:
+            return
+        seen_forward = seen_forward or not in_backward
+        for value in (*args, *kwargs.values()):
+            if isinstance(value, Tensor) and value.is_floating_point():
+                with torch.no_grad():
+                    on_hidden(value.detach())
+                return
+
+    return module.register_forward_pre_hook(pre_hook, with_kwargs=True)

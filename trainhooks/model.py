@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod", "_fsdp_wrapped_module")
+WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 HEAD_NAMES = ("lm_head", "embed_out", "output_embedding", "unembed", "output", "head", "decoder", "to_logits")
 
 NamedTensors = list[tuple[str, Tensor]]
@@ -20,9 +22,9 @@ class OutputEmbedding:
     """The matrix whose rows score the tokens, and what stands around it.
 
     `weight` is the parameter itself [vocab, dim]; `bias` [vocab] the head's bias; `norm_weight` and `norm_bias`
-    [dim] belong to the last norm before the head. What a model lacks is None. `tied` says whether the input
-    embedding is the same parameter; `name` is the parameter's name without wrappers' prefixes, `module` the
-    module that holds it.
+    [dim] belong to the last norm before the head, which scales by `norm_weight + norm_offset` (`norm_scale`).
+    What a model lacks is None. `tied` says whether the input embedding is the same parameter; `name` is the
+    parameter's name without wrappers' prefixes, `module` the module that holds it.
     """
 
     weight: Tensor
@@ -33,6 +35,14 @@ class OutputEmbedding:
     norm_weight: Tensor | None = None
     norm_bias: Tensor | None = None
     norm_name: str | None = None
+    norm_offset: float | None = 0.0
+
+    @property
+    def norm_scale(self) -> Tensor | None:
+        """What the last norm multiplies by, gamma [dim]; None where there is none, or it is no such product."""
+        if self.norm_weight is None or self.norm_offset is None:
+            return None
+        return self.norm_weight.detach() + self.norm_offset
 
 
 def core_model(model: nn.Module) -> nn.Module:
@@ -47,26 +57,41 @@ def core_model(model: nn.Module) -> nn.Module:
 def _inside(model: nn.Module) -> nn.Module | None:
     for attribute in WRAPPER_ATTRIBUTES:
         inner = model._modules.get(attribute)
-        if inner is not None and len(model._modules) == 1:
+        if inner is not None and len(model._modules) == 1 and not model._parameters:
             return inner
     if any(base.__name__ == "LightningModule" for base in type(model).__mro__):
-        holders = [child for child in model.children() if next(child.parameters(), None) is not None]
         owners = {id(owner): owner for owner in _head_owners(model)}
         if len(owners) == 1:
             return next(iter(owners.values()))
-        if len(holders) == 1:
-            return holders[0]
+        holders = [child for child in model.children() if next(child.parameters(), None) is not None]
+        with_head = [child for child in holders if len(_heads(child)) == 1 and not _is_matrix(child)]
+        for found in (with_head, holders):
+            if len(found) == 1:
+                return found[0]
     return None
 
 
 def clean_name(name: str) -> str:
     """A parameter's name without the parts that wrappers add."""
-    return ".".join(part for part in name.split(".") if part not in WRAPPER_ATTRIBUTES)
+    return ".".join(part for part in name.split(".") if part not in WRAPPER_PARTS)
 
 
 def named_parameters(model: nn.Module) -> NamedTensors:
-    """All parameters of the core model with clean names, each once."""
-    return [(clean_name(name), parameter) for name, parameter in core_model(model).named_parameters()]
+    """All parameters of the core model with clean names, each once. Raises ValueError where two names are one."""
+    named: NamedTensors = [(clean_name(name), parameter) for name, parameter in core_model(model).named_parameters()]
+    names = [name for name, _ in named]
+    if len(set(names)) < len(names):
+        twice = sorted({name for name in names if names.count(name) > 1})
+        raise ValueError(f"several parameters are called {twice[:3]} once wrappers' names are taken off; rename them.")
+    return named
+
+
+def parameter_at(model: nn.Module, name: str) -> Tensor | None:
+    """The core model's parameter of this name, without walking over all of them; None where there is none."""
+    try:
+        return core_model(model).get_parameter(name)
+    except AttributeError:
+        return None
 
 
 def find_output_embedding(model: nn.Module, *, name: str | None = None) -> OutputEmbedding:
@@ -86,16 +111,11 @@ def find_output_embedding(model: nn.Module, *, name: str | None = None) -> Outpu
         if module is None or not _is_matrix(module):
             raise ValueError(f"no module with a weight matrix is called {name!r}. {_candidates(core)}")
         return _describe(core, module)
-    owners = _head_owners(core)
-    found_heads = [_own_head(owner) for owner in owners]
-    heads = {id(module): module for module in found_heads}
-    if not heads:
-        called = [m for path, m in core.named_modules() if path.split(".")[-1] in HEAD_NAMES and _is_matrix(m)]
-        heads = {id(module): module for module in called}
+    heads = _heads(core)
     if len(heads) != 1:
         found = "no module is known as the output embedding" if not heads else "several could be it"
         raise ValueError(f"{type(core).__name__}: {found}. {_candidates(core)}")
-    return _describe(core, next(iter(heads.values())))
+    return _describe(core, heads[0])
 
 
 def parameter_groups(
@@ -138,6 +158,18 @@ def parameter_groups(
     return groups
 
 
+def _heads(core: nn.Module) -> list[nn.Module]:
+    """Modules that are, or by their name and shape could be, the output embedding."""
+    heads = [_own_head(owner) for owner in _head_owners(core)]
+    if not heads:
+        vocabularies = {m.num_embeddings for m in core.modules() if isinstance(m, nn.Embedding)}
+        for path, module in core.named_modules():
+            fits = _is_matrix(module) and (not vocabularies or len(module.weight) in vocabularies)
+            if fits and path.split(".")[-1] in HEAD_NAMES:
+                heads.append(module)
+    return list({id(module): module for module in heads}.values())
+
+
 def _own_head(owner: nn.Module) -> nn.Module:
     getter: Any = owner.get_output_embeddings
     head: nn.Module = getter()
@@ -160,7 +192,12 @@ def _head_owners(model: nn.Module) -> list[nn.Module]:
 def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
-    name = next(path for path, parameter in named_parameters(core) if parameter is weight)
+    name = next((path for path, parameter in named_parameters(core) if parameter is weight), None)
+    if name is None:
+        raise ValueError(
+            f"the weight of {type(module).__name__} is no parameter of the model: it is computed from others "
+            "(a parametrization, such as weight_norm) or a buffer, and cannot be followed. Remove it from the head."
+        )
     tied = any(m.weight is weight for m in core.modules() if isinstance(m, nn.Embedding) and m is not module)
     norm_name, norm = _last_norm(core, dim=weight.shape[1])
     return OutputEmbedding(
@@ -172,7 +209,28 @@ def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
         norm_weight=getattr(norm, "weight", None),
         norm_bias=getattr(norm, "bias", None),
         norm_name=norm_name,
+        norm_offset=None if norm is None else _norm_offset(norm),
     )
+
+
+def _norm_offset(norm: nn.Module) -> float | None:
+    """What the norm adds to its weight before it multiplies: 0, or 1 as in Gemma; None where it does otherwise.
+
+    A vector of +1 and -1 in turn has mean 0 and length sqrt(dim), so that a norm only scales it.
+    """
+    weight = norm.weight
+    assert isinstance(weight, Tensor)
+    if weight.is_meta or len(weight) % 2:
+        return 0.0
+    signs = torch.ones_like(weight, memory_format=torch.contiguous_format).detach()
+    signs[1::2] = -1
+    forward = type(norm).forward  # not the module's call: that would run hooks
+    with torch.no_grad():
+        scale = (forward(norm, signs[None])[0] - forward(norm, -signs[None])[0]) / (2 * signs)
+    for offset in (0.0, 1.0):
+        if torch.allclose(scale.float(), weight.float() + offset, rtol=1e-2, atol=1e-3):
+            return offset
+    return None
 
 
 def _last_norm(core: nn.Module, *, dim: int) -> tuple[str | None, nn.Module | None]:
@@ -182,7 +240,9 @@ def _last_norm(core: nn.Module, *, dim: int) -> tuple[str | None, nn.Module | No
     for path, module in core.named_modules():
         weight = getattr(module, "weight", None)
         is_norm = "norm" in type(module).__name__.lower()
-        if is_norm and isinstance(weight, Tensor) and weight.shape == (dim,) and not path.startswith(inside):
+        at_input = "emb" in path.lower()  # BART's stands behind its blocks, yet normalises embeddings
+        outside = not path.startswith(inside) and not at_input
+        if is_norm and outside and isinstance(weight, Tensor) and weight.shape == (dim,):
             found = (clean_name(path), module)
     return found
 

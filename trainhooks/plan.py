@@ -61,6 +61,8 @@ def check_disk(path: Path, *, needed: int, force: bool) -> None:
     folder = path.absolute()
     while not folder.exists():
         folder = folder.parent
+    # a store that is there is overwritten or gone on with: what it takes comes back, or is done already
+    needed -= sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
     free = shutil.disk_usage(folder).free
     if needed > free and not force:
         raise OSError(

@@ -13,15 +13,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import add_label_counts, point_in_time, to_host
+from trainhooks.capture import point_in_time, to_host
+from trainhooks.checks import check_length, check_schedule, checked_metrics, padded_texts
 from trainhooks.cost import Cost, Stopwatch
+from trainhooks.labels import LabelTally
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES, convergence_to_final
-from trainhooks.model import find_output_embedding, parameter_groups
+from trainhooks.model import find_output_embedding, parameter_at, parameter_groups
 from trainhooks.plan import Plan, check_disk, count_firings, disk_bytes
 from trainhooks.provenance import provenance_of
-from trainhooks.references import NEEDS, References, head_bytes
+from trainhooks.references import References, head_bytes
 from trainhooks.schedule import EveryStep, Schedule, Union
 from trainhooks.sinks import Record, Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
@@ -96,40 +98,49 @@ class Recorder:
         token_texts: Sequence[str] | None = None,
     ) -> None:
         self.head = find_output_embedding(model, name=head)
+        check_length(total_steps)
+        check_schedule(schedule, what="schedule")
+        check_schedule(snapshot_schedule, what="snapshot_schedule")
         self.total_steps = total_steps
         self.step = 0
         self._model = model
+        self._head_name, self._patterns = head, groups
         self._groups = parameter_groups(model, self.head, patterns=groups)
         self._vocab, self._dim = self.head.weight.shape
         if isinstance(counts, np.ndarray):
             counts = TokenCounts(counts)
+        if counts is not None and not isinstance(counts, TokenCounts):
+            raise ValueError(
+                f"counts is a {type(counts).__name__}; pass th.TokenCounts, or a NumPy array with a count for each id."
+            )
         self._counts = None if counts is None else counts.for_rows(self._vocab, vocab_size=vocab_size)
         self._schedule = EveryStep() if schedule is None else schedule
         self._snapshot_schedule = snapshot_schedule or self._schedule
         if metrics is None:
             metrics = default_metrics(self._counts, min_count=min_count, exclude=exclude)
-        self._metrics = _checked_metrics(metrics)
-        self._due = Union((self._schedule, self._snapshot_schedule, *(m.schedule for m in metrics if m.schedule)))
+        self._metrics = checked_metrics(list(metrics), own=(*OWN_VARIABLES, *FINAL_VARIABLES))
+        self._due = Union((self._schedule, self._snapshot_schedule, *(m.schedule for m in self._metrics if m.schedule)))
         self._needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
         self._sketcher = Sketcher(self._groups, size=sketch_size) if store or "sketch" in self._needs else None
         self._store = None if store is None else StoreSink(store, mode=mode)
         self._sinks: list[Sink] = [*sinks, *([] if self._store is None else [self._store])]
+        for sink in self._sinks:
+            sink.check()
         self._mode, self._force, self._precision = mode, force, precision
-        self._provenance = provenance_of(model, counts, given=provenance)
+        rows = {"min_count": min_count, "excluded_tokens": [int(token) for token in exclude]}
+        self._provenance = {**provenance_of(model, counts, given=provenance), **rows}
         self._token_texts = None if token_texts is None else padded_texts(token_texts, rows=self._vocab)
         self._references = References()
         self._sketches: list[np.ndarray] = []
         self._recorded_steps: list[int] = []
         self._restart_step: int | None = None
-        self._label_counts: Tensor | None = None
-        self._pending_labels: Tensor | None = None
+        self._last_recorded: int | None = None
+        self._labels = LabelTally(self._vocab)
         self._learning_rate_sum: float | None = None
         self._before: dict[str, Tensor | float] = {}
         self._watch = Stopwatch()
         self._opened = self._closed = False
         self._warned: set[str] = set()
-        if self._store is not None:
-            self._store.check()
 
     # -- the three moments ------------------------------------------------------------------------------------
 
@@ -139,19 +150,19 @@ class Recorder:
         `labels` are the ids that this pass is trained on, as the loss sees them, after the causal shift; negative
         ids are no labels. They count as seen once the update is done. The first call takes record 0.
         """
+        self._refuse_when_closed()
         with self._watch:
-            if labels is not None and self._pending_labels is None:
-                self._pending_labels = torch.zeros(self._vocab + 1, dtype=torch.int64, device=labels.device)
-                if self._label_counts is None:
-                    self._label_counts = self._pending_labels[1:].clone()
+            if labels is not None:
+                self._labels.begin(labels)
             if not self._opened:
                 self._open()
-            if labels is not None and self._pending_labels is not None:
-                add_label_counts(self._pending_labels, labels)
+            if labels is not None:
+                self._labels.add(labels)
 
+    @torch.no_grad()
     def before_update(self) -> None:
         """Call when gradients are complete and parameters have not moved yet."""
-        with self._watch:
+        with self._watch, self._plain_arithmetic():
             due = [m for m in self._metrics if m.moment == "before_update" and self._is_due(m, self.step + 1)]
             if due:
                 state = self._state(self.step + 1, sketch=None)
@@ -164,11 +175,12 @@ class Recorder:
 
         `loss` and `learning_rate` are those of this update, if the loop has them at hand.
         """
+        self._refuse_when_closed()
         if not self._opened:
             raise RuntimeError("after_update() before the first begin_step(): record 0 would be missing.")
         with self._watch:
             self.step += 1
-            self._take_labels(skipped=skipped)
+            self._labels.update_done(skipped=skipped)
             if learning_rate is not None:
                 self._learning_rate_sum = (self._learning_rate_sum or 0.0) + (0.0 if skipped else learning_rate)
             if self._due(self.step):
@@ -213,6 +225,10 @@ class Recorder:
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
         records = count_firings(schedule=self._due, total_steps=self.total_steps, what="records")
+        for metric in self._metrics:
+            if metric.schedule is not None:
+                name = type(metric).__name__
+                count_firings(schedule=metric.schedule, total_steps=self.total_steps, what=name)
         snapshots = count_firings(schedule=self._snapshot_schedule, total_steps=self.total_steps, what="snapshots")
         disk = 0
         if self._store is not None:
@@ -230,10 +246,12 @@ class Recorder:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped."""
         return {
             "step": self.step,
-            "label_counts": None if self._label_counts is None else self._label_counts.cpu(),
+            "begun": self._opened or self._restart_step is not None,
+            "recorded": self._recorded_steps[-1] if self._recorded_steps else None,
+            "label_counts": self._labels.state_dict(),
             "learning_rate_sum": self._learning_rate_sum,
             "references": self._references.state_dict(),
-            "metrics": [metric.state_dict() for metric in self._metrics],
+            "metrics": [(type(metric).__name__, metric.state_dict()) for metric in self._metrics],
         }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -243,16 +261,48 @@ class Recorder:
         """
         if self._opened:
             raise RuntimeError("load_state_dict() must come before the first begin_step().")
-        self.step = self._restart_step = int(state["step"])
-        self._label_counts = state["label_counts"]
+        self.step = int(state["step"])
+        if not state.get("begun", True):
+            return  # saved before record 0: there is nothing to go on from
+        self._restart_step = self.step
+        self._last_recorded = state.get("recorded")
+        self._labels.load_state_dict(state["label_counts"])
         self._learning_rate_sum = state["learning_rate_sum"]
         self._references.load_state_dict(dict(state["references"]), like=self.head.weight)
-        for metric, own in zip(self._metrics, state.get("metrics", []), strict=False):
+        kinds = [type(metric).__name__ for metric in self._metrics]
+        saved = list(state.get("metrics", zip(kinds, ({} for _ in kinds), strict=True)))
+        if [kind for kind, _ in saved] != kinds:
+            raise ValueError(
+                f"the state was saved with the metrics {[kind for kind, _ in saved]}, this recorder has {kinds}: "
+                "go on with the same ones."
+            )
+        for metric, (_, own) in zip(self._metrics, saved, strict=True):
             metric.load_state_dict(own)
 
     # -- inside -----------------------------------------------------------------------------------------------
 
+    def _refuse_when_closed(self) -> None:
+        if self._closed:
+            raise RuntimeError("this recorder is closed: make a new one, with mode='resume' to go on with its store.")
+
+    def _plain_arithmetic(self) -> torch.autocast:
+        """No autocast inside: the loop's choice of precision is not the metrics'."""
+        return torch.autocast(self.head.weight.device.type, enabled=False)
+
+    def _follow(self) -> None:
+        """Look the parameters up again where the model has got new ones (`load_state_dict(assign=True)`, tying)."""
+        if self._opened and parameter_at(self._model, self.head.name) is self.head.weight:
+            return
+        head = find_output_embedding(self._model, name=self._head_name)
+        if head.weight.shape != self.head.weight.shape:
+            raise ValueError(
+                f"the output embedding was {tuple(self.head.weight.shape)} and is {tuple(head.weight.shape)} at step "
+                f"{self.step}: a store holds one shape. Close this recorder and begin another store."
+            )
+        self.head, self._groups = head, parameter_groups(self._model, head, patterns=self._patterns)
+
     def _open(self) -> None:
+        self._follow()
         plan = self.plan()
         logger.info("recording %s", plan)
         if self._store is not None:
@@ -262,12 +312,41 @@ class Recorder:
                     'state first, or pass mode="overwrite" to start anew.'
                 )
             check_disk(self._store.path, needed=plan.disk_bytes, force=self._force)
+        self._check_restart()
         layout = self._layout()
-        for sink in self._sinks:
-            sink.open(layout, restart_step=self._restart_step)
+        opened: list[Sink] = []
+        try:
+            for sink in self._sinks:
+                sink.open(layout, restart_step=self._restart_step)
+                opened.append(sink)
+        except BaseException:
+            for sink in opened:
+                sink.close()
+            raise
         self._opened = True
-        if self._restart_step is None and self._due(0):
-            self._record(loss=None, learning_rate=None, skipped=False)
+        if self._restart_step is None:
+            if self._due(0):
+                self._record(loss=None, learning_rate=None, skipped=False)
+            else:  # what is called initial is the state before the first update, recorded or not
+                self._remember()
+
+    def _check_restart(self) -> None:
+        """Refuse a checkpoint that is ahead of the store: the records between the two would be missing."""
+        if self._store is None or self._restart_step is None or self._last_recorded is None:
+            return
+        steps = open_store(self._store.path).steps
+        last = int(steps[-1]) if len(steps) else None
+        if last is None or last < self._last_recorded:
+            raise ValueError(
+                f"the checkpoint had recorded up to step {self._last_recorded}; {self._store.path} ends at step "
+                f'{last}. Name the store that belongs to the checkpoint, or begin a new one with mode="create".'
+            )
+
+    @torch.no_grad()
+    def _remember(self) -> None:
+        sketch = None if self._sketcher is None else self._sketcher.sketch(self._groups)
+        head = point_in_time(self.head.weight) if self._needs & {"initial_head", "previous_head"} else None
+        self._references.advance(head=head, sketch=sketch, needs=self._needs)
 
     def _layout(self) -> Layout:
         variables = [*OWN_VARIABLES, *(v for metric in self._metrics for v in metric.variables)]
@@ -299,12 +378,17 @@ class Recorder:
             sketch=sketch,
             initial_sketch=self._references.initial_sketch,
             previous_sketch=self._references.previous_sketch,
-            label_counts=self._label_counts,
+            label_counts=self._labels.counts,
             learning_rate_sum=self._learning_rate_sum,
         )
 
     @torch.no_grad()
     def _record(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
+        with self._plain_arithmetic():
+            self._follow()
+            self._measure(loss=loss, learning_rate=learning_rate, skipped=skipped)
+
+    def _measure(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
         step = self.step
         with_snapshot = self._snapshot_schedule(step)
         sketch = None if self._sketcher is None else self._sketcher.sketch(self._groups)
@@ -313,8 +397,10 @@ class Recorder:
             copy = point_in_time(self.head.weight)
         state = self._state(step, sketch=sketch)
         values: dict[str, Tensor | float] = {"skipped": float(skipped), **self._before}
-        values["nonfinite_rows"] = (~state.output_embedding.float().sum(dim=1).isfinite()).sum()
-        values |= {"loss": loss} if loss is not None else {}
+        # sums of float64 do not overflow where the rows themselves are finite
+        values["nonfinite_rows"] = (~state.output_embedding.sum(dim=1, dtype=torch.float64).isfinite()).sum()
+        if loss is not None:
+            values["loss"] = loss.detach().squeeze() if isinstance(loss, Tensor) else loss
         values |= {"learning_rate": learning_rate} if learning_rate is not None else {}
         for metric in self._metrics:
             if metric.moment == "after_update" and self._is_due(metric, step):
@@ -329,7 +415,7 @@ class Recorder:
             groups=tuple(self._groups),
             sketch=host_sketch,
             snapshot=copy.cpu().numpy() if with_snapshot and copy is not None else None,
-            label_counts=None if self._label_counts is None else self._label_counts.cpu().numpy(),
+            label_counts=None if state.label_counts is None else state.label_counts.cpu().numpy(),
         )
         for sink in self._sinks:
             sink.write(record)
@@ -339,14 +425,9 @@ class Recorder:
         self._references.advance(head=copy, sketch=sketch, needs=self._needs)
         self._learning_rate_sum = None if self._learning_rate_sum is None else 0.0
         self._before = {}
-        self._warn_if_not_finite(host)
-
-    def _take_labels(self, *, skipped: bool) -> None:
-        if self._pending_labels is None or self._label_counts is None:
-            return
-        if not skipped:
-            self._label_counts = self._label_counts.to(self._pending_labels.device) + self._pending_labels[1:]
-        self._pending_labels.zero_()
+        self._warn_if_not_finite(host, sketch=host_sketch)
+        if self._labels.foreign:
+            self._warn_once("labels", f"labels beyond the {self._vocab} rows of the output embedding; not counted")
 
     def _finish(self) -> None:
         if self._store is not None:
@@ -360,35 +441,18 @@ class Recorder:
         for sink in self._sinks:
             sink.finish({name: value.numpy() for name, value in final.items()})
 
-    def _warn_if_not_finite(self, host: Mapping[str, np.ndarray]) -> None:
-        norms = host.get("convergence.norm")
-        groups = [] if norms is None else [g for g, x in zip(self._groups, norms, strict=True) if not np.isfinite(x)]
-        if (host["nonfinite_rows"] > 0 or groups) and "nonfinite" not in self._warned:
-            self._warned.add("nonfinite")
-            where = f"{int(host['nonfinite_rows'])} rows of the output embedding"
-            where += f", parameter groups {', '.join(groups)}" if groups else ""
-            warnings.warn(
-                f"step {self.step}: weights are not finite ({where}). They are recorded as they are; "
-                "this is said once.",
-                RuntimeWarning,
-                stacklevel=4,
-            )
+    def _warn_if_not_finite(self, host: Mapping[str, np.ndarray], *, sketch: np.ndarray | None) -> None:
+        rows = int(host["nonfinite_rows"])
+        groups: list[str] = []
+        if sketch is not None:
+            groups = [group for group, sums in zip(self._groups, sketch, strict=True) if not np.isfinite(sums).all()]
+        if rows or groups:
+            where = f"{rows} rows of the output embedding" if rows else ""
+            where += " and " if rows and groups else ""
+            where += f"parameter groups {', '.join(groups)}" if groups else ""
+            self._warn_once("nonfinite", f"weights are not finite: {where}. They are recorded as they are")
 
-
-def padded_texts(texts: Sequence[str], *, rows: int) -> list[str]:
-    """A text for each row; padding rows have none. Raises ValueError where there are more texts than rows."""
-    if len(texts) > rows:
-        raise ValueError(f"token_texts has {len(texts)} entries; the output embedding has {rows} rows.")
-    return [*texts, *([""] * (rows - len(texts)))]
-
-
-def _checked_metrics(metrics: Sequence[Metric]) -> list[Metric]:
-    names = [variable.name for metric in metrics for variable in metric.variables]
-    names += [variable.name for variable in (*OWN_VARIABLES, *FINAL_VARIABLES)]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    if twice:
-        raise ValueError(f"variables declared more than once: {', '.join(twice)}. Rename them or pass one metric.")
-    for metric in metrics:
-        if unknown := metric.needs - NEEDS:
-            raise ValueError(f"{type(metric).__name__} needs {sorted(unknown)}; a recorder can keep {sorted(NEEDS)}.")
-    return list(metrics)
+    def _warn_once(self, kind: str, text: str) -> None:
+        if kind not in self._warned:
+            self._warned.add(kind)
+            warnings.warn(f"step {self.step}: {text} (said once).", RuntimeWarning, stacklevel=5)

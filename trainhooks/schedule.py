@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import SupportsIndex
 
 
 class Schedule:
@@ -43,8 +45,9 @@ class Every(Schedule):
     n: int
 
     def __post_init__(self) -> None:
-        if not isinstance(self.n, int) or self.n < 1:
-            raise ValueError(f"Every({self.n!r}) never fires: n must be a whole number of 1 or more.")
+        if isinstance(self.n, bool) or operator.index(self.n) < 1:
+            raise ValueError(f"Every({self.n!r}): n must be a whole number of 1 or more.")
+        object.__setattr__(self, "n", operator.index(self.n))
 
     def __call__(self, step: int) -> bool:
         """Whether `step` is a multiple of n."""
@@ -78,11 +81,12 @@ class Steps(Schedule):
     Raises ValueError where the list is empty or holds anything but whole numbers >= 0.
     """
 
-    def __init__(self, steps: Iterable[int]) -> None:
-        listed = list(steps)
-        bad = [step for step in listed if not isinstance(step, int) or isinstance(step, bool) or step < 0]
+    def __init__(self, steps: Iterable[SupportsIndex]) -> None:
+        given = list(steps)
+        bad = [s for s in given if isinstance(s, bool) or not hasattr(s, "__index__") or operator.index(s) < 0]
         if bad:
             raise ValueError(f"Steps takes whole numbers of 0 or more, got {bad[:3]}.")
+        listed = [operator.index(step) for step in given]
         if not listed:
             raise ValueError("Steps([]) never fires: list at least one step.")
         self._steps = frozenset(listed)

@@ -122,11 +122,11 @@ class Sketcher:
                 "Make a new Sketcher for them."
             )
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-        cells = torch.zeros(1 + max(self._cell_of.values(), default=-1), self.size, device=device)
+        zero = torch.zeros(self.size, dtype=torch.float32, device=device)  # a loop may have set another default
+        cells = zero.new_zeros(1 + max(self._cell_of.values(), default=-1), self.size)
         for name, tensor in tensors.items():
             start = starts.get(name, 0) if starts else 0
             cells[self._cell_of[name]] += sketch_parameter(tensor, name=name, size=self.size, start=start).to(device)
-        zero = torch.zeros(self.size, device=device)
         sums = [cells[held[0]] if len(held) == 1 else sum((cells[c] for c in held), zero) for held in self._cells_in]
         return torch.stack(sums) if sums else zero.new_zeros(0, self.size)
 
@@ -177,7 +177,8 @@ def _pools(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=2)
 def _signs(seed: int, period: int) -> Tensor:
-    return torch.where(splitmix64(seed, length=period) < 0, -1.0, 1.0)
+    positive = splitmix64(seed, length=period) >= 0
+    return positive.to(torch.float32).mul_(2).sub_(1)
 
 
 @lru_cache(maxsize=1 << 16)

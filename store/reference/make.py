@@ -44,7 +44,8 @@ def main(folder: Path) -> None:
     store = folder / "run.zarr"
     with th.Recorder(
         model, store=store, counts=corpus.counts, precision="bfloat16", mode="overwrite",
-        token_texts=corpus.token_texts, total_steps=STEPS, provenance={"command": "python store/reference/make.py"},
+        token_texts=corpus.token_texts, total_steps=STEPS,
+        provenance={"command": f"python store/reference/make.py {folder}"},
     ) as recorder:  # fmt: skip
         for _ in range(STEPS):
             ids = next(batches)

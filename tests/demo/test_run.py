@@ -18,12 +18,36 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     made = {}
+    monkeypatch = pytest.MonkeyPatch()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
     for loop in ("plain", "lightning", "transformers"):
         console = Console(file=io.StringIO(), width=120)
         out = tmp_path_factory.mktemp(loop)
         store = run_demo(out=out, steps=3, loop=loop, device="cpu", max_bytes=400_000, console=console)
         made[loop] = (out, store, console.file.getvalue())
-    return made
+    yield made
+    monkeypatch.undo()
+
+
+def test_the_probe_finds_frequency_where_its_baselines_do_not(tmp_path):
+    store = run_demo(out=tmp_path, steps=25, device="cpu", max_bytes=1_500_000, console=Console(file=io.StringIO()))
+    spearman = store["probe.heldout_spearman"]
+    assert abs(spearman[0]) < 0.1
+    assert spearman[-1] > 0.45
+    assert abs(store["probe.permuted_heldout_spearman"][-1]) < 0.1
+    assert store["loss"][-1] < store["loss"][1] - 1
+
+
+def test_a_second_run_replaces_the_first(tmp_path):
+    for _ in range(2):
+        run_demo(out=tmp_path, steps=1, device="cpu", max_bytes=400_000, console=Console(file=io.StringIO()))
+    assert len(list((tmp_path / "events").glob("events.out.tfevents.*"))) == 1
+
+
+def test_a_folder_that_cannot_be_written_is_found_before_the_text_is_read(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ValueError, match="no folder"):
+        run_demo(out=tmp_path / "file", corpus_paths=[tmp_path / "not there"])
 
 
 @pytest.mark.parametrize("loop", ["plain", "lightning", "transformers"])
@@ -47,6 +71,7 @@ def test_every_loop_makes_the_same_trajectory(runs, loop):
             np.testing.assert_array_equal(plain[name], other[name], err_msg=name)
 
 
-def test_a_gpu_that_is_not_there(tmp_path):
+def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError, match="no GPU"):
         run_demo(out=tmp_path, device="cuda", max_bytes=400_000)

@@ -39,7 +39,9 @@ def make_run(build_tiny, make_windows, tmp_path):
 
 def trajectory(run: Run):
     store = open_store(run.store)
-    return np.stack(list(store.snapshots)), store.metrics().drop_vars("recorder.milliseconds")
+    labels = np.stack([store.label_counts(int(step)) for step in store.snapshot_steps])
+    kept = {"snapshots": np.stack(list(store.snapshots)), "labels": labels, "sketches": store.sketch}
+    return kept, store.metrics().drop_vars("recorder.milliseconds")
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -55,12 +57,14 @@ def test_three_loops_give_one_trajectory(accumulate, make_run):
         run = make_run(name, accumulate=accumulate)
         train(run)
         results[name] = trajectory(run)
-    snapshots, metrics = results.pop("plain-mean")
-    assert len(snapshots) == STEPS + 1
-    assert not np.array_equal(snapshots[0], snapshots[-1])
+    kept, metrics = results.pop("plain-mean")
+    assert len(kept["snapshots"]) == STEPS + 1
+    assert not np.array_equal(kept["snapshots"][0], kept["snapshots"][-1])
+    assert kept["labels"][-1].sum() == STEPS * BATCH * accumulate * 16
     assert np.isfinite(metrics["loss"].values[1:]).all()
-    for name, (other_snapshots, other_metrics) in results.items():
-        assert np.array_equal(snapshots, other_snapshots), name
+    for name, (other, other_metrics) in results.items():
+        for what, array in kept.items():
+            assert np.array_equal(array, other[what]), (name, what)
         for variable, values in metrics.data_vars.items():
             assert values.equals(other_metrics[variable]), (name, variable)
 
@@ -104,4 +108,4 @@ def test_another_order_of_the_data_is_another_run(make_run):
     one, other = (make_run(name, accumulate=1, metrics=[]) for name in ("one", "other"))
     pretrain_plain.train(one)
     pretrain_plain.train(replace(other, data=other.data.flip(0)))
-    assert not np.array_equal(trajectory(one)[0][-1], trajectory(other)[0][-1])
+    assert not np.array_equal(trajectory(one)[0]["snapshots"][-1], trajectory(other)[0]["snapshots"][-1])

@@ -185,6 +185,8 @@ def _find(paths: Sequence[str | os.PathLike[str]] | None) -> list[Path]:
         return files
     files = []
     for path in map(Path, paths):
+        if path.exists() and not path.is_dir() and not path.is_file():
+            raise ValueError(f"the corpus path {path} is neither a file nor a folder: pass text files, or folders.")
         if not path.exists():
             raise ValueError(f"the corpus path {path} does not exist: pass text files, or folders of them.")
         files += _within(path, TEXT_SUFFIXES) if path.is_dir() else [path]

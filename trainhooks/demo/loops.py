@@ -96,6 +96,10 @@ def train_lightning(model: nn.Module, windows: Dataset[Tensor], training: Traini
             loss: Tensor = self.model(**batch).loss
             return loss
 
+        def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
+            # Lightning's own clipping refuses fused optimizers under mixed precision
+            nn.utils.clip_grad_norm_(self.parameters(), training.clip)
+
         def configure_optimizers(self) -> dict[str, Any]:
             optimizer, scheduler = training.optimizer(self.model)
             return {
@@ -110,7 +114,6 @@ def train_lightning(model: nn.Module, windows: Dataset[Tensor], training: Traini
         accelerator="gpu" if training.on_gpu else "cpu",
         devices=1,
         precision="bf16-mixed" if training.on_gpu else "32-true",
-        gradient_clip_val=training.clip,
         callbacks=[callback],
         logger=False,
         enable_checkpointing=False,

@@ -17,11 +17,12 @@ from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.spectrum import Spectrum
+from trainhooks.model import find_output_embedding
 from trainhooks.recorder import Recorder
 from trainhooks.runs import analyze_store
 from trainhooks.schedule import Every
 from trainhooks.sinks import TensorBoardSink
-from trainhooks.store import Store, open_store
+from trainhooks.store import Store, check_place, open_store
 from trainhooks.verdict import verdict
 
 
@@ -45,6 +46,8 @@ def run_demo(
     console = console or Console()
     preset = PRESETS[size]
     place = _device(device)
+    store_path, events = out / "run.zarr", out / "events"
+    check_place(store_path, mode="overwrite")
     corpus = load_corpus(corpus_paths, vocab_size=preset.vocab_size, progress=True, max_bytes=max_bytes)
     batch = preset.batch_tokens // preset.context
     data = windows(corpus, preset.context, seed=seed, minimum=batch)
@@ -58,7 +61,8 @@ def run_demo(
     )
     model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
     console.print(_describe(model, corpus, training, preset, loop))
-    store_path, events = out / "run.zarr", out / "events"
+    for stale in events.glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one curve
+        stale.unlink()
     recorder = LOOPS[loop](
         model,
         data,
@@ -67,7 +71,7 @@ def run_demo(
             "store": store_path,
             "counts": corpus.counts,
             "vocab_size": corpus.counts.vocab_size,
-            "metrics": _metrics(corpus, rows=model.get_output_embeddings().weight.shape[0]),
+            "metrics": _metrics(corpus, rows=len(find_output_embedding(model).weight)),
             "precision": "bfloat16",
             "sinks": [TensorBoardSink(events)],
             "mode": "overwrite",
@@ -137,6 +141,7 @@ def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
         table.add_row(str(steps[index]), *(f"{value:.2f}" for value in shown))
     console.print(table)
     if len(store.snapshots) >= 3:
-        console.print("\n" + verdict([analyze_store(store)]).render(), highlight=False, markup=False, soft_wrap=True)
+        rendered = verdict([analyze_store(store)]).render()
+        console.print("\n" + rendered, highlight=False, markup=False, soft_wrap=True)
     cost = recorder.cost
     console.print(f"\nrecorder: {cost.milliseconds_per_step:.1f} ms a step, {100 * cost.fraction:.1f} % of the loop")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from jaxtyping import Float, Int
@@ -19,11 +19,14 @@ from trainhooks.variable import Variable
 class State:
     """The model after `step` optimizer updates, as one record sees it. Read it; never write into it.
 
-    `head.weight` is the live output embedding [vocab, dim], detached. `initial_head` and `previous_head` are its
+    `output_embedding` is `head.weight` [vocab, dim], detached. `initial_head` and `previous_head` are its
     values at the first record and at the one before (float32), `sketch` and its kin one linear sketch a parameter
     group (see `trainhooks.sketch`); each is None unless a metric's `needs` names it, and the previous ones are
     None at the first record. `learning_rate_sum` is the sum of the learning rates of the updates since the
     previous record, None where no learning rate is known.
+
+    `shared` is what the metrics of this record share, by key: one leaves here what another would compute again
+    (see `trainhooks.metrics.head_sums`). It is true of these values only, so give an altered state an empty one.
     """
 
     step: int
@@ -37,6 +40,7 @@ class State:
     previous_sketch: Float[Tensor, "group sketch"] | None = None
     label_counts: Int[Tensor, "vocab"] | None = None
     learning_rate_sum: float | None = None
+    shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def output_embedding(self) -> Tensor:

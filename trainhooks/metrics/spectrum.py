@@ -96,8 +96,8 @@ class Spectrum(Metric):
         rows = state.output_embedding
         gram = centred_gram(rows, mask=self.mask)
         values = _named("", spectrum_from_gram(gram, tolerance=gram_tolerance(rows)))
-        if state.head.norm_weight is not None:
-            gamma = state.head.norm_weight.detach().to(gram.device, gram.dtype)
+        if state.head.norm_scale is not None:
+            gamma = state.head.norm_scale.to(gram.device, gram.dtype)
             folded = gamma.unsqueeze(1) * gram * gamma
             values |= _named("folded_", spectrum_from_gram(folded, tolerance=gram_tolerance(rows)))
         return values

@@ -42,6 +42,9 @@ class Record:
 class Sink(ABC):  # noqa: B024 - every moment is optional
     """Where records go. Each moment does nothing unless a subclass says otherwise."""
 
+    def check(self) -> None:  # noqa: B027
+        """When the recorder is made: raise ValueError or OSError where `open` would; leave nothing behind."""
+
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:  # noqa: B027
         """Before the first record. `restart_step`: the run continues after this step; what lies beyond goes."""
 

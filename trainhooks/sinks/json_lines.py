@@ -12,21 +12,35 @@ from trainhooks.store import Layout
 
 
 class JsonLinesSink(Sink):
-    """Writes {"step": t, tag: number, ...} to a file; infinite numbers are written as null."""
+    """Writes {"step": t, tag: number, ...} to a file; infinite numbers are written as null.
 
-    def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+    A run that restarts continues its file; a new run does not touch a file that is there, unless `overwrite`.
+    """
+
+    def __init__(self, path: str | Path, *, overwrite: bool = False) -> None:
+        self.path = Path(path).expanduser()
+        self.overwrite = overwrite
         self._file: TextIO | None = None
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
         """Create the file, or continue it up to and including `restart_step`."""
         self.path.parent.mkdir(parents=True, exist_ok=True)
-        kept: list[str] = []
-        if restart_step is not None and self.path.exists():
-            lines = self.path.read_text(encoding="utf-8").splitlines(keepends=True)
-            kept = [line for line in lines if line.endswith("\n") and json.loads(line)["step"] <= restart_step]
+        exists = self.path.exists() and self.path.stat().st_size > 0
+        if exists and restart_step is None and not self.overwrite:
+            raise ValueError(f"{self.path} exists: choose another path, or pass JsonLinesSink(path, overwrite=True).")
+        kept = self._up_to(restart_step) if exists and restart_step is not None else []
         self._file = self.path.open("w", encoding="utf-8")
         self._file.writelines(kept)
+
+    def _up_to(self, last: int) -> list[str]:
+        kept = []
+        for number, line in enumerate(self.path.read_text(encoding="utf-8").splitlines(keepends=True), start=1):
+            try:
+                if line.endswith("\n") and line.strip() and json.loads(line)["step"] <= last:
+                    kept.append(line)
+            except (ValueError, KeyError, TypeError) as error:
+                raise ValueError(f"{self.path}, line {number}, is no record of a run: {line[:40]!r}.") from error
+        return kept
 
     def write(self, record: Record) -> None:
         """Append a line and hand it to the system."""

@@ -15,7 +15,7 @@ class StoreSink(Sink):
     """Writes records, snapshots and sketches to the Zarr store at `path` (see `store/SPEC.md`)."""
 
     def __init__(self, path: str | Path, *, mode: str = "create") -> None:
-        self.path = Path(path)
+        self.path = Path(path).expanduser()
         self.mode = mode
         self._writer: StoreWriter | None = None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ MODES = ("create", "overwrite", "resume")
 
 
 def check_place(path: str | Path, *, mode: str) -> None:
-    """Whether a writer could open `path` in this `mode`; looks, and writes nothing.
+    """Whether a writer could open `path` in this `mode`; nothing stays behind.
 
     Raises ValueError for an unknown mode and StoreError as `StoreWriter` would.
     """
@@ -35,13 +36,16 @@ def check_place(path: str | Path, *, mode: str) -> None:
     while not os.path.lexists(ancestor):
         ancestor = ancestor.parent
     if not os.path.isdir(ancestor) and ancestor != path.absolute():
-        raise StoreError(f"cannot create the store {path}: {ancestor} is a file. Choose another path.")
+        raise StoreError(f"cannot create the store {path}: {ancestor} is no folder. Choose another path.")
     if mode == "resume":
         read_root(path)
     else:
         _is_taken(path, overwrite=mode == "overwrite")
-    if not os.access(ancestor, os.W_OK | os.X_OK):
-        raise StoreError(f"cannot write the store {path}: {ancestor} is not writable. Choose another path.")
+    try:
+        with tempfile.TemporaryFile(dir=ancestor):
+            pass
+    except OSError as error:
+        raise StoreError(f"cannot write the store {path}: {error}. Choose another path.") from error
 
 
 def create(path: Path, layout: Layout, store: Store, *, overwrite: bool) -> Root:
@@ -50,7 +54,7 @@ def create(path: Path, layout: Layout, store: Store, *, overwrite: bool) -> Root
     Raises StoreError where something is there that must not be replaced.
     """
     _make_room(path, overwrite=overwrite)
-    (path / JOURNAL).mkdir(parents=True)
+    (path / JOURNAL).mkdir(parents=True, exist_ok=True)
     root = Root(layout=layout, provenance=layout.provenance)
     # first of all the mark that this folder is ours, so that an interrupted creation can be overwritten
     commit(path, root)
@@ -127,8 +131,8 @@ def _is_taken(path: Path, *, overwrite: bool) -> bool:
     """Whether a store is there that may be replaced. Raises StoreError where something may not be."""
     if path.exists() and not path.is_dir():
         raise StoreError(f"{path} is a file; a store is a folder. Choose another path.")
-    if not path.exists() or not any(path.iterdir()):
-        return False
+    if not path.exists() or not any(child.name != JOURNAL or any(child.iterdir()) for child in path.iterdir()):
+        return False  # nothing, or what a creation left that was stopped at once
     if not is_store(path):
         raise StoreError(f"{path} holds files and is not a trainhooks store. Choose an empty or a new folder.")
     if not overwrite:

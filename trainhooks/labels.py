@@ -1,0 +1,66 @@
+"""Which labels the model has been trained on so far, counted without waiting for the device."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Int
+from torch import Tensor
+
+from trainhooks.capture import add_label_counts
+
+
+class LabelTally:
+    """Counts labels [vocab]: an update's labels are pending until it is done, and lost if it was skipped.
+
+    Bin 0 of the tensors kept here is for what is no label, the last one for ids beyond the vocabulary.
+    """
+
+    def __init__(self, vocab: int) -> None:
+        self._vocab = vocab
+        self._seen: Tensor | None = None
+        self._pending: Tensor | None = None
+
+    @property
+    def counts(self) -> Int[Tensor, "vocab"] | None:
+        """Labels of the updates done so far; None where none were ever given."""
+        return None if self._seen is None else self._seen[1:-1]
+
+    @property
+    def foreign(self) -> int:
+        """How many ids lay beyond the vocabulary; waits for the device."""
+        return 0 if self._seen is None else int(self._seen[-1])
+
+    def begin(self, labels: Tensor) -> None:
+        """Start counting from zero, if this is the first time that labels are given.
+
+        Raises ValueError for labels that are not whole numbers.
+        """
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"labels are token ids, got {labels.dtype}; pass the ids that the loss sees, as integers.")
+        if self._pending is None:
+            self._pending = torch.zeros(self._vocab + 2, dtype=torch.int64, device=labels.device)
+        if self._seen is None:
+            self._seen = torch.zeros_like(self._pending)
+
+    def add(self, labels: Tensor) -> None:
+        """Count labels of the update under way."""
+        assert self._pending is not None, "begin() comes first"
+        add_label_counts(self._pending, labels)
+
+    def update_done(self, *, skipped: bool) -> None:
+        """The update's labels count now, or never."""
+        if self._pending is None or self._seen is None:
+            return
+        if not skipped:
+            self._seen = self._seen.to(self._pending.device) + self._pending
+        self._pending.zero_()
+
+    def state_dict(self) -> Tensor | None:
+        """The counts, on the host."""
+        return None if self._seen is None else self._seen.cpu()
+
+    def load_state_dict(self, state: Tensor | None) -> None:
+        """Go on from these counts. Raises ValueError where they are of another vocabulary."""
+        if state is not None and len(state) != self._vocab + 2:
+            raise ValueError(f"the state counts labels of {len(state) - 2} tokens; this model has {self._vocab}.")
+        self._seen = state
