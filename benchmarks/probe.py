@@ -1,9 +1,10 @@
-"""The live probe against one bare Gram product, and the offline fit against scikit-learn.
+"""The live head metrics against one bare Gram product, and the offline fit against scikit-learn.
 
     python benchmarks/probe.py --vocab 50304 --dim 768 --repeats 7
 
 Runs are interleaved; medians, and ratios of medians to `E.T @ E`. Memory is what a call adds
-to the process' resident set at its peak, read from /proc.
+to the process' resident set at its peak, read from /proc. All head metrics are those of one
+record: probe, spectrum, geometry with CKA to the record before, lead parts.
 """
 
 from __future__ import annotations
@@ -20,6 +21,9 @@ from torch import Tensor, nn
 
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
+from trainhooks.metrics.geometry import HeadGeometry
+from trainhooks.metrics.lead_parts import LeadParts
+from trainhooks.metrics.spectrum import Spectrum, singular_spectrum
 from trainhooks.model import OutputEmbedding
 from trainhooks.probe import fit_probe, frequency_target, probe_sparsity, probe_sums
 
@@ -32,6 +36,32 @@ def make(vocab: int, dim: int) -> tuple[np.ndarray, Tensor]:
     embedding = torch.randn(vocab, dim, generator=generator)
     embedding += 0.05 * (y - y.mean()).float()[:, None] * torch.randn(dim, generator=generator)
     return counts, embedding
+
+
+class Run:
+    """Records of a moving embedding, shown to the head metrics as a recorder would."""
+
+    def __init__(self, counts: np.ndarray, embedding: Tensor) -> None:
+        mask = torch.from_numpy(counts > 0)
+        self.metrics = [FrequencyProbe(counts), Spectrum(mask=mask), HeadGeometry(mask=mask), LeadParts(counts)]
+        self.heads = [embedding + 0.01 * torch.randn(embedding.shape) for _ in range(2)]
+        self.initial = embedding
+        self.step = 0
+
+    def record(self) -> None:
+        """The next record, the embedding going to and fro between two matrices."""
+        now, before = self.heads[self.step % 2], self.heads[(self.step + 1) % 2]
+        state = State(
+            step=self.step,
+            model=nn.Linear(1, 1),
+            head=OutputEmbedding(now, "lm_head.weight", nn.Linear(1, 1)),
+            groups={},
+            initial_head=self.initial if self.step else None,
+            previous_head=before if self.step else None,
+        )
+        for metric in self.metrics:
+            metric.compute(state)
+        self.step += 1
 
 
 def peak_growth(call: Callable[[], object]) -> int:
@@ -74,28 +104,39 @@ def main() -> None:
     parser.add_argument("--dim", type=int, default=768)
     parser.add_argument("--repeats", type=int, default=7)
     parser.add_argument("--sklearn", action="store_true", help="also run scikit-learn, once")
+    parser.add_argument("--svd", action="store_true", help="also run svdvals and a full SVD, once")
     parser.add_argument("--sparsity", action="store_true", help="also run the offline sparsity, once, 20 draws")
     args = parser.parse_args()
     counts, embedding = make(args.vocab, args.dim)
     y = frequency_target(counts)
     metric = FrequencyProbe(counts)
+    torch.manual_seed(0)
     head = OutputEmbedding(embedding, "lm_head.weight", nn.Linear(1, 1))
     state = State(step=0, model=nn.Linear(1, 1), head=head, groups={})
     print(f"{args.vocab} x {args.dim} float32, {torch.get_num_threads()} threads")
 
     (embedding[:2048].T @ embedding[:2048]).sum()
     extra, size = peak_growth(lambda: metric.compute(state)), embedding.nbytes
-    print(f"peak extra memory of the live metric: {extra / 2**20:.0f} MiB = {extra / size:.2f} copies of E")
+    print(f"peak extra memory of the live probe: {extra / 2**20:.0f} MiB = {extra / size:.2f} copies of E")
+    run = Run(counts, embedding)
+    run.record()
+    extra = peak_growth(run.record)
+    print(f"peak extra memory of all head metrics: {extra / 2**20:.0f} MiB = {extra / size:.2f} copies of E")
 
     calls: dict[str, Callable[[], object]] = {
         "E.T @ E": lambda: embedding.T @ embedding,
         "live FrequencyProbe": lambda: metric.compute(state),
+        "all live head metrics": run.record,
+        "effective rank alone": lambda: singular_spectrum(embedding).effective_rank_energy,
         "offline fit_probe": lambda: fit_probe(embedding, y),
     }
     times: dict[str, list[float]] = {name: [] for name in calls}
     for _ in range(args.repeats):
         for name, call in calls.items():
             times[name].append(seconds(call))
+    if args.svd:
+        times["torch.linalg.svdvals"] = [seconds(lambda: torch.linalg.svdvals(embedding))]
+        times["torch.linalg.svd"] = [seconds(lambda: torch.linalg.svd(embedding, full_matrices=False))]
     if args.sklearn:
         times["scikit-learn"] = [seconds(lambda: scikit_learn(embedding.numpy(), y.numpy()))]
     if args.sparsity:

@@ -13,7 +13,7 @@ LAYERS = [
     {"variable", "schedule", "cost"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict"},
-    {"metrics", "sinks", "checks", "labels"},
+    {"metrics", "sinks", "checks", "labels", "probability"},
     {"recorder", "runs", "summary"},
     {"integrations"},
     {"demo"},

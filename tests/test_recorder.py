@@ -478,3 +478,44 @@ def test_the_verdict_uses_the_rows_of_the_probe(tmp_path):
     record(tmp_path, 12, min_count=20, exclude=[0])
     rows = int(((COUNTS >= 20) & (np.arange(VOCAB) != 0)).sum())
     assert analyze_store(tmp_path / "run.zarr", draws=19).rows == rows < (COUNTS > 0).sum()
+
+
+def test_average_probability_is_measured_from_the_heads_input(tmp_path):
+    record(tmp_path, 3, metrics=[th.ProbabilityProbe(COUNTS, positions_per_sequence=4)])
+    store = th.open_store(tmp_path / "run.zarr")
+    assert np.isnan(store["probability.step"][0])
+    assert store["probability.step"][1:].tolist() == [0, 1, 2]
+    assert store["probability.sequences"][1:].tolist() == [4, 4, 4]
+    assert np.isfinite(store["probability.heldout_mse"][1:]).all()
+    assert (store["probability.untrained_r2"][1:] == store["probability.heldout_r2"][1]).all()
+
+
+def test_observe_serves_losses_that_bypass_the_head():
+    def run(*, fused):
+        model, memory = TinyLM(), th.MemorySink()
+        recorder = th.Recorder(model, metrics=[th.ProbabilityProbe(COUNTS)], sinks=[memory])
+        for ids in batches(2):
+            recorder.begin_step(ids[:, 1:])
+            if fused:
+                hidden = model.embed(ids[:, :-1])
+                for layer in model.layers:
+                    hidden = hidden + torch.tanh(layer(hidden))
+                hidden = model.norm(hidden)
+                recorder.observe(hidden)
+            else:
+                model(ids[:, :-1])
+            recorder.before_update()
+            recorder.after_update()
+        recorder.close()
+        return memory.series("probability.heldout_mse")[1]
+
+    np.testing.assert_array_equal(run(fused=True), run(fused=False))
+
+
+def test_hooks_go_when_the_recorder_closes():
+    model = TinyLM()
+    recorder = th.Recorder(model, metrics=[th.ProbabilityProbe(COUNTS)])
+    assert model.lm_head._forward_pre_hooks
+    recorder.begin_step()
+    recorder.close()
+    assert not model.lm_head._forward_pre_hooks

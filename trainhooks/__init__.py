@@ -6,7 +6,11 @@ HF Trainer are in `trainhooks.integrations` and are imported from there, so that
 
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.defaults import default_metrics
+from trainhooks.metrics.exact_convergence import ExactConvergence
+from trainhooks.metrics.lead_parts import LeadParts
+from trainhooks.metrics.probability_probe import ProbabilityProbe
 from trainhooks.model import OutputEmbedding, find_output_embedding
+from trainhooks.probability import AverageProbability, average_probability
 from trainhooks.probe import ProbeFit, fit_probe
 from trainhooks.recorder import Recorder
 from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
@@ -18,13 +22,17 @@ from trainhooks.variable import Variable
 __version__ = "0.1.0"
 
 __all__ = [
+    "AverageProbability",
     "Every",
     "EveryStep",
+    "ExactConvergence",
     "JsonLinesSink",
+    "LeadParts",
     "LogSpaced",
     "MemorySink",
     "Metric",
     "OutputEmbedding",
+    "ProbabilityProbe",
     "ProbeFit",
     "Record",
     "Recorder",
@@ -37,6 +45,7 @@ __all__ = [
     "TensorBoardSink",
     "TokenCounts",
     "Variable",
+    "average_probability",
     "default_metrics",
     "find_output_embedding",
     "fit_probe",

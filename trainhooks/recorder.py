@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import point_in_time, to_host
+from trainhooks.capture import point_in_time, to_host, watch_head_input
 from trainhooks.checks import check_length, check_schedule, checked_metrics, padded_texts
 from trainhooks.cost import Cost, Stopwatch
 from trainhooks.labels import LabelTally
@@ -139,6 +139,7 @@ class Recorder:
         self._learning_rate_sum: float | None = None
         self._before: dict[str, Tensor | float] = {}
         self._watch = Stopwatch()
+        self._hook = watch_head_input(self.head.module, self.observe) if "hidden" in self._needs else None
         self._opened = self._closed = False
         self._warned: set[str] = set()
 
@@ -168,6 +169,18 @@ class Recorder:
                 state = self._state(self.step + 1, sketch=None)
                 self._before = {name: value for metric in due for name, value in metric.compute(state).items()}
 
+    def observe(self, hidden: Tensor) -> None:
+        """Show what enters the head, [..., dim], where the loss bypasses the head's module (fused losses).
+
+        Call it in each forward pass of a training step; where the head's own forward runs, a hook does.
+        """
+        if self._closed or not self._opened:
+            return
+        with self._watch, self._plain_arithmetic():
+            for metric in self._metrics:
+                if "hidden" in metric.needs and self._is_due(metric, self.step + 1):
+                    metric.observe(hidden.detach(), step=self.step)
+
     def after_update(
         self, *, loss: Tensor | float | None = None, learning_rate: float | None = None, skipped: bool = False
     ) -> None:
@@ -189,6 +202,8 @@ class Recorder:
 
     def close(self) -> None:
         """End the run: what needs its last record is computed, sinks are closed. May be called twice."""
+        if self._hook is not None:
+            self._hook.remove()
         if self._closed or not self._opened:
             self._closed = True
             return
@@ -299,6 +314,9 @@ class Recorder:
                 f"the output embedding was {tuple(self.head.weight.shape)} and is {tuple(head.weight.shape)} at step "
                 f"{self.step}: a store holds one shape. Close this recorder and begin another store."
             )
+        if self._hook is not None and head.module is not self.head.module:
+            self._hook.remove()
+            self._hook = watch_head_input(head.module, self.observe)
         self.head, self._groups = head, parameter_groups(self._model, head, patterns=self._patterns)
 
     def _open(self) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields
 
 from torch import Tensor
 
-NEEDS = frozenset({"initial_head", "previous_head", "sketch"})
+NEEDS = frozenset({"initial_head", "previous_head", "sketch", "hidden"})
 
 
 @dataclass

@@ -2,9 +2,10 @@ import numpy as np
 import pytest
 import torch
 from metric_twins import centred, draw
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainhooks.metrics import gram as module
-from trainhooks.metrics.gram import centred_gram, cross_grams, product_dtype, row_mean
+from trainhooks.metrics.gram import centred_gram, cross_grams, row_mean
 
 
 @pytest.fixture(params=[1024, 16])
@@ -63,13 +64,40 @@ def test_no_rows():
     assert not centred_gram(torch.zeros(0, 3)).any()
 
 
-def test_lossy_float32_products_are_avoided(monkeypatch):
-    class Lossy:
-        fp32_precision = "bf16"
+class ProductSettings(TorchDispatchMode):
+    """Notes how float32 products were allowed to run, at each product."""
 
-    assert product_dtype(torch.zeros(1, 1)) == torch.float32
-    monkeypatch.setattr(torch.backends.mkldnn, "matmul", Lossy(), raising=False)
-    assert product_dtype(torch.zeros(1, 1)) == torch.float64
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in ("mm", "addmm", "addmm_"):
+            self.seen.append((torch.backends.cuda.matmul.fp32_precision, torch.backends.mkldnn.matmul.fp32_precision))
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.skipif(not hasattr(torch.backends.cuda.matmul, "fp32_precision"), reason="one setting before torch 2.9")
+def test_no_product_runs_in_a_lossy_precision():
+    before = torch.get_float32_matmul_precision()
+    try:
+        torch.set_float32_matmul_precision("medium")
+        with ProductSettings() as settings:
+            centred_gram(draw(20, 3).float())
+            cross_grams(draw(20, 3).float(), draw(20, 3).float())
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert settings.seen == [("ieee", "ieee")] * 4
+
+
+@pytest.mark.parametrize("flush", [1, 40, 10**6])
+def test_when_products_join_the_float64_sum_changes_only_rounding(monkeypatch, flush):
+    rows = draw(100, 5).float()
+    monkeypatch.setattr(module, "HOST_BLOCK", 16)
+    monkeypatch.setattr(module, "FLUSH_ROWS", flush)
+    twin = centred(rows).T @ centred(rows)
+    np.testing.assert_allclose(centred_gram(rows).numpy(), twin, rtol=0, atol=1e-5 * twin.max())
 
 
 def test_lengths_are_checked():

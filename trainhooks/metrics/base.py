@@ -54,7 +54,8 @@ class Metric(ABC):
     A subclass sets `variables` (what it returns, declared before the run so that the store can lay it out) and
     defines `compute`. It must be pure: no logging, no `.item()`, no move off the device; the recorder moves all
     results of a record at once. `needs` names the references of `State` that must be kept for it ("initial_head",
-    "previous_head", "sketch"); `schedule` is when to compute it (None: the recorder's own).
+    "previous_head", "sketch"; "hidden" asks for `observe`); `schedule` is when to compute it (None: the
+    recorder's own).
 
     `moment` "before_update" is for what needs gradients: `compute` is called when they are complete and the
     parameters have not moved, and its values belong to the record of the update that follows. Gradients are then
@@ -69,6 +70,12 @@ class Metric(ABC):
     @abstractmethod
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """A value for each name in `variables`, shaped as declared. Missing names are stored as NaN."""
+
+    def observe(self, hidden: Float[Tensor, "*batch dim"], *, step: int) -> None:  # noqa: B027 - few need it
+        """What enters the head in a forward pass of the model after `step` updates, detached; it is read, not kept.
+
+        Called for metrics that name "hidden" among their `needs`, where the record of step + 1 is due.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of this metric, as tensors and plain values; empty for most."""

@@ -10,6 +10,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.head_sums import HeadRows, share_probe_sums
 from trainhooks.probe.baselines import fit_row_norms, never_label_rows
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
@@ -91,7 +92,7 @@ class FrequencyProbe(Metric):
         never = bool((self._counts == 0).any()) or vocab_size is not None
         self.variables = VARIABLES + (NEVER_LABEL_VARIABLES if never else ())
         self._never = never
-        self._prepared: tuple[tuple[int, torch.device], Rows, Tensor] | None = None
+        self._prepared: tuple[tuple[int, torch.device], Rows, Tensor, HeadRows] | None = None
         self._slopes: list[tuple[int, Tensor]] = []
 
     @property
@@ -103,9 +104,10 @@ class FrequencyProbe(Metric):
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """All figures of one record, as tensors on the embedding's device."""
         embedding = state.output_embedding
-        rows, never = self._prepare(len(embedding), embedding.device)
+        rows, never, kept = self._prepare(len(embedding), embedding.device)
         with exact_products(embedding.device.type):
             first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
+            share_probe_sums(state, kept, first=first)
             found = solve_sums(first.sums, exact=needs_exact(rows, dim=embedding.shape[1]))
             scored = score(embedding, rows, first=first, found=found)
             norm = fit_row_norms(scored, rows)
@@ -129,7 +131,7 @@ class FrequencyProbe(Metric):
         """Take back what `state_dict` gave."""
         self._slopes = [(int(step), slope) for step, slope in state["slopes"]]
 
-    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor]:
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, HeadRows]:
         """What depends on counts alone, built once for an embedding's size and device."""
         key = (vocab, device)
         if self._prepared is None or self._prepared[0] != key:
@@ -141,7 +143,8 @@ class FrequencyProbe(Metric):
             permuted = torch.full_like(y, torch.nan)
             permuted[ids] = y[ids[permutation(ids)]]
             rows = Rows.build(torch.stack([y, permuted], 1), mask=mask, folds=FOLDS).to(device)
-            self._prepared = (key, rows, (counts == 0).nonzero().flatten().to(device))
+            kept = HeadRows.build(torch.empty(vocab, 0, device=device), mask=mask)
+            self._prepared = (key, rows, (counts == 0).nonzero().flatten().to(device), kept)
         return self._prepared[1:]
 
     def _drift(self, step: int, slope: Tensor) -> Tensor:

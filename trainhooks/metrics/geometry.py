@@ -3,35 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.gram import centred_blocks, row_count
+from trainhooks.metrics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
+from trainhooks.metrics.head_sums import HeadRows, HeadSums, RowsOfMask, head_sums, initial_mean, sum_head
+from trainhooks.metrics.movement import Comparison, Movement, RowPairs, compare
 from trainhooks.metrics.norms import accumulator
-from trainhooks.metrics.similarity import linear_cka
+from trainhooks.metrics.similarity import cka_from_grams
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
 
 @dataclass(frozen=True)
-class Movement:
-    """How one centred matrix X lies to another, Y. All are 0-d, float64, in the units of the matrices.
+class KeptSums:
+    """What is kept of a record for the next: its sums, and the norms of its centred rows."""
 
-    `norm` = |X|_F, `reference_norm` = |Y|_F, `distance` = |X - Y|_F, `cosine` = <X, Y> / (|X| |Y|) in [-1, 1],
-    NaN where either is zero. Row by row the distance splits exactly into a change of length and a turn,
-    |x - y|^2 = (|x| - |y|)^2 + 2 |x| |y| (1 - cos(x, y)); summed over rows these are `radial`^2 and `angular`^2.
-    """
-
-    norm: Float[Tensor, ""]
-    reference_norm: Float[Tensor, ""]
-    distance: Float[Tensor, ""]
-    cosine: Float[Tensor, ""]
-    radial: Float[Tensor, ""]
-    angular: Float[Tensor, ""]
+    sums: HeadSums
+    norms: Float[Tensor, "row"]
 
 
 def movement(
@@ -52,18 +46,15 @@ def movement(
             f"movement from {tuple(reference.shape)} to {tuple(current.shape)}: both must have the same tokens as rows "
             "and the same dimensions."
         )
-    sums = torch.zeros(5, dtype=accumulator(current.device), device=current.device)
-    for x, y in centred_blocks(current, reference.to(current.device), mask=mask):
-        sums += torch.stack(_block_sums(x, y)).to(sums.dtype)
-    xx, yy, dd, xy, radial = sums
-    cosine = (xy / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
-    return Movement(xx.sqrt(), yy.sqrt(), dd.sqrt(), cosine, radial.sqrt(), (dd - radial).clamp(min=0).sqrt())
+    ids = kept_ids(current, mask=mask)
+    return compare(current, [reference], ids=ids, means=None).pairs[0].movement()
 
 
 def row_norms(rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None) -> Float[Tensor, "vocab"]:
     """Each centred row's Euclidean norm, float32 or wider; the mean is that of the mask, rows outside it have 0."""
-    norms = [torch.linalg.vector_norm(block, dim=1) for (block,) in centred_blocks(rows, mask=mask)]
-    return torch.cat(norms) if norms else rows.new_zeros(0)
+    ids = kept_ids(rows, mask=mask)
+    norms = [torch.linalg.vector_norm(block, dim=1) for _, (block,) in centred_blocks(rows, ids=ids)]
+    return _by_id(torch.cat([rows.new_empty(0, dtype=working_dtype(rows)), *norms]), ids, rows=len(rows), outside=0.0)
 
 
 def mean_row_norm(rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None) -> Float[Tensor, ""]:
@@ -82,11 +73,9 @@ def row_cosines(
 
     NaN where either is zero, and for rows outside the mask.
     """
-    pieces = []
-    for x, y in centred_blocks(current, reference.to(current.device), mask=mask):
-        norms = torch.linalg.vector_norm(x, dim=1) * torch.linalg.vector_norm(y, dim=1)
-        pieces.append(((x * y).sum(dim=1) / norms).clamp(-1.0, 1.0))
-    return torch.cat(pieces) if pieces else current.new_zeros(0)
+    ids = kept_ids(current, mask=mask)
+    cosines = compare(current, [reference], ids=ids, means=None).pairs[0].cosines()
+    return _by_id(cosines, ids, rows=len(current), outside=float("nan"))
 
 
 def count_bins(counts: Int[Tensor, "vocab"], *, bins_per_decade: int = 1) -> Int[Tensor, "vocab"]:
@@ -122,8 +111,11 @@ class HeadGeometry(Metric):
     `mask` [vocab] keeps the rows that count (None: all; padding should be left out). With `counts` [vocab] mean norm
     and cosine to initial are also given by log-spaced bins of the token's count (powers of 10). At the first record,
     what compares with the previous one is NaN, and the initial one is this one. An embedding whose rows are all equal
-    has row norm 0 and NaN for cosines and ratios; one that is not finite has NaN. CKA is most of the cost, three
-    d x d products over all rows: give `schedule` where that is too much.
+    has row norm 0 and NaN for cosines and ratios; one that is not finite has NaN.
+
+    The Gram of this record's rows is shared with the other metrics, and that of the previous record is kept (d x d),
+    so that CKA costs one product. Where what was kept is not of `previous_head` (another schedule, a float64 head,
+    an accelerator, where asking would wait for the device), it is summed again.
 
     Raises ValueError, when computed, where `mask` or `counts` has another length than the embedding.
     """
@@ -139,46 +131,78 @@ class HeadGeometry(Metric):
     ) -> None:
         self.mask = mask
         self.schedule = schedule
+        self._rows = RowsOfMask(mask)
+        self._kept: list[tuple[int, KeptSums]] = []
         self.bins = None if counts is None else count_bins(counts)
         self.bin_count = 0 if self.bins is None else int(self.bins.max()) + 1
         self.variables = HEAD_VARIABLES + (_bin_variables(self.bin_count) if self.bin_count else ())
 
+    @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
         head = state.output_embedding
-        initial = head if state.initial_head is None else state.initial_head
-        since = movement(head, initial, mask=self.mask)
+        rows = self._rows.of(head)
+        sums = head_sums(state, rows)
+        found = self._compare(state, rows, sums)
+        since = found.pairs[0].movement()
+        norms = found.norms.to(sums.gram.dtype)
         values: dict[str, Tensor | float] = {
-            "geometry.row_norm": mean_row_norm(head, mask=self.mask),
+            "geometry.row_norm": norms.sum() / rows.count if rows.count else torch.full_like(since.norm, float("nan")),
             "geometry.distance_to_initial": ratio(since.distance, since.reference_norm),
             "geometry.cosine_to_initial": since.cosine,
         }
-        if state.previous_head is not None:
-            step = movement(head, state.previous_head, mask=self.mask)
-            values |= {
-                "geometry.relative_step": ratio(step.distance, step.norm),
-                "geometry.radial_step": ratio(step.radial, step.norm),
-                "geometry.angular_step": ratio(step.angular, step.norm),
-                "geometry.cosine_to_previous": step.cosine,
-                "geometry.cka_to_previous": linear_cka(head, state.previous_head, mask=self.mask),
-            }
-        return values | self._by_count(head, initial)
+        if found.previous is not None:
+            values |= _step_values(found.pairs[1], found.cross, sums=sums, previous=found.previous)
+        self._kept.append((state.step, KeptSums(sums, found.norms)))
+        return values | self._by_count(found, rows=rows, vocab=len(head))
 
-    def _by_count(self, head: Tensor, initial: Tensor) -> dict[str, Tensor | float]:
+    def state_dict(self) -> dict[str, Any]:
+        """The sums of the last record, which the next one is compared with."""
+        return {
+            "kept": [
+                (step, kept.sums.mean_row.cpu(), kept.sums.gram.cpu(), kept.norms.cpu()) for step, kept in self._kept
+            ]
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave."""
+        self._kept = [
+            (int(step), KeptSums(HeadSums(mean_row=mean, gram=gram), norms))
+            for step, mean, gram, norms in state["kept"]
+        ]
+
+    def _compare(self, state: State, rows: HeadRows, sums: HeadSums) -> Comparison:
+        """To the initial head, and to the previous one with the sums that belong to it."""
+        head = state.output_embedding
+        initial = head if state.initial_head is None else state.initial_head
+        self._kept = [(step, kept) for step, kept in self._kept if step < state.step][-1:]
+        means = [sums.mean_row, initial_mean(state, rows)]
+        if state.previous_head is None:
+            return compare(head, [initial], ids=rows.ids, means=means)
+        heads = [initial, state.previous_head]
+        if self._kept and head.device.type == "cpu":
+            kept = self._kept[0][1]
+            found = compare(head, heads, ids=rows.ids, means=[*means, kept.sums.mean_row], cross=True)
+            # the same rows about the same mean have the same norms, to the bit
+            if torch.equal(found.pairs[1].reference_norms, kept.norms):
+                return replace(found, previous=kept.sums)
+        before = sum_head(state.previous_head.to(head.device), rows)
+        found = compare(head, heads, ids=rows.ids, means=[*means, before.mean_row], cross=True)
+        return replace(found, previous=before)
+
+    def _by_count(self, found: Comparison, *, rows: HeadRows, vocab: int) -> dict[str, Tensor | float]:
         if self.bins is None or self.bin_count == 0:
             return {}
-        if len(self.bins) != len(head):
+        if len(self.bins) != vocab:
             raise ValueError(
-                f"counts have {len(self.bins)} entries; the output embedding has {len(head)} rows. "
+                f"counts have {len(self.bins)} entries; the output embedding has {vocab} rows. "
                 "Pass one count for each row, 0 for padding."
             )
-        bins = self.bins.to(head.device)
-        if self.mask is not None:
-            bins = torch.where(self.mask.to(head.device), bins, torch.full_like(bins, -1))
-        norms, cosines = row_norms(head, mask=self.mask), row_cosines(head, initial, mask=self.mask)
+        bins = self.bins.to(found.norms.device)
+        bins = bins if rows.ids is None else bins[rows.ids]
         return {
-            "geometry.row_norm_by_count": mean_by_bin(norms, bins, count=self.bin_count),
-            "geometry.cosine_to_initial_by_count": mean_by_bin(cosines, bins, count=self.bin_count),
+            "geometry.row_norm_by_count": mean_by_bin(found.norms, bins, count=self.bin_count),
+            "geometry.cosine_to_initial_by_count": mean_by_bin(found.pairs[0].cosines(), bins, count=self.bin_count),
         }
 
 
@@ -214,12 +238,23 @@ def _bin_variables(count: int) -> tuple[Variable, ...]:
     )
 
 
-def _block_sums(x: Tensor, y: Tensor) -> list[Tensor]:
-    """|x|^2, |y|^2, |x - y|^2, <x, y> and the squared change of row norms, over a block."""
-    difference = x - y
-    lengths = torch.linalg.vector_norm(x, dim=1) + torch.linalg.vector_norm(y, dim=1)
-    # |x| - |y| = (x - y).(x + y) / (|x| + |y|): no digits lost to two nearly equal norms
-    change = (difference * (x + y)).sum(dim=1) / lengths
-    change = torch.where(lengths > 0, change, torch.zeros_like(change))
-    change = torch.where(lengths.isnan(), lengths, change)
-    return [x.square().sum(), y.square().sum(), difference.square().sum(), (x * y).sum(), change.square().sum()]
+def _step_values(
+    pair: RowPairs, cross: Tensor | None, *, sums: HeadSums, previous: HeadSums
+) -> dict[str, Tensor | float]:
+    step = pair.movement()
+    values: dict[str, Tensor | float] = {
+        "geometry.relative_step": ratio(step.distance, step.norm),
+        "geometry.radial_step": ratio(step.radial, step.norm),
+        "geometry.angular_step": ratio(step.angular, step.norm),
+        "geometry.cosine_to_previous": step.cosine,
+    }
+    if cross is not None:
+        grams = CrossGrams.of(
+            xx=sums.gram, xy=cross, yy=previous.gram, x_norms=pair.norms, y_norms=pair.reference_norms
+        )
+        values["geometry.cka_to_previous"] = cka_from_grams(grams)
+    return values
+
+
+def _by_id(values: Tensor, ids: Tensor | None, *, rows: int, outside: float) -> Tensor:
+    return values if ids is None else values.new_full((rows,), outside).index_copy_(0, ids, values)

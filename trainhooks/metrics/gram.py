@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from trainhooks.metrics.norms import accumulator
+from trainhooks.probe.products import exact_products
+from trainhooks.probe.rows import even_slices, shifted_blocks
 
 HOST_BLOCK = 1024  # rows that stay in a core's cache: 1,024 took a quarter of the time of 8,192
 DEVICE_BLOCK = 16384
+FLUSH_ROWS = 4096
+"""Rows whose products are added up in float32 before they join the float64 sum: a d x d addition costs time too."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +37,46 @@ class CrossGrams:
     kl: Float[Tensor, ""]
     ll: Float[Tensor, ""]
 
-
-def product_dtype(rows: Tensor) -> torch.dtype:
-    """The dtype to multiply in: float32 where that is true float32, float64 for float64 input and on accelerators.
-
-    There, and on the host under `torch.set_float32_matmul_precision("medium")`, a float32 product may be done in
-    TF32 or bfloat16, with three digits.
-    """
-    if rows.device.type == "mps":
-        return torch.float32
-    host = getattr(torch.backends.mkldnn, "matmul", None)  # torch >= 2.9 says it by backend
-    lossy = (
-        torch.get_float32_matmul_precision() != "highest"
-        if host is None
-        else host.fp32_precision not in ("none", "ieee")
-    )
-    return torch.float64 if rows.device.type != "cpu" or rows.dtype == torch.float64 or lossy else torch.float32
+    @classmethod
+    def of(
+        cls,
+        *,
+        xx: Float[Tensor, "dim_x dim_x"],
+        xy: Float[Tensor, "dim_x dim_y"],
+        yy: Float[Tensor, "dim_y dim_y"],
+        x_norms: Float[Tensor, "row"],
+        y_norms: Float[Tensor, "row"],
+    ) -> CrossGrams:
+        """The sums from the three products and the row norms of both."""
+        k, l = x_norms.to(xx.dtype).square(), y_norms.to(xx.dtype).square()  # noqa: E741
+        count = torch.full((), float(len(k)), dtype=xx.dtype, device=xx.device)
+        return cls(count, xx, xy, yy, k.sum(), l.sum(), (k * k).sum(), (k * l).sum(), (l * l).sum())
 
 
-def block_rows(rows: Tensor) -> int:
-    """How many rows are worked on at once."""
-    return HOST_BLOCK if rows.device.type == "cpu" else DEVICE_BLOCK
+class ProductSum:
+    """A sum of products A'B of blocks of rows: products in the blocks' dtype, added up in float64."""
+
+    def __init__(self, dim_a: int, dim_b: int, *, like: Tensor) -> None:
+        self._part = torch.zeros(dim_a, dim_b, dtype=like.dtype, device=like.device)
+        self._sum = torch.zeros(dim_a, dim_b, dtype=accumulator(like.device), device=like.device)
+        self._rows = 0
+
+    def add(self, a: Tensor, b: Tensor) -> None:
+        """Add A'B of one block."""
+        self._part.addmm_(a.T, b)
+        self._rows += len(a)
+        if self._rows >= FLUSH_ROWS:
+            self._flush()
+
+    def total(self) -> Tensor:
+        """The sum so far, float64."""
+        self._flush()
+        return self._sum
+
+    def _flush(self) -> None:
+        self._sum += self._part
+        self._part.zero_()
+        self._rows = 0
 
 
 def check_rows(rows: Tensor, *, mask: Tensor | None, what: str = "the matrix") -> None:
@@ -65,18 +88,46 @@ def check_rows(rows: Tensor, *, mask: Tensor | None, what: str = "the matrix") -
         )
 
 
+def kept_ids(
+    rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None
+) -> Int64[Tensor, "row"] | None:
+    """The ids that the mask keeps, on the rows' device; None where that is all of them.
+
+    Waits for the device where the mask lies on one. Raises ValueError where the mask has another length.
+    """
+    check_rows(rows, mask=mask)
+    if mask is None or bool(mask.all()):
+        return None
+    return mask.nonzero().flatten().to(rows.device)
+
+
+def row_slices(rows: Tensor, *, ids: Tensor | None) -> list[slice]:
+    """The blocks of rows, or of `ids`, that are worked on at once."""
+    limit = HOST_BLOCK if rows.device.type == "cpu" else DEVICE_BLOCK
+    return even_slices(0, len(rows) if ids is None else len(ids), limit=limit)
+
+
+def working_dtype(rows: Tensor) -> torch.dtype:
+    """float64 for float64 rows, float32 for all others."""
+    return torch.float64 if rows.dtype == torch.float64 else torch.float32
+
+
 def row_mean(rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None) -> Float[Tensor, "dim"]:
     """The mean over the rows of the mask, summed in float64 by blocks; 0 where there is none.
 
     Raises ValueError where the mask has another length.
     """
-    check_rows(rows, mask=mask)
-    wide = accumulator(rows.device)
-    total = torch.zeros(rows.shape[1], dtype=wide, device=rows.device)
-    for start in range(0, len(rows), block_rows(rows)):
-        block = _kept(_wide(rows.detach()[start : start + block_rows(rows)]), mask, start)
-        total += block.sum(dim=0).to(wide)
-    return total / row_count(rows, mask=mask).clamp(min=1)
+    return mean_of_ids(rows, kept_ids(rows, mask=mask))
+
+
+def mean_of_ids(rows: Float[Tensor, "vocab dim"], ids: Int64[Tensor, "row"] | None) -> Float[Tensor, "dim"]:
+    """`row_mean` over rows that are known by id (None: all): no wait for the device."""
+    rows = rows.detach()
+    total = torch.zeros(rows.shape[1], dtype=accumulator(rows.device), device=rows.device)
+    for where in row_slices(rows, ids=ids):
+        block = rows[where] if ids is None else rows.index_select(0, ids[where])
+        total += block.sum(dim=0, dtype=working_dtype(rows))
+    return total / max(len(rows) if ids is None else len(ids), 1)
 
 
 def row_count(rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None) -> Float[Tensor, ""]:
@@ -87,39 +138,53 @@ def row_count(rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | 
     return mask.to(rows.device).sum().to(wide)
 
 
-def centred_blocks(*matrices: Tensor, mask: Tensor | None = None) -> Iterator[tuple[Tensor, ...]]:
-    """Blocks of rows of each matrix, in float32 or wider, with the mean row subtracted; rows outside the mask are 0.
+def centred_blocks(
+    *matrices: Tensor, ids: Tensor | None, means: Sequence[Tensor] | None = None
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Blocks of the rows of `ids` of each matrix less its mean row, see `shifted_blocks`. `means` where known.
 
-    Rows outside the mask may hold anything, NaN too. Raises ValueError where lengths differ.
+    Raises ValueError where lengths differ.
     """
     for matrix in matrices:
-        check_rows(matrix, mask=mask)
         if len(matrix) != len(matrices[0]):
             raise ValueError(
                 f"the matrices have {len(matrices[0])} and {len(matrix)} rows: row w must be the same token in both."
             )
-    means = [row_mean(matrix, mask=mask) for matrix in matrices]
-    for start in range(0, len(matrices[0]), block_rows(matrices[0])):
-        pairs = zip(matrices, means, strict=True)
-        yield tuple(_centred_block(matrix, mean, mask=mask, start=start) for matrix, mean in pairs)
+    means = [mean_of_ids(matrix, ids) for matrix in matrices] if means is None else means
+    shifts = [mean.to(working_dtype(matrix)) for matrix, mean in zip(matrices, means, strict=True)]
+    slices = row_slices(matrices[0], ids=ids)
+    return shifted_blocks(*(matrix.detach() for matrix in matrices), shifts=shifts, ids=ids, slices=slices)
 
 
 def centred_gram(
     rows: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None = None
 ) -> Float[Tensor, "dim dim"]:
-    """(E - mean)'(E - mean) over the rows of the mask, float64; products as `product_dtype` says.
+    """(E - mean)'(E - mean) over the rows of the mask, float64, from products in `working_dtype`.
 
     Exactly 0 where all rows are equal, up to their rounding. Not finite where a row of the mask is not. The extra
     memory is one block of rows. Raises ValueError where the mask has another length.
     """
-    dtype, wide = product_dtype(rows), accumulator(rows.device)
-    gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=wide, device=rows.device)
-    mean = row_mean(rows, mask=mask)
-    for start in range(0, len(rows), block_rows(rows)):
-        factor = _centred_block(rows, mean, mask=mask, start=start).to(dtype)
-        gram += (factor.T @ factor).to(wide)
-    scale = row_count(rows, mask=mask) * mean.square().sum()
-    rounding = (4 * torch.finfo(_wide(rows[:0]).dtype).eps) ** 2 * scale
+    ids = kept_ids(rows, mask=mask)
+    return gram_of_ids(rows, ids, mean=mean_of_ids(rows, ids))
+
+
+def gram_of_ids(
+    rows: Float[Tensor, "vocab dim"], ids: Int64[Tensor, "row"] | None, *, mean: Float[Tensor, "dim"]
+) -> Float[Tensor, "dim dim"]:
+    """`centred_gram` over rows that are known by id (None: all), about their mean row."""
+    gram = ProductSum(rows.shape[1], rows.shape[1], like=rows.new_empty(0, dtype=working_dtype(rows)))
+    with exact_products(rows.device.type):
+        for _, (block,) in centred_blocks(rows, ids=ids, means=[mean]):
+            gram.add(block, block)
+    count = len(rows) if ids is None else len(ids)
+    return without_rounding(gram.total(), mean=mean, count=count, eps=torch.finfo(working_dtype(rows)).eps)
+
+
+def without_rounding(
+    gram: Float[Tensor, "dim dim"], *, mean: Float[Tensor, "dim"], count: int, eps: float
+) -> Float[Tensor, "dim dim"]:
+    """The Gram, or 0 where it is no more than what rounding the mean row in `eps` leaves."""
+    rounding = (4 * eps) ** 2 * count * mean.square().sum()
     return torch.where(gram.trace() <= rounding, torch.zeros_like(gram), gram)
 
 
@@ -130,32 +195,16 @@ def cross_grams(
 
     Raises ValueError where the numbers of rows differ.
     """
-    dtype, wide = product_dtype(x if x.dtype == torch.float64 else y), accumulator(x.device)
-    xx = torch.zeros(x.shape[1], x.shape[1], dtype=wide, device=x.device)
-    xy = torch.zeros(x.shape[1], y.shape[1], dtype=wide, device=x.device)
-    yy = torch.zeros(y.shape[1], y.shape[1], dtype=wide, device=x.device)
-    scalars = torch.zeros(5, dtype=wide, device=x.device)
-    for block_x, block_y in centred_blocks(x, y, mask=mask):
-        a, b = block_x.to(dtype), block_y.to(dtype)
-        xx += (a.T @ a).to(wide)
-        xy += (a.T @ b).to(wide)
-        yy += (b.T @ b).to(wide)
-        k, l = a.square().sum(dim=1).to(wide), b.square().sum(dim=1).to(wide)  # noqa: E741
-        scalars += torch.stack([k.sum(), l.sum(), (k * k).sum(), (k * l).sum(), (l * l).sum()])
-    return CrossGrams(row_count(x, mask=mask), xx, xy, yy, *scalars)
-
-
-def _wide(block: Tensor) -> Tensor:
-    return block if block.dtype == torch.float64 else block.float()
-
-
-def _centred_block(matrix: Tensor, mean: Tensor, *, mask: Tensor | None, start: int) -> Tensor:
-    block = _wide(matrix.detach()[start : start + block_rows(matrix)])
-    return _kept(block - mean.to(block.dtype), mask, start)
-
-
-def _kept(block: Tensor, mask: Tensor | None, start: int) -> Tensor:
-    if mask is None:
-        return block
-    keep = mask[start : start + len(block)].to(block.device).unsqueeze(1)
-    return torch.where(keep, block, torch.zeros_like(block))
+    like = x.new_empty(0, dtype=torch.promote_types(working_dtype(x), working_dtype(y)))
+    widths = ((x, x), (x, y), (y, y))
+    products = [ProductSum(a.shape[1], b.shape[1], like=like) for a, b in widths]
+    norms: list[tuple[Tensor, Tensor]] = []
+    with exact_products(x.device.type):
+        for _, blocks in centred_blocks(x, y.to(x.device), ids=kept_ids(x, mask=mask)):
+            a, b = (block.to(like.dtype) for block in blocks)
+            for product, (left, right) in zip(products, ((a, a), (a, b), (b, b)), strict=True):
+                product.add(left, right)
+            norms.append((torch.linalg.vector_norm(a, dim=1), torch.linalg.vector_norm(b, dim=1)))
+    x_norms, y_norms = (torch.cat([like, *pieces]) for pieces in zip((like, like), *norms, strict=True))
+    xx, xy, yy = (product.total() for product in products)
+    return CrossGrams.of(xx=xx, xy=xy, yy=yy, x_norms=x_norms, y_norms=y_norms)

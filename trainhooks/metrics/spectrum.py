@@ -11,6 +11,7 @@ from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.gram import centred_gram
+from trainhooks.metrics.head_sums import RowsOfMask, head_sums
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
@@ -89,15 +90,16 @@ class Spectrum(Metric):
     def __init__(self, *, mask: Bool[Tensor, "mask"] | None = None, schedule: Schedule | None = None) -> None:
         self.mask = mask
         self.schedule = schedule
+        self._rows = RowsOfMask(mask)
         self.variables = (*_declare("", "of the centred output embedding"), *_declare("folded_", "of E diag(gamma)"))
 
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
         rows = state.output_embedding
-        gram = centred_gram(rows, mask=self.mask)
+        gram = head_sums(state, self._rows.of(rows)).gram
         values = _named("", spectrum_from_gram(gram, tolerance=gram_tolerance(rows)))
-        if state.head.norm_scale is not None:
-            gamma = state.head.norm_scale.to(gram.device, gram.dtype)
+        if state.head.norm_weight is not None:
+            gamma = state.head.norm_weight.detach().to(gram.device, gram.dtype)
             folded = gamma.unsqueeze(1) * gram * gamma
             values |= _named("folded_", spectrum_from_gram(folded, tolerance=gram_tolerance(rows)))
         return values

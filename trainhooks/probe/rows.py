@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -65,14 +65,11 @@ class Rows:
             start += size
         return slices
 
-    def blocks(self, dim: int) -> Iterator[tuple[int, slice]]:
+    def blocks(self, dim: int) -> list[tuple[int, slice]]:
         """(fold, slice) of nearly equal blocks of one fold each, small enough for a cache."""
         limit = max(MIN_BLOCK_ROWS, BLOCK_ELEMENTS // dim)
-        for fold, whole in enumerate(self.fold_slices()):
-            count = -(-(whole.stop - whole.start) // limit)
-            for i in range(count):
-                size = whole.stop - whole.start
-                yield fold, slice(whole.start + size * i // count, whole.start + size * (i + 1) // count)
+        whole = enumerate(self.fold_slices())
+        return [(fold, part) for fold, rows in whole for part in even_slices(rows.start, rows.stop, limit=limit)]
 
 
 @dataclass(frozen=True)
@@ -111,13 +108,13 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     zx = torch.zeros(folds, len(z), dim, **options)
     square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
     product = torch.empty(dim, dim, dtype=dtype, device=embedding.device)
-    for fold, where, x in _shifted_blocks(embedding, rows, shift):
+    for fold, where, x in _fold_blocks(embedding, rows, shift):
         square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()
-        factor = square_norms[where].isfinite().to(dtype)
-        z[:, where] *= factor
+        bad = ~square_norms[where].isfinite()
+        z[:, where] *= ~bad
+        x.masked_fill_(bad[:, None], 0)
         if rows.root_weights is not None:
-            factor *= rows.root_weights[where].to(dtype)
-        x.nan_to_num_(nan=0.0, posinf=0.0, neginf=0.0).mul_(factor[:, None])
+            x.mul_(rows.root_weights[where].to(dtype)[:, None])
         xx[fold] += torch.mm(x.T, x, out=product)
         zx[fold] += z[:, where].to(dtype) @ x
     finite = square_norms.isfinite()
@@ -149,26 +146,52 @@ def project_rows(
     dtype, width = first.shift.dtype, by_fold.shape[2]
     columns = torch.cat([by_fold, for_all.expand(len(by_fold), -1, -1)], 2).mT.to(dtype).contiguous()
     out = torch.empty(columns.shape[1], len(rows), dtype=torch.float64, device=embedding.device)
-    for fold, where, x in _shifted_blocks(embedding, rows, first.shift):
+    for fold, where, x in _fold_blocks(embedding, rows, first.shift):
         # columns first: three times as fast as x @ columns for so few of them
         out[:, where] = (columns[fold] @ x.T).double()
     out = torch.where(first.finite, out, 0).T
     return out[:, :width], out[:, width:]
 
 
-def _shifted_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
-    """Gathered rows less the shift, block by block, in one buffer: take what is needed before the next."""
-    dim = embedding.shape[1]
-    blocks = list(rows.blocks(dim))
-    longest = max((where.stop - where.start for _, where in blocks), default=0)
-    buffer = torch.empty(longest, dim, dtype=shift.dtype, device=embedding.device)
-    for fold, where in blocks:
-        x = buffer[: where.stop - where.start]
-        if embedding.dtype == x.dtype:
-            torch.index_select(embedding, 0, rows.ids[where], out=x)
-        else:
-            x.copy_(embedding.index_select(0, rows.ids[where]))
-        yield fold, where, x.sub_(shift)
+def shifted_blocks(
+    *matrices: Shaped[Tensor, "vocab _"], shifts: Sequence[Tensor], ids: Tensor | None, slices: Sequence[slice]
+) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
+    """Each slice of the rows of every matrix less its shift, in the shift's dtype, row w the same token in all.
+
+    `ids` are the rows to take, in their order; None takes them as they lie, without a gather. The blocks stand in
+    buffers that are used again: take what is needed before the next, or work in them.
+    """
+    longest = max((where.stop - where.start for where in slices), default=0)
+    buffers = [shift.new_empty(longest, len(shift)) for shift in shifts]
+    for where in slices:
+        blocks = tuple(buffer[: where.stop - where.start] for buffer in buffers)
+        for matrix, shift, block in zip(matrices, shifts, blocks, strict=True):
+            _take(matrix, ids, where, out=block)
+            block.sub_(shift)
+        yield where, blocks
+
+
+def even_slices(start: int, stop: int, *, limit: int) -> list[slice]:
+    """The fewest nearly equal slices of at most `limit` rows that cover start ... stop."""
+    size, count = stop - start, -(-(stop - start) // limit)
+    return [slice(start + size * i // count, start + size * (i + 1) // count) for i in range(count)]
+
+
+def _fold_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+    blocks = rows.blocks(embedding.shape[1])
+    slices = [where for _, where in blocks]
+    pieces = shifted_blocks(embedding, shifts=[shift], ids=rows.ids, slices=slices)
+    for (fold, _), (where, (x,)) in zip(blocks, pieces, strict=True):
+        yield fold, where, x
+
+
+def _take(matrix: Tensor, ids: Tensor | None, where: slice, *, out: Tensor) -> None:
+    if ids is None:
+        out.copy_(matrix[where])
+    elif matrix.dtype == out.dtype:
+        torch.index_select(matrix, 0, ids[where], out=out)
+    else:
+        out.copy_(matrix.index_select(0, ids[where]))
 
 
 def _middle_row(embedding: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
