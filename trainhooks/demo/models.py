@@ -46,7 +46,7 @@ PRESETS: Mapping[str, Preset] = MappingProxyType(
     {
         preset.name: preset
         for preset in (
-            Preset("tiny", 256, 4, 4, 8192, 128, 1536, 300, 2e-3, 20, 0.01),
+            Preset("tiny", 256, 4, 4, 8192, 128, 1024, 300, 2e-3, 20, 0.01),
             Preset("14m", 128, 6, 4, 50277, 2048, 16384, 1000, 1e-3, 50, 0.1),
             Preset("70m", 512, 6, 8, 50277, 2048, 16384, 1000, 1e-3, 50, 0.1),
             Preset("160m", 768, 12, 12, 50277, 2048, 16384, 1000, 6e-4, 50, 0.1),
