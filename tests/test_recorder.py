@@ -519,3 +519,12 @@ def test_hooks_go_when_the_recorder_closes():
     recorder.begin_step()
     recorder.close()
     assert not model.lm_head._forward_pre_hooks
+
+
+def test_copies_that_a_metric_keeps_are_in_the_plan():
+    bare = th.Recorder(TinyLM(), metrics=[]).plan()
+    plan = th.Recorder(TinyLM(), metrics=[th.ExactConvergence(patterns=["layers.*"])]).plan()
+    layers = 2 * (DIM * DIM + DIM) * 4
+    assert plan.host_bytes - bare.host_bytes == 2 * layers  # initial and previous
+    with pytest.raises(ValueError, match="no parameter matches"):
+        th.Recorder(TinyLM(), metrics=[th.ExactConvergence(patterns=["nothing*"])]).begin_step()

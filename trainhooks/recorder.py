@@ -249,12 +249,17 @@ class Recorder:
         if self._store is not None:
             disk = disk_bytes(self._layout(), records=records, snapshots=snapshots)
         sketch = 0 if self._sketcher is None else 4 * len(self._groups) * self._sketcher.size
+        kept = [metric.kept_bytes(self._state(self.step, sketch=None)) for metric in self._metrics]
         return Plan(
             records=records,
             snapshots=snapshots,
             disk_bytes=disk,
-            device_bytes=head_bytes(self._needs, vocab=self._vocab, dim=self._dim) + 3 * sketch,
-            host_bytes=4 * self._vocab * self._dim + (0 if self._store else sketch * (records or 1)),
+            device_bytes=head_bytes(self._needs, vocab=self._vocab, dim=self._dim)
+            + 3 * sketch
+            + sum(one.get("device", 0) for one in kept),
+            host_bytes=4 * self._vocab * self._dim
+            + (0 if self._store else sketch * (records or 1))
+            + sum(one.get("host", 0) for one in kept),
         )
 
     def state_dict(self) -> dict[str, Any]:

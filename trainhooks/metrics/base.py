@@ -71,6 +71,10 @@ class Metric(ABC):
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """A value for each name in `variables`, shaped as declared. Missing names are stored as NaN."""
 
+    def kept_bytes(self, state: State) -> Mapping[str, int]:
+        """Bytes of references that this metric keeps by itself, "device" and "host": announced before the run."""
+        return {}
+
     def observe(self, hidden: Float[Tensor, "*batch dim"], *, step: int) -> None:  # noqa: B027 - few need it
         """What enters the head in a forward pass of the model after `step` updates, detached; it is read, not kept.
 

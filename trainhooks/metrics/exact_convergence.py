@@ -93,6 +93,11 @@ class ExactConvergence(Metric):
             values["exact_convergence.cosine_to_initial"] = cosines
         return values
 
+    def kept_bytes(self, state: State) -> Mapping[str, int]:
+        """What the copies take, on the host or on the device that was asked for."""
+        held = [tensor for tensors in self._select(state).values() for tensor in tensors]
+        return {"host" if self.device.type == "cpu" else "device": reference_bytes(held)}
+
     def _select(self, state: State) -> dict[str, list[Tensor]]:
         if unknown := [group for group in self.groups if group not in state.groups]:
             raise ValueError(f"no parameter group is called {unknown}; there are {', '.join(state.groups)}.")
