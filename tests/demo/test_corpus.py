@@ -290,3 +290,9 @@ class TestWindows:
     def test_a_window_needs_a_label(self, library: Corpus) -> None:
         with pytest.raises(ValueError, match="windows have 1 tokens; needed 2"):
             windows(library, 1, seed=0)
+
+
+def test_a_cache_that_cannot_be_written_is_named_as_such(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(OSError, match=r"cache of tokenized text.*XDG_CACHE_HOME"):
+        load_corpus([__file__], vocab_size=300, cache_dir=tmp_path / "file", progress=False)

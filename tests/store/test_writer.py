@@ -234,7 +234,7 @@ def test_a_place_can_be_checked_without_touching_it(run, write, tmp_path):
     before = sorted(tmp_path.rglob("*"))
     for mode in ("create", "overwrite"):
         check_place(tmp_path / "new" / "s.zarr", mode=mode)
-        for name, said in (("file", "is a file"), ("file/s.zarr", "is a file"), ("theirs", "not a trainhooks")):
+        for name, said in (("file", "is a file"), ("file/s.zarr", "is no folder"), ("theirs", "not a trainhooks")):
             with pytest.raises(StoreError, match=said):
                 check_place(tmp_path / name, mode=mode)
     check_place(taken, mode="overwrite")

@@ -261,8 +261,13 @@ def _load(folder: Path, text: _Text) -> Corpus | None:
 
 def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool) -> None:
     """Trains, encodes, counts, and puts the result at `folder` in one rename."""
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    try:
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
+    except OSError as error:
+        raise OSError(
+            f"the cache of tokenized text cannot be written: {error}. Set XDG_CACHE_HOME to a folder that can."
+        ) from error
     try:
         with Progress(disable=not show) as bars:
             tokenizer = _train(text, vocab_size, bars)
