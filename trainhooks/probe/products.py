@@ -7,6 +7,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
+from torch import Tensor
 
 
 @contextmanager
@@ -41,3 +42,14 @@ def _legacy_precision() -> Iterator[None]:
         yield
     finally:
         torch.set_float32_matmul_precision(saved)
+
+
+def upper_strips(dim: int) -> list[slice]:
+    """Four row strips of a symmetric product, each to be computed from its diagonal on: 5/8 of the whole's work."""
+    width = max(64, -(-dim // 4))  # narrower ones cost more than they save
+    return [slice(start, min(start + width, dim)) for start in range(0, dim, width)]
+
+
+def mirrored(upper: Tensor) -> Tensor:
+    """The symmetric matrices [..., dim, dim] whose upper triangle is that of `upper`."""
+    return upper.triu() + upper.triu(1).mT

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
+from trainhooks.probe.products import mirrored, upper_strips
 from trainhooks.probe.sums import ProbeSums, centred_sums
 
 BLOCK_ELEMENTS = 3_200_000
@@ -107,7 +108,7 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     xx = torch.zeros(folds, dim, dim, **options)
     zx = torch.zeros(folds, len(z), dim, **options)
     square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
-    product = torch.empty(dim, dim, dtype=dtype, device=embedding.device)
+    strips = upper_strips(dim)
     for fold, where, x in _fold_blocks(embedding, rows, shift):
         square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()
         bad = ~square_norms[where].isfinite()
@@ -115,12 +116,13 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
         x.masked_fill_(bad[:, None], 0)
         if rows.root_weights is not None:
             x.mul_(rows.root_weights[where].to(dtype)[:, None])
-        xx[fold] += torch.mm(x.T, x, out=product)
+        for strip in strips:
+            xx[fold, strip, strip.start :] += x[:, strip].T @ x[:, strip.start :]
         zx[fold] += z[:, where].to(dtype) @ x
     finite = square_norms.isfinite()
     slices = rows.fold_slices()
     sums = centred_sums(
-        products_xx=xx,
+        products_xx=mirrored(xx),
         products_xz=zx.mT,
         products_zz=torch.stack([z[:, fold] @ z[:, fold].T for fold in slices]),
         rows=torch.stack([finite[fold].sum() for fold in slices]).double(),
