@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import warnings
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -337,15 +338,11 @@ class Recorder:
             check_disk(self._store.path, needed=plan.disk_bytes, force=self._force)
         self._check_restart()
         layout = self._layout()
-        opened: list[Sink] = []
-        try:
+        with ExitStack() as opened:  # where one sink fails, those that opened are closed
             for sink in self._sinks:
                 sink.open(layout, restart_step=self._restart_step)
-                opened.append(sink)
-        except BaseException:
-            for sink in opened:
-                sink.close()
-            raise
+                opened.callback(sink.close)
+            opened.pop_all()
         self._opened = True
         if self._restart_step is None:
             if self._due(0):
