@@ -11,16 +11,30 @@ ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
     {"variable", "schedule", "cost"},
-    {"tokens", "model", "sketch", "store", "convergence"},
-    {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict"},
+    {"tokens", "model", "sketch", "store", "convergence", "suites"},
+    {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "audit"},
     {"metrics", "sinks", "checks", "labels", "probability"},
-    {"recorder", "runs", "summary"},
+    {"recorder", "runs", "summary", "report"},
     {"integrations"},
     {"demo"},
     {"cli", "__init__"},
     {"__main__"},
 ]
-HEAVY = ("lightning", "pytorch_lightning", "transformers", "tensorboard", "matplotlib", "sklearn", "pandas")
+HEAVY = (
+    "lightning",
+    "pytorch_lightning",
+    "transformers",
+    "tensorboard",
+    "matplotlib",
+    "sklearn",
+    "pandas",
+    "datasets",
+    "pyarrow",
+    "dask",
+    "distributed",
+    "huggingface_hub",
+    "tokenizers",
+)
 
 
 def level(module: str) -> int:

@@ -149,7 +149,7 @@ def test_slices_of_rows_add_up(cuts, width, size):
         sketch_parameter(values[low:high], name="w", size=size, start=low * width) for low, high in pairwise(edges)
     ]
     whole = sketch_parameter(values, name="w", size=size)
-    torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=2e-5)
+    torch.testing.assert_close(sum(pieces), whole, rtol=0, atol=2e-4)  # 2,100 float32 terms a bucket at most
 
 
 def test_linear_and_repeatable():

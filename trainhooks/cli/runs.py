@@ -1,40 +1,14 @@
-"""The command line: `trainhooks ...`. Thin: each command parses, calls the library, prints."""
+"""Commands on runs: the demo, what a store holds, and the verdict on it."""
 
 from __future__ import annotations
 
 import json as json_format
-import sys
-from collections.abc import Callable
-from functools import wraps
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
-from cyclopts import App, Parameter, validators
+from cyclopts import Parameter, validators
 
-app = App(
-    name="trainhooks",
-    help="Instrumentation for the training dynamics of language models.",
-    help_format="plaintext",
-)
-
-Several = Parameter(consume_multiple=True, negative=())
-Flag = Annotated[bool, Parameter(negative=())]
-Positive = Parameter(validator=validators.Number(gte=1))
-
-
-def command(function: Callable[..., None]) -> Callable[..., None]:
-    """Register a command; a user's mistake becomes one line and exit code 1, a bug keeps its traceback."""
-
-    @wraps(function)
-    def run(*args: Any, **kwargs: Any) -> None:
-        try:
-            function(*args, **kwargs)
-        except (ValueError, OSError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
-            sys.exit(1)
-
-    app.command(run)
-    return run
+from trainhooks.cli.base import Flag, Positive, Several, command
 
 
 @command

@@ -1,0 +1,1 @@
+"""Corpora of any size and form, and the counting of their tokens."""

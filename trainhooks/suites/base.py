@@ -1,0 +1,47 @@
+"""What a checkpoint is to everybody above: named tensors, read one at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class TensorEntry:
+    """A tensor as its file announces it, unread: `dtype` in torch's words ("float16"), `shape`, the `file` it lies in
+    (relative to the checkpoint) and its `nbytes`."""
+
+    key: str
+    dtype: str
+    shape: tuple[int, ...]
+    file: str
+    nbytes: int
+
+
+class Checkpoint(Protocol):
+    """One checkpoint, wherever it lies; opening it has read headers only.
+
+    `name` for messages. `tensors` by key as stored (`embed_out.weight`). `config` is the checkpoint's config.json,
+    empty where there is none. `read` gives one tensor as stored (its own dtype, on the CPU); `identity` is a short
+    hash that two checkpoints share where the tensor's bytes are the same: the hub's own file hash, or one of header
+    plus first and last MiB (`full` hashes all).
+    """
+
+    name: str
+    tensors: Mapping[str, TensorEntry]
+    config: Mapping[str, object]
+
+    def read(self, key: str) -> Tensor:
+        """The tensor `key` as stored, on the CPU. Raises CheckpointError."""
+        ...
+
+    def identity(self, key: str, *, full: bool = False) -> str:
+        """A short hash of the tensor's bytes. Raises CheckpointError."""
+        ...
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be read: what was found, what was needed, what to do. The suite goes on without it."""
