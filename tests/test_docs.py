@@ -22,7 +22,12 @@ from trainhooks.store.schema import array_specs
 NUMBERS = Path(__file__).parents[1] / "docs" / "numbers.md"
 COUNTS = np.array([0, 3, 0, 20, 1, 400, 7, 2], dtype=np.int64)
 # what a metric's constructor may ask for: with all of it given, it declares all it can
-GIVEN = {"counts": COUNTS, "patterns": ("*",), "vocab_size": len(COUNTS)}
+GIVEN = {
+    "counts": COUNTS,
+    "patterns": ("*",),
+    "vocab_size": len(COUNTS),
+    "token_texts": [str(token) for token in range(len(COUNTS))],
+}
 ENTRY = re.compile(r"^\| `([^`]+)` \|", re.MULTILINE)
 
 

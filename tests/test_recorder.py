@@ -221,6 +221,9 @@ BAD = {
     "a metric's class": ({"metrics": [th.Metric]}, ValueError, "instances"),
     "a metric that never fires": ({"metrics": [Never()], "total_steps": 10}, ValueError, "Never.*never fires"),
     "token texts with a hole": ({"token_texts": ["a", None]}, ValueError, r"token_texts\[1\]"),
+    "rows beside metrics": (
+        {"metrics": [], "min_count": 5, "exclude": [0]}, ValueError, r"min_count=5 and exclude=\[0\] to each metric",
+    ),
     "metric twice": ({"metrics": [*th.default_metrics(None), *th.default_metrics(None)]}, ValueError, "more than once"),
 }  # fmt: skip
 
@@ -478,6 +481,57 @@ def test_the_verdict_uses_the_rows_of_the_probe(tmp_path):
     record(tmp_path, 12, min_count=20, exclude=[0])
     rows = int(((COUNTS >= 20) & (np.arange(VOCAB) != 0)).sum())
     assert analyze_store(tmp_path / "run.zarr", draws=19).rows == rows < (COUNTS > 0).sum()
+
+
+def test_token_texts_bring_the_covariate_baseline(tmp_path):
+    texts = [" " * (token % 2) + "x" * (token % 7 + 1) for token in range(VOCAB)]
+    record(tmp_path, 3, token_texts=texts)
+    store = th.open_store(tmp_path / "run.zarr")
+    gain = store["covariates.joint_r2"] - store["covariates.heldout_r2"]
+    np.testing.assert_array_equal(store["covariates.r2_gain"], gain)
+    assert np.isfinite(gain).all()
+    assert np.ptp(store["covariates.heldout_r2"]) < 1e-12  # no model in it
+    metrics = [th.CovariateBaseline(COUNTS, texts, schedule=th.Steps([0, 2]))]
+    bytes_more = th.Recorder(TinyLM(), metrics=metrics).plan().host_bytes
+    assert bytes_more - th.Recorder(TinyLM(), metrics=[]).plan().host_bytes == 3 * 8 * VOCAB
+    record(tmp_path, 3, metrics=metrics, mode="overwrite")
+    series = th.open_store(tmp_path / "run.zarr")["covariates.r2_gain"]
+    assert np.isfinite(series).tolist() == [True, False, True, False]
+
+
+def test_slopes_of_all_folds_are_kept(tmp_path):
+    record(tmp_path, 2)
+    store = th.open_store(tmp_path / "run.zarr")
+    assert store["probe.fold_slope"].shape == (3, 5, DIM)
+    assert store["probe.fold_intercept"].shape == (3, 5)
+    assert store["probe.fold_slope"].dtype == np.float32
+    assert np.isfinite(store["probe.fold_slope"]).all()
+
+
+def test_rows_of_given_metrics_are_named_by_provenance(tmp_path):
+    from trainhooks.runs import analyze_store
+
+    named = {"min_count": 20, "excluded_tokens": [0]}
+    record(tmp_path, 12, metrics=th.default_metrics(COUNTS, min_count=20, exclude=[0]), provenance=named)
+    rows = int(((COUNTS >= 20) & (np.arange(VOCAB) != 0)).sum())
+    assert analyze_store(tmp_path / "run.zarr", draws=19).rows == rows
+
+
+def test_exact_convergence_goes_on_after_a_restart():
+    def run(*, stop):
+        model, memory, state = TinyLM(), th.MemorySink(), None
+        optimizer, data = torch.optim.AdamW(model.parameters(), lr=1e-2), batches(4)
+        for part in (data[:stop], data[stop:]):
+            recorder = th.Recorder(model, metrics=[th.ExactConvergence(["whole"])], sinks=[memory])
+            if state is not None:
+                recorder.load_state_dict(state)
+            train(model, part, recorder, optimizer=optimizer)
+            state = recorder.state_dict()
+        records = {record.step: record.values for record in memory.records}
+        names = ("distance_to_initial", "relative_step")
+        return {(step, name): records[step][f"exact_convergence.{name}"] for step in (3, 4) for name in names}
+
+    assert run(stop=4) == run(stop=2)
 
 
 def test_average_probability_is_measured_from_the_heads_input(tmp_path):

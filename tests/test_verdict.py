@@ -169,3 +169,9 @@ def test_refuses_what_cannot_be_put_together(runs):
         verdict([runs[0], runs[1], runs[0]])
     with pytest.raises(ValueError, match="different shares"):
         verdict([runs[0], replace(runs[1], leads=runs[1].leads[:1])])
+
+
+@pytest.mark.parametrize("change", [{"vocab": 96}, {"dims": 5}])
+def test_refuses_runs_of_models_that_differ_in_shape(runs, change):
+    with pytest.raises(ValueError, match=r"80 x 6 and .* they are not seeds of one model"):
+        verdict([runs[0], replace(runs[1], **change)])

@@ -5,6 +5,7 @@ HF Trainer are in `trainhooks.integrations` and are imported from there, so that
 """
 
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.exact_convergence import ExactConvergence
 from trainhooks.metrics.lead_parts import LeadParts
@@ -23,6 +24,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "AverageProbability",
+    "CovariateBaseline",
     "Every",
     "EveryStep",
     "ExactConvergence",

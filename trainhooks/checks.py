@@ -4,22 +4,60 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import numpy as np
+from torch import Tensor
+
 from trainhooks.metrics.base import Metric
 from trainhooks.references import NEEDS
 from trainhooks.schedule import Schedule
+from trainhooks.tokens import TokenCounts
 from trainhooks.variable import Variable
 
 
-def check_length(total_steps: int | None) -> None:
-    """Raises ValueError where the run's length is no whole number of 1 or more."""
+def check_when(total_steps: int | None, **schedules: object) -> None:
+    """Raises ValueError for a length that is no whole number of 1 or more, and for what is no schedule; None is one."""
     if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
         raise ValueError(f"total_steps is {total_steps!r}; needed a whole number of 1 or more, or None.")
+    for what, schedule in schedules.items():
+        if schedule is not None and not isinstance(schedule, Schedule):
+            raise ValueError(f"{what} is {schedule!r}; pass a schedule, such as th.Every(10) or th.Steps([0, 5]).")
 
 
-def check_schedule(schedule: object, *, what: str) -> None:
-    """Raises ValueError for what is no schedule; None is one."""
-    if schedule is not None and not isinstance(schedule, Schedule):
-        raise ValueError(f"{what} is {schedule!r}; pass a schedule, such as th.Every(10) or th.Steps([0, 5]).")
+def check_same_shape(weight: Tensor, *, before: Tensor, step: int) -> None:
+    """Raises ValueError where the output embedding has another shape than the run began with."""
+    if weight.shape != before.shape:
+        raise ValueError(
+            f"the output embedding was {tuple(before.shape)} and is {tuple(weight.shape)} at step "
+            f"{step}: a store holds one shape. Close this recorder and begin another store."
+        )
+
+
+def checked_counts(counts: object) -> TokenCounts | None:
+    """Counts as `TokenCounts`; None stays None. Raises ValueError for what is neither those nor a NumPy array."""
+    if isinstance(counts, np.ndarray):
+        return TokenCounts(counts)
+    if counts is not None and not isinstance(counts, TokenCounts):
+        raise ValueError(
+            f"counts is a {type(counts).__name__}; pass th.TokenCounts, or a NumPy array with a count for each id."
+        )
+    return counts
+
+
+def checked_rows(*, min_count: int, exclude: Sequence[int], metrics_given: bool) -> dict[str, object]:
+    """The settings of the default metrics' rows as the store's attributes say them; none where metrics are given.
+
+    Raises ValueError where settings are given as well as metrics, which would not follow them.
+    """
+    if not metrics_given:
+        return {"min_count": min_count, "excluded_tokens": [int(token) for token in exclude]}
+    given = {"min_count": min_count, "exclude": list(exclude)}
+    if ignored := [name for name, plain in (("min_count", 1), ("exclude", [])) if given[name] != plain]:
+        raise ValueError(
+            f"{' and '.join(ignored)} beside metrics: a metric that is given has rows of its own. Pass "
+            f"{' and '.join(f'{name}={given[name]!r}' for name in ignored)} to each metric (or to th.default_metrics), "
+            "not to the recorder."
+        )
+    return {}
 
 
 def padded_texts(texts: Sequence[str], *, rows: int) -> list[str]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,39 @@ class Plan:
             f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
             f"device and {human(self.host_bytes)} of host memory"
         )
+
+
+def plan_run(
+    schedules: Mapping[str, Schedule],
+    *,
+    total_steps: int | None,
+    layout: Layout | None,
+    matrix_bytes: int,
+    reference_bytes: int,
+    sketch_bytes: int,
+    kept: Sequence[Mapping[str, int]],
+) -> Plan:
+    """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
+
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `reference_bytes` of those kept
+    on the device, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device" and "host".
+
+    Raises ValueError where a schedule never fires.
+    """
+    fires = {
+        what: count_firings(schedule=schedule, total_steps=total_steps, what=what)
+        for what, schedule in schedules.items()
+    }
+    records, snapshots = fires["records"], fires["snapshots"]
+    return Plan(
+        records=records,
+        snapshots=snapshots,
+        disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
+        device_bytes=reference_bytes + 3 * sketch_bytes + sum(one.get("device", 0) for one in kept),
+        host_bytes=matrix_bytes
+        + (0 if layout is not None else sketch_bytes * (records or 1))
+        + sum(one.get("host", 0) for one in kept),
+    )
 
 
 def count_firings(*, schedule: Schedule, total_steps: int | None, what: str) -> int | None:

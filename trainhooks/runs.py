@@ -23,7 +23,8 @@ def analyze_store(
 ) -> RunAnalysis:
     """Lead, direction and onsets of a store's snapshots against its corpus counts (see `analyze_run`).
 
-    Raises ValueError where the store has fewer than three snapshots or no token counts.
+    Raises ValueError, with the store's path, where it has fewer than three snapshots or no token counts, and as
+    `analyze_run`.
     """
     kept = store if isinstance(store, Store) else open_store(store)
     if kept.token_counts is None:
@@ -35,16 +36,18 @@ def analyze_store(
         )
     counts = torch.from_numpy(np.asarray(kept.token_counts))
     excluded = kept.attributes.get("excluded_tokens", [])
-    mask = token_mask(counts, min_count=int(kept.attributes.get("min_count", 1)), exclude=excluded)
-    target = frequency_target(counts, mask=mask)
     rates = kept["learning_rate"] if "learning_rate" in kept.names else np.empty(0)
-    return analyze_run(
-        kept.snapshots,
-        target.numpy(),
-        mask=mask.numpy(),
-        q=tuple(q),
-        draws=draws,
-        seed=seed,
-        max_records=max_records,
-        learning_rate=Series(kept.steps, rates) if np.isfinite(rates).any() else None,
-    )
+    try:
+        mask = token_mask(counts, min_count=int(kept.attributes.get("min_count", 1)), exclude=excluded)
+        return analyze_run(
+            kept.snapshots,
+            frequency_target(counts, mask=mask).numpy(),
+            mask=mask.numpy(),
+            q=tuple(q),
+            draws=draws,
+            seed=seed,
+            max_records=max_records,
+            learning_rate=Series(kept.steps, rates) if np.isfinite(rates).any() else None,
+        )
+    except ValueError as error:
+        raise ValueError(f"{kept.path}: {error}") from error  # which one, where several are given

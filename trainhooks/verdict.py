@@ -78,7 +78,8 @@ class Verdict:
 def verdict(runs: Sequence[RunAnalysis]) -> Verdict:
     """The verdict on runs of one model that differ in their seed alone (the caller vouches for that).
 
-    Raises ValueError for no run, for runs analysed at different q, and for one run given twice.
+    Raises ValueError for no run, for runs analysed at different q, for runs whose output embeddings differ in shape
+    (they are no seeds of one model), and for one run given twice.
     """
     _check(runs)
     showing = [_shows_lead(run.leads[0]) for run in runs]
@@ -115,6 +116,12 @@ def _check(runs: Sequence[RunAnalysis]) -> None:
     asked = [tuple(lead.q for lead in run.leads) for run in runs]
     if len(set(asked)) > 1:
         raise ValueError(f"the runs were analysed at different shares q, {asked}; analyse all at the same.")
+    shapes = list(dict.fromkeys((run.vocab, run.dims) for run in runs))
+    if len(shapes) > 1:
+        raise ValueError(
+            f"the runs have output embeddings of {' and '.join(f'{vocab} x {dims}' for vocab, dims in shapes)}: they "
+            "are not seeds of one model. Ask for a verdict on each by itself."
+        )
     ends = [(run.curves.frequency.tobytes(), run.curves.rest.tobytes()) for run in runs]
     if len(set(ends)) < len(ends):
         raise ValueError("one run was given twice; give each seed's analysis once, since seeds are what counts.")

@@ -103,3 +103,9 @@ def test_resampling_weights_count_draws_with_replacement():
     assert weights.mean() == 1.0
     assert weights.var() == pytest.approx(1.0, rel=0.05)
     assert (weights == 0).mean() == pytest.approx(np.exp(-1), abs=0.02)
+
+
+@pytest.mark.parametrize("unit", [1e-200, 1e200])
+def test_unit_labelling_takes_targets_of_any_size(unit):
+    values = np.random.default_rng(0).standard_normal(50)
+    np.testing.assert_allclose(unit_labelling(values * unit), unit_labelling(values), atol=1e-14)

@@ -31,3 +31,8 @@ def test_no_place_without_a_step_or_a_rate():
     assert place(float("nan"), learning_rate=Series(STEPS, RATES)) is None
     assert place(3.0, learning_rate=Series(STEPS, np.zeros(101))) is None
     assert place(3.0, learning_rate=Series(STEPS, np.full(101, np.nan))) is None
+
+
+def test_refuses_steps_out_of_order():
+    with pytest.raises(ValueError, match="increase strictly"):
+        place(3.0, learning_rate=Series(np.array([8, 4, 0]), np.array([1.0, 0.5, 0.0])))

@@ -119,3 +119,8 @@ def test_refuses_a_share_that_is_none(q):
 def test_refuses_steps_that_do_not_increase(steps):
     with pytest.raises(ValueError, match="increase strictly"):
         onset(np.array(steps), np.arange(3.0))
+
+
+def test_refuses_a_series_of_two_lengths():
+    with pytest.raises(ValueError, match="3 steps and 2 values"):
+        Series(np.arange(3), np.ones(2))

@@ -125,7 +125,7 @@ def test_a_late_start_puts_an_early_onset_out_of_view(planted):
         ({"draws": 18}, "below 19 draws"),
         ({"max_records": 2}, "3 or more records"),
         ({"mask": np.arange(200) < 10}, "leaves 10 rows"),
-        ({"mask": np.arange(150) < 150}, "150 entries and y has 200"),
+        ({"mask": np.arange(150) < 150}, "150 entries of type bool and y has 200"),
     ],
 )
 def test_refuses_settings_that_cannot_work(planted, change, message):
@@ -163,3 +163,28 @@ def test_a_real_series_of_three_checkpoints():
     assert got.curves.rest[0] == 0.0
     assert got.leads[0].rest.status == "found"
     assert got.straight_line[0.5] == pytest.approx(1.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e17, 1e30])
+def test_the_unit_of_the_embedding_changes_nothing(planted, analysis, scale):
+    run, y = planted
+    scaled = (run.matrices.astype(np.float64) * scale).astype(np.float32)
+    got = analyze_run(ArrayTrajectory(scaled, steps=run.steps), y, q=(0.5,), draws=19, resamples=5)
+    assert got.leads[0].lead == pytest.approx(analysis.leads[0].lead, rel=1e-4)
+    assert got.straight_line[0.5] == pytest.approx(1.0, abs=1e-5)
+    assert np.isfinite(got.curves.distance).all()
+
+
+def test_refuses_a_run_in_which_all_rows_only_moved_together(planted):
+    run, y = planted
+    drift = 0.1 * np.arange(len(run), dtype=np.float32)[:, None, None]
+    with pytest.raises(ValueError, match="up to one shift of all rows and rounding"):
+        analyze_run(ArrayTrajectory(run.matrices[-1:] + drift, steps=run.steps), y)
+
+
+def test_refuses_one_exploded_record_between_sound_ends(planted):
+    run, y = planted
+    broken = run.matrices.copy()
+    broken[3, 7] *= 1e10
+    with pytest.raises(ValueError, match="leave that record out"):
+        analyze_run(ArrayTrajectory(broken, steps=run.steps), y)

@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from trainhooks.convergence import ArrayTrajectory, StraightLine, Trajectory, onset, random_walk, thinned
-from trainhooks.convergence.trajectory import matrices
+from trainhooks.convergence.trajectory import matrices, unit_scale
 
 RNG = np.random.default_rng(0)
 
@@ -67,3 +67,26 @@ def test_matrices_refuses_other_rows_and_broken_records():
         next(matrices(run, np.array([1]), mask=np.ones(5, dtype=bool)))
     masked = np.array([True, True, True, False, True])
     assert np.isfinite(next(matrices(run, np.array([1]), mask=masked))).all()
+
+
+@pytest.mark.parametrize("size", [1e-38, 3e-20, 0.7, 1.0, 5e20, 3e38])
+def test_unit_scale_is_a_power_of_two_that_brings_the_change_near_one(size):
+    last = np.array([[0.0, 1.0], [-0.5, 0.25]], dtype=np.float32) * np.float32(size)
+    scale = unit_scale(np.zeros_like(last), last)
+    assert np.frexp(scale)[0] == 0.5
+    assert 0.5 < np.abs(last * scale).max() < 4.0
+
+
+def test_matrices_refuses_what_lies_too_far_has_no_columns_or_leaves_float32():
+    mask = np.ones(2, dtype=bool)
+    run = ArrayTrajectory(np.array([[[1.0], [1e300]]]), steps=np.arange(1))
+    with pytest.raises(ValueError, match="more than float32"):
+        list(matrices(run, np.arange(1), mask=mask))
+    with pytest.raises(ValueError, match="reaches 9"):
+        list(
+            matrices(
+                ArrayTrajectory(np.full((1, 2, 1), -9.0), steps=np.arange(1)), np.arange(1), mask=mask, farthest=8.0
+            )
+        )
+    with pytest.raises(ValueError, match="needed is an output embedding"):
+        list(matrices(ArrayTrajectory(np.empty((1, 2, 0)), steps=np.arange(1)), np.arange(1), mask=mask))

@@ -73,7 +73,7 @@ def test_first_record():
     assert float(result["exact_convergence.cosine_to_initial"][0]) == pytest.approx(1)
 
 
-def test_a_restarted_run_does_not_know_its_start():
+def test_a_run_joined_late_does_not_know_its_start():
     model = Tiny(20, 4)
     metric = ExactConvergence(["head"])
     metric.compute(record(model, 7))
@@ -81,6 +81,45 @@ def test_a_restarted_run_does_not_know_its_start():
     result = metric.compute(record(model, 8))
     assert "exact_convergence.relative_step" in result
     assert "exact_convergence.distance_to_initial" not in result
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_restart_from_a_state_goes_on_as_if_it_had_never_stopped(dtype, tmp_path):
+    model = Tiny(20, 4).to(dtype)
+    whole = ExactConvergence(["head"], patterns=["block.*"])
+    for step in (0, 1):
+        nudge(model, step)
+        whole.compute(record(model, step))
+    torch.save(whole.state_dict(), tmp_path / "state.pt")
+    again = ExactConvergence(["head"], patterns=["block.*"])
+    again.load_state_dict(torch.load(tmp_path / "state.pt", weights_only=True))
+    assert again.state_dict().keys() == {"initial", "previous"}  # saved again before a record: nothing is lost
+    for step in (2, 3):
+        nudge(model, step)
+        expected, found = (metric.compute(record(model, step, learning_rate_sum=0.5)) for metric in (whole, again))
+        assert set(expected) == set(found) == {variable.name for variable in whole.variables}
+        assert all(torch.equal(found[name], expected[name]) for name in expected)
+
+
+def test_a_state_is_a_point_in_time():
+    model = Tiny(20, 4)
+    metric = ExactConvergence(["head"])
+    metric.compute(record(model, 0))
+    state, before = metric.state_dict(), flat(model.head.parameters())
+    nudge(model, 1)
+    metric.compute(record(model, 1))
+    np.testing.assert_array_equal(flat(state["previous"]["tensors"]), before)
+
+
+def test_a_state_of_other_parameters_is_refused():
+    metric, other = ExactConvergence(["head"]), ExactConvergence(["head"])
+    metric.compute(record(Tiny(20, 4), 0))
+    other.load_state_dict(metric.state_dict())
+    with pytest.raises(ValueError, match=r"\(20, 4\).*\(21, 4\).*same model"):
+        other.compute(record(Tiny(21, 4), 1))
+    fresh = ExactConvergence(["head"])
+    fresh.load_state_dict(fresh.state_dict())  # saved before its first record
+    assert "exact_convergence.distance_to_initial" in fresh.compute(record(Tiny(20, 4), 0))
 
 
 def test_growth_frozen_zero_and_nan():

@@ -48,6 +48,9 @@ def test_live_figures_are_those_of_fit_probe():
         assert float(values[f"probe.{name}"]) == pytest.approx(float(getattr(fit, name)), abs=1e-5), name
     assert torch.allclose(values["probe.slope"], fit.slope, atol=1e-5)
     assert float(values["probe.intercept"]) == pytest.approx(float(fit.intercept), abs=1e-5)
+    np.testing.assert_allclose(values["probe.fold_slope"], fit.fold_slope, atol=1e-5)
+    np.testing.assert_allclose(values["probe.fold_intercept"], fit.fold_intercept, atol=1e-5)
+    assert values["probe.fold_slope"].dtype == values["probe.fold_intercept"].dtype == torch.float32
     assert float(values["probe.row_norm_r2"]) == pytest.approx(float(norm.heldout_r2), abs=1e-5)
     assert float(values["probe.row_norm_spearman"]) == pytest.approx(float(norm.heldout_spearman), abs=1e-5)
     ids = mask.nonzero().flatten()
@@ -63,8 +66,20 @@ def test_every_variable_has_a_value_of_its_shape():
         values = metric.compute(state(embedding_of(counts)))
         assert set(values) == {variable.name for variable in metric.variables}
         for variable in metric.variables:
-            assert values[variable.name].shape == ((16,) if variable.dims else ())
+            sizes = {"dim": 16, "fold": 5}
+            assert values[variable.name].shape == tuple(sizes[dim] for dim in variable.dims)
             assert variable.description
+
+
+def test_held_out_error_follows_from_the_stored_folds():
+    counts = zipf()
+    embedding = embedding_of(counts)
+    values = FrequencyProbe(counts).compute(state(embedding))
+    slopes, intercepts = values["probe.fold_slope"].double(), values["probe.fold_intercept"].double()
+    fold = torch.arange(len(counts)) % 5
+    predicted = (embedding.double() * slopes[fold]).sum(1) + intercepts[fold]
+    error = (predicted - frequency_target(counts)).square().mean()
+    assert float(values["probe.heldout_mse"]) == pytest.approx(float(error), rel=1e-5)
 
 
 def test_frequency_is_found_and_the_null_is_empty():

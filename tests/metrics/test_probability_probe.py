@@ -48,6 +48,8 @@ def test_figures_are_those_of_the_twin_over_all_positions():
     for name in FIGURES:
         assert float(values[f"probability.{name}"]) == pytest.approx(float(getattr(fit, name)), abs=1e-5), name
     assert torch.allclose(values["probability.slope"], fit.slope, atol=1e-5)
+    np.testing.assert_allclose(values["probability.fold_slope"], fit.fold_slope, atol=1e-5)
+    np.testing.assert_allclose(values["probability.fold_intercept"], fit.fold_intercept, atol=1e-5)
     scores = embedding.double() @ hidden.double().mean((0, 1))
     assert float(values["probability.r2_mean_hidden"]) == pytest.approx(
         np.corrcoef(scores.numpy(), y.numpy())[0, 1] ** 2, abs=1e-5
@@ -67,7 +69,8 @@ def test_every_variable_has_a_value_of_its_shape():
         assert set(values) == {variable.name for variable in metric.variables}
         for variable in metric.variables:
             value = torch.as_tensor(values[variable.name])
-            assert value.shape == ((DIM,) if variable.dims else ())
+            sizes = {"dim": DIM, "fold": 5}
+            assert value.shape == tuple(sizes[dim] for dim in variable.dims)
             assert value.isfinite().all()
             assert variable.description
     traps = {v.name: v.description for v in ProbabilityProbe().variables}

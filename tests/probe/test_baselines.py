@@ -118,3 +118,23 @@ def test_too_few_never_label_rows_give_nan(rows, cosine, prediction):
     )
     assert bool(control.cosine.isnan()) == cosine
     assert bool(control.prediction.isnan()) == prediction
+
+
+def test_row_norm_probe_names_the_bad_row_and_not_all():
+    embedding, y, _ = planted(60, 4)
+    embedding[7, 2] = torch.nan
+    with pytest.raises(ValueError, match=r"1 rows .* ids \[7\] first"):
+        row_norm_probe(embedding, y)
+    mask = torch.arange(60) != 7
+    assert row_norm_probe(embedding, y, mask=mask).heldout_r2.isfinite()
+
+
+def test_extra_columns_keep_their_digits_beside_bfloat16_and_find_a_tiny_spread():
+    embedding, _, _ = planted(4000, 4)
+    ids = torch.arange(4000.0)[:, None]
+    assert len(beside(embedding.bfloat16(), ids)[:, -1].unique()) == 4000
+    tiny = beside((embedding * 1e-30).float(), ids)
+    spread = torch.linalg.vector_norm(tiny - tiny.mean(0), dim=0, dtype=torch.float64)
+    assert float(spread[-1]) == pytest.approx(float(spread[:-1].mean()), rel=1e-4)
+    with pytest.raises(ValueError, match="columns have 3 rows"):
+        beside(embedding, ids[:3])

@@ -45,3 +45,13 @@ def test_what_a_model_lacks_is_none_and_a_zero_bias_is_nan():
     assert zero.norm_bias.isnan()
     assert zero.head_bias.isnan()
     assert float(zero.joint_r2) == pytest.approx(float(found.embedding_r2), abs=1e-9)
+
+
+def test_parts_of_another_model_and_broken_biases_are_refused():
+    embedding, y, _ = planted(60, 4)
+    with pytest.raises(ValueError, match=r"norm_bias has shape \(3,\)"):
+        channels(embedding, y, norm_bias=torch.ones(3))
+    with pytest.raises(ValueError, match=r"head_bias has shape \(4,\)"):
+        channels(embedding, y, head_bias=torch.ones(4))
+    with pytest.raises(ValueError, match="60 rows"):
+        channels(embedding, y, head_bias=torch.full((60,), torch.nan))

@@ -56,3 +56,9 @@ def test_other_widths_and_constant_targets():
     with pytest.raises(ValueError, match="the slope has 12 dimensions; the output embedding has 11"):
         transfer_r2(fit, embedding[:, :11], y)
     assert transfer_r2(fit, embedding, torch.ones(600)).isnan()
+
+
+def test_other_numbers_of_targets_are_refused():
+    embedding, y, _ = planted(60, 4)
+    with pytest.raises(ValueError, match="2 targets and y has 1"):
+        transfer_r2(fit_probe(embedding, torch.stack([y, -y], 1)), embedding, y)

@@ -127,3 +127,18 @@ def test_bad_targets_weights_and_shapes_are_refused():
         fit_probe(embedding, y, weights=torch.zeros(300))
     with pytest.raises(ValueError, match="folds is 1"):
         fit_probe(embedding, y, folds=1)
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-22, 1e18])
+def test_the_unit_of_float32_rows_changes_no_figure(scale):
+    embedding, y, _ = planted(300, 8)
+    base, fit = fit_probe(embedding, y), fit_probe((embedding * scale).float(), y)
+    assert float(fit.rank) == 8
+    assert float(fit.heldout_r2) == pytest.approx(float(base.heldout_r2), abs=1e-6)
+    np.testing.assert_allclose(fit.slope * scale, base.slope, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("shape", [(0, 4), (4, 0)])
+def test_an_embedding_without_rows_or_columns_is_refused(shape):
+    with pytest.raises(ValueError, match=r"fit on at least one token|dim > 0"):
+        fit_probe(torch.zeros(shape), torch.zeros(shape[0]))

@@ -148,3 +148,14 @@ def test_several_targets_are_refused():
     embedding, y, _ = planted(200, 6)
     with pytest.raises(ValueError, match="one target, got 2"):
         refit_curve(probe_sums(embedding, torch.stack([y, y], 1)))
+
+
+@pytest.mark.parametrize("rows", [2, 3, 10, 12])
+def test_refits_on_too_few_rows_are_nan(rows):
+    embedding, y, _ = planted(rows, 12)
+    sums = probe_sums(embedding, y)
+    least = rows - max(len(range(fold, rows, 5)) for fold in range(5))
+    curve = refit_curve(sums)
+    assert curve[: max(0, least - 1)].isfinite().all()
+    assert curve[max(0, least - 1) :].isnan().all()
+    assert np.isnan(probe_sparsity(sums, draws=1).as_is.dimensions)

@@ -109,3 +109,18 @@ def test_counts_of_a_whole_run():
     assert int((~token_mask(counts)).sum()) == 214 + 27
     assert effective_rows(counts.double()) == pytest.approx(171, abs=1)
     assert 0.99 < noise_ceiling(counts) < 1
+
+
+def test_settings_that_would_be_read_as_something_else_are_refused():
+    counts = np.array([5, 0, 3])
+    with pytest.raises(ValueError, match="vocab_size is -1"):
+        token_mask(counts, vocab_size=-1)
+    with pytest.raises(ValueError, match="vocab_size is -1"):
+        counts_for_rows(counts, rows=3, vocab_size=-1)
+    with pytest.raises(ValueError, match="the counts have 3"):
+        frequency_target(counts, mask=torch.ones(1, dtype=torch.bool))
+    with pytest.raises(ValueError, match="whole numbers"):
+        frequency_target(np.array(["many", "few"]))
+    assert torch.equal(frequency_target(counts.astype(">i8"))[::2], frequency_target(counts)[::2])
+    assert frequency_target(np.full(4, 2**62)).numpy() == pytest.approx(np.log(4))
+    assert np.isnan(noise_ceiling(counts, mask=torch.zeros(3, dtype=torch.bool)))

@@ -20,9 +20,11 @@ def unit_labelling(targets: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"
     """
     values = np.asarray(targets, dtype=np.float64)
     finite = bool(np.isfinite(values).all())
-    centred = values - values.mean() if finite else values
-    norm = np.linalg.norm(centred)
-    if not finite or norm <= 1e-12 * np.linalg.norm(values):
+    largest = float(np.abs(values).max(initial=0.0)) if finite else 0.0
+    values = values / largest if largest > 0.0 else values  # squares of huge or tiny targets stay numbers
+    centred = values - values.mean() if largest > 0.0 else values
+    norm = np.linalg.norm(centred) if finite else 0.0
+    if norm <= 1e-12 * np.sqrt(len(values)):
         raise ValueError(
             "the targets are constant or not finite over the masked rows, so no direction belongs to them; "
             "mask the rows without a count, and check that counts differ."

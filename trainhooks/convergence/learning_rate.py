@@ -7,7 +7,7 @@ from typing import Literal
 
 import numpy as np
 
-from trainhooks.convergence.onset import Series
+from trainhooks.convergence.onset import Series, check_steps
 
 Phase = Literal["warm-up", "plateau", "decay"]
 NEAR_PEAK = 0.99
@@ -27,8 +27,13 @@ class Placement:
 
 
 def place(step: float, *, learning_rate: Series) -> Placement | None:
-    """Placement of `step` by linear interpolation; None where the step is NaN or no learning rate is above zero."""
+    """Placement of `step` by linear interpolation; None where the step is NaN or no learning rate is above zero.
+
+    Raises ValueError where the steps do not increase.
+    """
     steps, rates = learning_rate.finite()
+    if len(steps) > 1:
+        check_steps(steps)
     if not np.isfinite(step) or len(rates) == 0 or not rates.max() > 0.0:
         return None
     high = steps[rates >= NEAR_PEAK * rates.max()]

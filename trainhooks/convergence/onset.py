@@ -36,11 +36,17 @@ class Series:
 
     `error` is the standard error of the difference of its ends if nothing had changed, in the unit of `values`:
     a change of less than three of them has no onset. 0, the default, lets any change count.
+
+    Raises ValueError where steps and values differ in number.
     """
 
-    steps: Int[np.ndarray, "record"]
+    steps: Int[np.ndarray, "step"]
     values: Float[np.ndarray, "record"]
     error: float = 0.0
+
+    def __post_init__(self) -> None:
+        if len(self.steps) != len(self.values):
+            raise ValueError(f"got {len(self.steps)} steps and {len(self.values)} values; give one value a step.")
 
     def finite(self) -> tuple[Int[np.ndarray, "finite"], Float[np.ndarray, "finite"]]:
         """Steps and values (float64) of the records that hold a finite number."""

@@ -11,7 +11,7 @@ from trainhooks.convergence.decomposition import Decomposition, Progress, centre
 from trainhooks.convergence.labellings import resampling_weights, singular_basis, unit_labelling
 from trainhooks.convergence.lead import Draws, Onsets, draw_labellings, leading_left_vector
 from trainhooks.convergence.picture import FOLDS, heldout_correlation
-from trainhooks.convergence.trajectory import StraightLine, Trajectory, matrices, thinned
+from trainhooks.convergence.trajectory import FARTHEST, StraightLine, Trajectory, matrices, thinned, unit_scale
 
 PICTURE_RECORDS = 24
 
@@ -20,9 +20,10 @@ PICTURE_RECORDS = 24
 class Reading:
     """What is kept of the matrices: the two ends, the products' progress, and the picture's correlations.
 
-    `steps` are those of the records used; `drawn` indexes the at most 24 of them that the picture shows,
-    `correlations` holds the probe's there. `targets`, `folds` (id mod 5) and `labelling` are over the masked rows;
-    `correlation` is the absolute correlation of the targets with the leading direction of change.
+    Matrices are in units of `unit_scale`, on which no figure depends. `steps` are those of the records used; `drawn`
+    indexes the at most 24 of them that the picture shows, `correlations` holds the probe's there. `targets`, `folds`
+    (id mod 5) and `labelling` are over the masked rows; `correlation` is the absolute correlation of the targets with
+    the leading direction of change.
     """
 
     steps: Int[np.ndarray, "record"]
@@ -64,6 +65,9 @@ def read_run(
     labelling = unit_labelling(targets)
     last = next(matrices(trajectory, kept[-1:], mask=mask))
     first = next(matrices(trajectory, kept[:1], mask=mask))
+    scale = unit_scale(first, last)
+    farthest = FARTHEST * max(float(np.abs(first).max()), float(np.abs(last).max()))
+    first, last = first * scale, last * scale
     change = centred_change(last, first=first)
     basis = singular_basis(change)
     labellings = draw_labellings(labelling, change=change, basis=basis, draws=draws, seed=seed)
@@ -71,8 +75,8 @@ def read_run(
     weights = resampling_weights(len(targets), draws=resamples, rng=rng) if resamples else None
     sums = Decomposition(first, last, labellings=labellings.labellings, weights=weights)
     in_picture, correlations = set(drawn.tolist()), []
-    for position, matrix in enumerate(matrices(trajectory, kept, mask=mask)):
-        sums.add(matrix)
+    for position, matrix in enumerate(matrices(trajectory, kept, mask=mask, farthest=farthest)):
+        sums.add(matrix * scale)
         if position in in_picture:
             correlations.append(heldout_correlation(matrix, targets, folds=folds))
     return Reading(

@@ -48,11 +48,12 @@ class Curves:
 class RunAnalysis:
     """Everything measured on one run. Keys of the mappings are the shares q, names of series, or names of nulls.
 
-    `leads` has one entry a q, in the order asked for; the first is the one a verdict rests on. `correlation` is c,
-    the absolute correlation of the targets with the leading direction of change. `change_over_noise` says by how
-    many standard deviations the frequency part of the final change exceeds that of permuted targets; below 3 it has
-    no onset. `straight_line` is that null's lead at each q (1 up to rounding). `placements` are the onsets' places
-    in the learning-rate schedule (q -> "frequency", "rest"), empty where no learning rate was given.
+    `rows` are those of the mask, of `vocab` in all. `leads` has one entry a q, in the order asked for; the first is the
+    one a verdict rests on. `correlation` is c, the absolute correlation of the targets with the leading direction of
+    change. `change_over_noise` says by how many standard deviations the frequency part of the final change exceeds that
+    of permuted targets; below 3 it has no onset. `straight_line` is that null's lead at each q (1 up to rounding).
+    `placements` are the onsets' places in the learning-rate schedule (q -> "frequency", "rest"), empty where no
+    learning rate was given.
     """
 
     first_step: int
@@ -60,6 +61,7 @@ class RunAnalysis:
     records_total: int
     records_used: int
     rows: int
+    vocab: int
     dims: int
     draws: int
     resamples: int
@@ -100,9 +102,11 @@ def analyze_run(
     or non-finite targets, non-finite matrices, a run whose two ends are equal, and shares outside (0, 1).
     """
     shares = tuple(float(share) for share in q)
-    mask = np.ones(len(y), dtype=bool) if mask is None else mask
-    if len(mask) != len(y):
-        raise ValueError(f"the mask has {len(mask)} entries and y has {len(y)}; give both over all rows.")
+    mask = np.ones(len(y), dtype=bool) if mask is None else np.asarray(mask)
+    if mask.shape != (len(y),) or mask.dtype != bool:  # whole numbers would be read as row ids
+        raise ValueError(
+            f"the mask has {len(mask)} entries of type {mask.dtype} and y has {len(y)}; give one boolean for each row."
+        )
     _check(trajectory, mask=mask, q=shares, draws=draws, max_records=max_records)
     read = read_run(trajectory, y, mask=mask, draws=draws, seed=seed, resamples=resamples, max_records=max_records)
     above = change_over_noise(read.progress.size, null=read.draws.groups[PERMUTATIONS])
@@ -113,6 +117,7 @@ def analyze_run(
         records_total=len(trajectory),
         records_used=len(read.steps),
         rows=len(read.targets),
+        vocab=len(y),
         dims=read.first.shape[1],
         draws=draws,
         resamples=resamples,

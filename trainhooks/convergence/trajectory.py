@@ -8,6 +8,9 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+FARTHEST = 1e6
+"""A record with elements that many times those of both ends is broken, and alone would decide every onset."""
+
 
 @runtime_checkable
 class Trajectory(Protocol):
@@ -101,23 +104,57 @@ def matrices(
     indices: Int[np.ndarray, "kept"],
     *,
     mask: Bool[np.ndarray, "vocab"],
+    farthest: float = np.inf,
 ) -> Iterator[Float[np.ndarray, "row dim"]]:
     """The masked rows of the records at `indices`, float32, one at a time.
 
-    Raises ValueError where a matrix has other rows than the mask, or a masked row that is not finite.
+    Raises ValueError where a matrix has other rows than the mask, or no columns; where a masked row is not finite; and
+    where an element lies beyond `farthest`.
     """
     everything = bool(mask.all())
     for index in indices:
-        matrix = np.asarray(trajectory[int(index)], dtype=np.float32)
+        with np.errstate(over="ignore"):  # beyond float32 is infinity, refused below
+            matrix = np.asarray(trajectory[int(index)], dtype=np.float32)
+        if matrix.ndim != 2 or matrix.shape[1] == 0:
+            raise ValueError(f"a record has shape {matrix.shape}; needed is an output embedding, [vocab, dim].")
         if len(mask) != len(matrix):
             raise ValueError(
                 f"the targets have {len(mask)} entries; the output embedding at step {trajectory.steps[index]} has "
                 f"{len(matrix)} rows. Give targets over all rows and a mask that leaves out padding."
             )
         matrix = matrix if everything else matrix[mask]
-        if not np.isfinite(matrix).all():
+        lowest, highest = float(matrix.min()), float(matrix.max())  # NaN where one is
+        if not np.isfinite(lowest + highest):
             raise ValueError(
-                f"the output embedding at step {trajectory.steps[index]} holds NaN or infinity; "
-                "leave that record out, or end the run before it diverged."
+                f"the output embedding at step {trajectory.steps[index]} holds NaN or infinity "
+                "(or more than float32 does); leave that record out, or end the run before it diverged."
+            )
+        if max(-lowest, highest) > farthest:
+            raise ValueError(
+                f"the output embedding at step {trajectory.steps[index]} reaches {max(-lowest, highest):.2g}, more "
+                f"than {FARTHEST:g} times what the first and the last record do; leave that record out."
             )
         yield matrix
+
+
+def unit_scale(first: Float[np.ndarray, "row dim"], last: Float[np.ndarray, "row dim"]) -> np.float32:
+    """The power of two that brings the largest element of `last` - `first` near 1: squares stay within float32.
+
+    A product with it is exact, and no progress, lead or p depends on it. 1 where nothing moved.
+
+    Raises ValueError where all rows moved alike, up to rounding: what moves probabilities is their difference.
+    """
+    with np.errstate(over="ignore", invalid="ignore"):
+        change = last - first
+        largest = float(np.abs(change).max())
+        change -= change.mean(axis=0, dtype=np.float64).astype(np.float32)
+    if largest == 0.0:
+        return np.float32(1.0)
+    rounding = np.finfo(np.float32).eps * max(float(np.abs(first).max()), float(np.abs(last).max()))
+    if float(np.abs(change).max()) <= rounding:
+        raise ValueError(
+            "the first and the last record are the same up to one shift of all rows and rounding, so nothing moved; "
+            "check that they come from different checkpoints."
+        )
+    # 2^-126 ... 2^126: the powers that are normal float32 numbers
+    return np.float32(2.0 ** np.clip(-np.floor(np.log2(largest)), -126, 126))

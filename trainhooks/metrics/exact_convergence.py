@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from fnmatch import fnmatchcase
+from typing import Any
 
 import torch
 from jaxtyping import Float
@@ -45,11 +46,14 @@ class ExactConvergence(Metric):
     "layers.*.attention*") is one entry of the dimension `exact`, in this order. The copies stay in the parameters'
     dtype on `device` (default: the host, pinned where the model is on CUDA, so that nothing waits);
     `reference_bytes` says how much they take. They are made at the first record computed, and the previous one moves
-    on with every record: compute each record once. Where the first record seen is not step 0 (a restarted run), the
-    initial state is not known and what compares with it is NaN. Frozen parameters have step 0 and cosine 1; what
-    divides by a norm of 0 is NaN.
+    on with every record: compute each record once. A store keeps sketches of these parameters, not their values, so a
+    restart needs the copies: they are part of `state_dict`, which makes a checkpoint larger by `reference_bytes`, and
+    a restarted run goes on as if it had never stopped. Where the first record seen is not step 0 and no state was
+    loaded, the initial state is not known: what compares with it is NaN to the end, and what compares with the
+    previous record is NaN at that one. Frozen parameters have step 0 and cosine 1; what divides by a norm of 0 is NaN.
 
-    Raises ValueError where neither groups nor patterns are given, and at the first record where one matches nothing.
+    Raises ValueError where neither groups nor patterns are given, at the first record where one matches nothing, and
+    at the first record after a restart where parameters have other shapes or types than those that were saved.
     """
 
     def __init__(
@@ -70,6 +74,7 @@ class ExactConvergence(Metric):
         self.variables = _declare((*self.groups, *self.patterns))
         self._initial: _Copy | None = None
         self._previous: _Copy | None = None
+        self._saved: dict[str, Any] = {}
 
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values [exact] on the parameters' device."""
@@ -77,6 +82,7 @@ class ExactConvergence(Metric):
         squares = squared_norms(tensors)
         norms = group_sums(squares, members=members).sqrt()
         values: dict[str, Tensor | float] = {"exact_convergence.norm": norms}
+        self._restore(tensors)
         if self._previous is None:
             self._previous = _Copy(tensors, squares, self.device)
             self._initial = _Copy(tensors, squares, self.device) if state.step == 0 else None
@@ -98,6 +104,25 @@ class ExactConvergence(Metric):
         held = [tensor for tensors in self._select(state).values() for tensor in tensors]
         return {"host" if self.device.type == "cpu" else "device": reference_bytes(held)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The copies, on the host: initial and previous, as they were at their records."""
+        if self._saved:
+            return self._saved
+        held = {"initial": self._initial, "previous": self._previous}
+        return {name: copy.state_dict() for name, copy in held.items() if copy is not None}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take the copies back; they are laid where they belong at the next record, when the parameters are seen."""
+        self._initial = self._previous = None
+        self._saved = dict(state)
+
+    def _restore(self, tensors: Sequence[Tensor]) -> None:
+        saved, self._saved = self._saved, {}
+        if "initial" in saved:
+            self._initial = _Copy.restored(saved["initial"], tensors, self.device)
+        if "previous" in saved:
+            self._previous = _Copy.restored(saved["previous"], tensors, self.device)
+
     def _select(self, state: State) -> dict[str, list[Tensor]]:
         if unknown := [group for group in self.groups if group not in state.groups]:
             raise ValueError(f"no parameter group is called {unknown}; there are {', '.join(state.groups)}.")
@@ -118,6 +143,26 @@ class _Copy:
     def __init__(self, tensors: Sequence[Tensor], squares: Tensor, device: torch.device) -> None:
         self.tensors = [_empty_like(tensor, device) for tensor in tensors]
         self.update(tensors, squares)
+
+    @classmethod
+    def restored(cls, saved: Mapping[str, Any], like: Sequence[Tensor], device: torch.device) -> _Copy:
+        """What `state_dict` gave, for parameters of the same shapes and types."""
+        kept, now = ([(tuple(t.shape), t.dtype) for t in tensors] for tensors in (saved["tensors"], like))
+        if kept != now:
+            odd = next((pair for pair in zip(kept, now, strict=False) if pair[0] != pair[1]), (len(kept), len(now)))
+            raise ValueError(
+                f"the state was saved for other parameters than the model has: {odd[0]} then, {odd[1]} now. Follow the "
+                "same groups and patterns of the same model, or go on without this metric."
+            )
+        copy = cls(like, saved["squares"].to(like[0].device), device)
+        for tensor, value in zip(copy.tensors, saved["tensors"], strict=True):
+            tensor.copy_(value)
+        return copy
+
+    def state_dict(self) -> dict[str, Any]:
+        # the squares first: they wait for the device, and with it for copies to the host that are under way
+        squares = self.squares.cpu()
+        return {"squares": squares, "tensors": [tensor.cpu().clone() for tensor in self.tensors]}
 
     def update(self, tensors: Sequence[Tensor], squares: Tensor) -> None:
         for copy, tensor in zip(self.tensors, tensors, strict=True):

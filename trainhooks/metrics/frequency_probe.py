@@ -10,7 +10,9 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.head_sums import HeadRows, share_probe_sums
+from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variables
+from trainhooks.metrics.head_sums import HeadRows, share_probe_pass, share_probe_sums
+from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.baselines import fit_row_norms, never_label_rows
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
@@ -18,12 +20,10 @@ from trainhooks.probe.order import permutation
 from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import Rows, sum_rows
 from trainhooks.probe.solve import solve_sums
-from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target, noise_ceiling, token_mask
+from trainhooks.probe.target import as_counts, noise_ceiling
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
-FOLDS = 5
-HELD_OUT = f"held out, {FOLDS} folds by token id mod {FOLDS}"
 PERMUTED = "the target permuted over tokens in the order of splitmix64(id)"
 NORM = "one feature, the norm of the centred row"
 
@@ -49,6 +49,7 @@ VARIABLES = (
     Variable("probe.excluded_rows", description="rows of the mask left out because they hold NaN or inf"),
     Variable("probe.slope", ("dim",), unit="nat", description="slope A of -log(c/N) = A . E_w + B, all rows"),
     Variable("probe.intercept", unit="nat", description="intercept B, all rows"),
+    *fold_variables("probe"),
 )
 NEVER_LABEL_VARIABLES = (
     Variable("probe.never_label_prediction", unit="nat", description="mean A . E_w + B over never-label rows"),
@@ -85,29 +86,27 @@ class FrequencyProbe(Metric):
     ) -> None:
         self.schedule = schedule
         self._counts = as_counts(counts)
-        self._vocab_size = vocab_size
-        self._mask = token_mask(self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
-        if not bool(self._mask.any()):
-            raise ValueError("no token is left to fit on: lower min_count, or check counts and mask.")
+        self._choice = RowChoice(self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
         never = bool((self._counts == 0).any()) or vocab_size is not None
         self.variables = VARIABLES + (NEVER_LABEL_VARIABLES if never else ())
         self._never = never
-        self._prepared: tuple[tuple[int, torch.device], Rows, Tensor, HeadRows] | None = None
+        self._prepared = PerEmbedding(self._prepare)
         self._slopes: list[tuple[int, Tensor]] = []
 
     @property
     def noise_ceiling(self) -> float:
         """The R^2 that counting noise in `counts` leaves in reach, see `trainhooks.probe.noise_ceiling`."""
-        return noise_ceiling(self._counts, mask=self._mask)
+        return noise_ceiling(self._counts, mask=self._choice.mask)
 
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """All figures of one record, as tensors on the embedding's device."""
         embedding = state.output_embedding
-        rows, never, kept = self._prepare(len(embedding), embedding.device)
+        rows, never, kept, key = self._prepared.of(embedding)
         with exact_products(embedding.device.type):
             first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
             share_probe_sums(state, kept, first=first)
+            share_probe_pass(state, key, first=first)
             found = solve_sums(first.sums, exact=needs_exact(rows, dim=embedding.shape[1]))
             scored = score(embedding, rows, first=first, found=found)
             norm = fit_row_norms(scored, rows)
@@ -131,21 +130,17 @@ class FrequencyProbe(Metric):
         """Take back what `state_dict` gave."""
         self._slopes = [(int(step), slope) for step, slope in state["slopes"]]
 
-    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, HeadRows]:
-        """What depends on counts alone, built once for an embedding's size and device."""
-        key = (vocab, device)
-        if self._prepared is None or self._prepared[0] != key:
-            counts = counts_for_rows(self._counts, rows=vocab, vocab_size=self._vocab_size)
-            mask = torch.zeros(vocab, dtype=torch.bool)
-            mask[: len(self._mask)] = self._mask
-            y = frequency_target(counts, mask=mask)
-            ids = mask.nonzero().flatten()
-            permuted = torch.full_like(y, torch.nan)
-            permuted[ids] = y[ids[permutation(ids)]]
-            rows = Rows.build(torch.stack([y, permuted], 1), mask=mask, folds=FOLDS).to(device)
-            kept = HeadRows.build(torch.empty(vocab, 0, device=device), mask=mask)
-            self._prepared = (key, rows, (counts == 0).nonzero().flatten().to(device), kept)
-        return self._prepared[1:]
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, HeadRows, bytes]:
+        """What depends on counts alone: rows with both targets, never-label ids, and keys of what is shared."""
+        chosen = self._choice.for_rows(vocab)
+        assert chosen.counts is not None
+        assert chosen.target is not None
+        ids = chosen.mask.nonzero().flatten()
+        permuted = torch.full_like(chosen.target, torch.nan)
+        permuted[ids] = chosen.target[ids[permutation(ids)]]
+        rows = Rows.build(torch.stack([chosen.target, permuted], 1), mask=chosen.mask, folds=FOLDS).to(device)
+        never = (chosen.counts == 0).nonzero().flatten().to(device)
+        return rows, never, HeadRows.of_mask(chosen.mask, device=device), chosen.key
 
     def _drift(self, step: int, slope: Tensor) -> Tensor:
         """Cosine to the slope of the latest earlier step; asking twice for a step gives the same answer."""
@@ -159,6 +154,7 @@ def _figures(fit: ProbeFit, *, permuted: ProbeFit, norm: ProbeFit) -> dict[str, 
     own = ("heldout_spearman", "heldout_pearson", "heldout_r2", "heldout_mse", "r2", "adjusted_r2", "null_r2")
     values: dict[str, Tensor | float] = {f"probe.{name}": getattr(fit, name) for name in own}
     values |= {f"probe.{name}": getattr(fit, name) for name in ("rank", "slope", "intercept")}
+    values |= fold_figures("probe", fit)
     values["probe.permuted_heldout_spearman"] = permuted.heldout_spearman
     values["probe.permuted_heldout_r2"] = permuted.heldout_r2
     values["probe.row_norm_spearman"] = norm.heldout_spearman

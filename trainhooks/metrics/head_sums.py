@@ -10,7 +10,8 @@ from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
 from trainhooks.metrics.base import State
-from trainhooks.metrics.gram import check_rows, gram_of_ids, kept_ids, mean_of_ids, without_rounding
+from trainhooks.metrics.gram import check_rows, gram_of_ids, mean_of_ids, without_rounding
+from trainhooks.metrics.target_rows import PerEmbedding
 from trainhooks.probe.rows import Pass
 
 
@@ -30,22 +31,26 @@ class HeadRows:
         """Waits for the device where the mask lies on one: build it once. Raises ValueError for another length."""
         check_rows(embedding, mask=mask)
         mask = torch.ones(len(embedding), dtype=torch.bool) if mask is None else mask.cpu()
-        return cls(ids=kept_ids(embedding, mask=mask), count=int(mask.sum()), key=mask.numpy().tobytes())
+        return cls.of_mask(mask, device=embedding.device)
+
+    @classmethod
+    def of_mask(cls, mask: Bool[Tensor, "vocab"], *, device: torch.device) -> HeadRows:
+        """The rows of a mask on the host that is as long as the embedding, which lies on `device`."""
+        ids = None if bool(mask.all()) else mask.nonzero().flatten().to(device)
+        return cls(ids=ids, count=int(mask.sum()), key=mask.numpy().tobytes())
 
 
 class RowsOfMask:
     """The `HeadRows` of one mask, built at the first record, and again where the embedding's size or device changes."""
 
     def __init__(self, mask: Bool[Tensor, "mask"] | None) -> None:
-        self._mask = mask
-        self._built: tuple[tuple[int, torch.device], HeadRows] | None = None
+        self._built = PerEmbedding(
+            lambda vocab, device: HeadRows.build(torch.empty(vocab, 0, device=device), mask=mask)
+        )
 
     def of(self, embedding: Float[Tensor, "vocab dim"]) -> HeadRows:
         """The rows of this embedding. Raises ValueError where the mask has another length."""
-        key = (len(embedding), embedding.device)
-        if self._built is None or self._built[0] != key:
-            self._built = (key, HeadRows.build(embedding, mask=self._mask))
-        return self._built[1]
+        return self._built.of(embedding)
 
 
 @dataclass(frozen=True)
@@ -92,6 +97,17 @@ def initial_mean(state: State, rows: HeadRows) -> Float[Tensor, "dim"]:
     if key not in state.shared:
         state.shared[key] = mean_of_ids(state.initial_head.to(state.output_embedding.device), rows.ids)
     return state.shared[key]
+
+
+def share_probe_pass(state: State, key: bytes, *, first: Pass) -> None:
+    """Leave a probe's first pass, its first target -log(c/N), for who fits more columns to it; see `TargetRows.key`."""
+    state.shared["probe_pass", key] = first
+
+
+def shared_probe_pass(state: State, key: bytes) -> Pass | None:
+    """The pass over these rows and counts that a probe has left, None where none has."""
+    found: Pass | None = state.shared.get(("probe_pass", key))
+    return found
 
 
 def _key(rows: HeadRows) -> Any:

@@ -12,11 +12,12 @@ from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.gram import kept_ids, row_slices, working_dtype
-from trainhooks.metrics.head_sums import HeadRows, RowsOfMask, head_sums, initial_mean
+from trainhooks.metrics.head_sums import HeadRows, head_sums, initial_mean
 from trainhooks.metrics.norms import accumulator
+from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import shifted_blocks
-from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target, token_mask
+from trainhooks.probe.target import as_counts
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
@@ -128,33 +129,27 @@ class LeadParts(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        self._counts = as_counts(counts)
-        self._vocab_size = vocab_size
-        self._mask = token_mask(self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
-        if not bool(self._mask.any()):
-            raise ValueError("no token is left: lower min_count, or check counts and mask.")
-        self._prepared: tuple[tuple[int, torch.device], RowsOfMask, Tensor] | None = None
+        self._choice = RowChoice(
+            as_counts(counts), min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        )
+        self._prepared = PerEmbedding(self._prepare)
 
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
         head = state.output_embedding
-        rows, y = self._prepare(head)
+        rows, y = self._prepared.of(head)
         initial = head if state.initial_head is None else state.initial_head.to(head.device)
         change = head_sums(state, rows).mean_row - initial_mean(state, rows)
         parts = parts_of_ids(head, initial, y, ids=rows.ids, mean_change=change)
         return {f"lead.{name}": value for name, value in vars(parts).items()}
 
-    def _prepare(self, head: Tensor) -> tuple[HeadRows, Tensor]:
-        """What depends on counts alone, built once for an embedding's size and device."""
-        key = (len(head), head.device)
-        if self._prepared is None or self._prepared[0] != key:
-            counts = counts_for_rows(self._counts, rows=len(head), vocab_size=self._vocab_size)
-            mask = torch.zeros(len(head), dtype=torch.bool)
-            mask[: len(self._mask)] = self._mask
-            y = centred_target(frequency_target(counts, mask=mask)[mask]).to(head.device)
-            self._prepared = (key, RowsOfMask(mask), y)
-        return self._prepared[1].of(head), self._prepared[2]
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[HeadRows, Tensor]:
+        """What depends on counts alone."""
+        chosen = self._choice.for_rows(vocab)
+        assert chosen.target is not None
+        rows = HeadRows.of_mask(chosen.mask, device=device)
+        return rows, centred_target(chosen.target[chosen.mask]).to(device)
 
 
 def _mean_change(current: Tensor, initial: Tensor, ids: Tensor | None) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -11,17 +10,16 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variables
+from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
-from trainhooks.probe.fit import ProbeFit, fit_probe
+from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
 from trainhooks.probe.positions import MAX_POSITIONS, POSITIONS_PER_SEQUENCE, HiddenSample
 from trainhooks.probe.probability import ProbabilitySums, mean_hidden_r2, probability_sums, split_half_reliability
-from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target, token_mask
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
-FOLDS = 5
-HELD_OUT = f"held out, {FOLDS} folds by token id mod {FOLDS}"
 ALGEBRAIC = (
     "log P is linear in E by construction, so an untrained model reaches R^2 near 1: no evidence alone, read it beside "
     "variance, untrained_r2 and r2_mean_hidden; no onset and no lead on this target"
@@ -50,6 +48,7 @@ VARIABLES = (
         "corrected: 2r/(1 + r) estimates the whole sample's; NaN for one sequence",
     ),
     Variable("probability.slope", ("dim",), unit="nat", description="slope A of -log alpha = A . E_w + B, all rows"),
+    *fold_variables("probability"),
 )
 CHANNEL_VARIABLES = (
     Variable("probability.frequency_slope_cosine", description="cosine to the slope of -log(c/N) on the same rows"),
@@ -105,17 +104,10 @@ class ProbabilityProbe(Metric):
     ) -> None:
         self.schedule = schedule
         self.variables = VARIABLES + (() if counts is None else CHANNEL_VARIABLES)
-        self._counts = None if counts is None else as_counts(counts)
-        self._vocab_size = vocab_size
-        select = partial(token_mask, min_count=min_count, exclude=tuple(exclude), mask=mask, vocab_size=vocab_size)
-        if self._counts is None and min_count != 1:
-            raise ValueError(f"min_count is {min_count}, but there are no counts: pass `counts`, or select by `mask`.")
-        if self._counts is not None and not bool(select(self._counts).any()):
-            raise ValueError("no token is left to fit on: lower min_count, or check counts and mask.")
-        self._select = select
+        self._choice = RowChoice(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
         self._sample = HiddenSample(positions_per_sequence=positions_per_sequence, max_positions=max_positions)
         self._step: int | None = None
-        self._prepared: tuple[tuple[int, torch.device], Tensor, Tensor | None] | None = None
+        self._prepared = PerEmbedding(self._prepare)
         self._fits: list[tuple[int, ProbeFit]] = []
         self._untrained: dict[str, Tensor | float] = {}
 
@@ -136,7 +128,7 @@ class ProbabilityProbe(Metric):
         if self._sample.rows is None or self._step is None or state.step != self._step + 1:
             return {}
         embedding = state.output_embedding
-        wanted, frequency = self._prepare(len(embedding), embedding.device)
+        wanted, frequency = self._prepared.of(embedding)
         even, odd = (self._half(state, parity=parity) for parity in (0, 1))
         sums = even + odd
         finite = torch.linalg.vector_norm(embedding, dim=1, dtype=torch.float32).square().isfinite()
@@ -167,18 +159,9 @@ class ProbabilityProbe(Metric):
         self._untrained = dict(state["untrained"])
 
     def _prepare(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
-        """Which rows enter, and the frequency target (None without counts), built once for a size and device."""
-        key = (vocab, device)
-        if self._prepared is None or self._prepared[0] != key:
-            if self._counts is None:
-                mask, target = self._select(torch.ones(vocab, dtype=torch.int64)), None
-            else:
-                counts = counts_for_rows(self._counts, rows=vocab, vocab_size=self._vocab_size)
-                mask = torch.zeros(vocab, dtype=torch.bool)
-                mask[: len(self._counts)] = self._select(self._counts)
-                target = frequency_target(counts, mask=mask).to(device)
-            self._prepared = (key, mask.to(device), target)
-        return self._prepared[1:]
+        """Which rows enter, and the frequency target (None without counts)."""
+        chosen = self._choice.for_rows(vocab)
+        return chosen.mask.to(device), None if chosen.target is None else chosen.target.to(device)
 
     def _half(self, state: State, *, parity: int) -> ProbabilitySums:
         assert self._sample.rows is not None
@@ -193,6 +176,7 @@ class ProbabilityProbe(Metric):
         fit = fit_probe(embedding, targets, mask=mask, folds=FOLDS)
         names = ("heldout_mse", "heldout_r2", "heldout_spearman", "r2", "variance", "slope")
         values: dict[str, Tensor | float] = {f"probability.{name}": getattr(fit, name)[0] for name in names}
+        values |= fold_figures("probability", squeeze(fit))
         assert self._step is not None
         self._fits = [(step, kept) for step, kept in self._fits if step < self._step][-1:]
         if self._fits:

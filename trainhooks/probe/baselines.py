@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-from trainhooks.probe.fit import ProbeFit, Scored, fit_probe, score, squeeze
-from trainhooks.probe.rows import Rows, sum_rows
+from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe, score, squeeze
+from trainhooks.probe.rows import Rows, refuse_rows, sum_rows
 from trainhooks.probe.solve import solve_sums
 
 BLOCK_ROWS = 2048
@@ -23,10 +23,14 @@ SPACE_MARKS = (" ", "\u0120", "\u2581")
 def row_norms(
     embedding: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "vocab"] | None = None
 ) -> Float64[Tensor, "vocab"]:
-    """|E_w - mean over the mask| for every row [vocab], in the embedding's unit."""
+    """|E_w - mean over the mask| for every row [vocab], in the embedding's unit; half precision is read as float32.
+
+    All NaN where a row of the mask is not finite, or none is left.
+    """
     inside = embedding if mask is None else embedding[mask.to(embedding.device)]
     mean = inside.detach().sum(0, dtype=torch.float64) / len(inside)
-    return torch.linalg.vector_norm(embedding.detach() - mean.to(embedding.dtype), dim=1, dtype=torch.float64)
+    wide = torch.promote_types(embedding.dtype, torch.float32)
+    return torch.linalg.vector_norm(embedding.detach().to(wide) - mean.to(wide), dim=1, dtype=torch.float64)
 
 
 def norm_folded(embedding: Float[Tensor, "vocab dim"], norm_weight: Float[Tensor, "dim"]) -> Float[Tensor, "vocab dim"]:
@@ -51,8 +55,11 @@ def row_norm_probe(
 
     Arguments and errors as `fit_probe`.
     """
-    norms = row_norms(embedding, mask=mask)[:, None]
-    return fit_probe(norms, y, mask=mask, weights=weights, folds=folds)
+    rows = build_rows(embedding, as_columns(y), mask=mask, weights=weights, folds=folds)
+    # one bad row spoils the mean and with it every norm: name it, and not all of them
+    finite = torch.linalg.vector_norm(embedding.detach(), dim=1, dtype=torch.float64).isfinite()
+    refuse_rows(rows.ids[~finite[rows.ids]])
+    return fit_probe(row_norms(embedding, mask=mask)[:, None], y, mask=mask, weights=weights, folds=folds)
 
 
 def fit_row_norms(scored: Scored, rows: Rows) -> ProbeFit:
@@ -120,19 +127,25 @@ def covariate_gain(
 
 def beside(
     embedding: Float[Tensor, "vocab dim"],
-    columns: Float[Tensor, "vocab column"],
+    columns: Float[Tensor, "row column"],
     *,
     mask: Bool[Tensor, "vocab"] | None = None,
 ) -> Float[Tensor, "vocab wider"]:
     """The embedding with more columns, brought to the spread of its own so that no rank decision turns on units.
 
-    Copies the embedding. Predictions of a probe do not depend on a column's unit; a constant column stays as it is.
+    Copies the embedding, half precision as float32 (token ids have more digits than bfloat16). Predictions of a probe
+    do not depend on a column's unit; a constant column becomes 0. Raises ValueError for columns of another length.
     """
+    if len(columns) != len(embedding):
+        raise ValueError(f"the columns have {len(columns)} rows; the output embedding has {len(embedding)}.")
+    embedding = embedding.to(torch.promote_types(embedding.dtype, torch.float32))
     embedding, columns = embedding.detach(), columns.to(embedding.device).double()
     keep = slice(None) if mask is None else mask.to(embedding.device)
     spread = columns[keep].std(0, correction=0)
     centred = columns - columns[keep].mean(0)
-    target = embedding[keep].std(0, correction=0).double().mean()
+    inside = embedding[keep]
+    # squares in float64: those of a tiny embedding would vanish, and no column would fit its scale
+    target = torch.linalg.vector_norm(inside - inside.mean(0), dim=0, dtype=torch.float64).mean() / len(inside) ** 0.5
     factor = torch.where((spread > 0) & (target > 0), target / spread, 1)
     return torch.cat([embedding, (centred * factor).to(embedding.dtype)], 1)
 

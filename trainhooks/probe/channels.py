@@ -36,9 +36,9 @@ def channels(
     y: Float[Tensor, "vocab"],
     *,
     mask: Bool[Tensor, "vocab"] | None = None,
-    norm_bias: Float[Tensor, "dim"] | None = None,
-    mean_hidden: Float[Tensor, "dim"] | None = None,
-    head_bias: Float[Tensor, "vocab"] | None = None,
+    norm_bias: Float[Tensor, "norm_dim"] | None = None,
+    mean_hidden: Float[Tensor, "hidden_dim"] | None = None,
+    head_bias: Float[Tensor, "bias"] | None = None,
     folds: int = 5,
 ) -> Channels:
     """The channels of one output embedding; `mean_hidden` mu is the mean state that enters the head.
@@ -46,6 +46,7 @@ def channels(
     Correlations are over the mask and NaN for a constant channel (a zero bias). R^2 are held-out. Errors as
     `fit_probe`. After Kobayashi et al. 2023 (Findings of ACL), who find frequency in the head's bias.
     """
+    _check(embedding, norm_bias=norm_bias, mean_hidden=mean_hidden, head_bias=head_bias)
     embedding = embedding.detach()
     device = embedding.device
     keep = torch.ones(len(embedding), dtype=torch.bool, device=device) if mask is None else mask.to(device)
@@ -69,3 +70,15 @@ def channels(
         head_bias_r2=None if bias is None else fit_probe(bias, y, mask=keep, folds=folds).heldout_r2,
         joint_r2=None if joint is None else joint.heldout_r2,
     )
+
+
+def _check(embedding: Tensor, *, head_bias: Tensor | None, **directions: Tensor | None) -> None:
+    """Raise ValueError for parts of another length."""
+    vocab, dim = embedding.shape
+    for name, part, size in [(name, part, dim) for name, part in directions.items()] + [
+        ("head_bias", head_bias, vocab)
+    ]:
+        if part is not None and part.shape != (size,):
+            raise ValueError(
+                f"{name} has shape {tuple(part.shape)}; the output embedding, {vocab} x {dim}, needs [{size}]."
+            )

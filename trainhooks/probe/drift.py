@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from trainhooks.probe.fit import ProbeFit, build_rows
+from trainhooks.probe.fit import ProbeFit, as_columns, build_rows
 from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import project_rows, sum_rows
 
@@ -33,14 +33,15 @@ def transfer_r2(
     means of the other folds' rows and targets, since a shift of all rows (a softmax gauge) says nothing. The same
     step gives `fit.heldout_r2`. NaN for a constant target.
 
-    Raises ValueError where widths differ, and as `fit_probe`.
+    Raises ValueError where widths or numbers of targets differ, and as `fit_probe`.
     """
     folds, dim = len(fit.fold_slope), embedding.shape[1]
     if fit.slope.shape[-1] != dim:
         raise ValueError(f"the slope has {fit.slope.shape[-1]} dimensions; the output embedding has {dim}.")
-    targets = y.reshape(len(y), -1).double()
-    rows = build_rows(embedding, targets, mask=mask, weights=None, folds=folds)
+    rows = build_rows(embedding, as_columns(y), mask=mask, weights=None, folds=folds)
     slopes = fit.fold_slope.reshape(folds, -1, dim).mT.to(embedding.device)
+    if slopes.shape[2] not in (1, rows.y.shape[1]):
+        raise ValueError(f"the fit has {slopes.shape[2]} targets and y has {rows.y.shape[1]}: give the same ones.")
     none = slopes.new_zeros(dim, 0)
     with exact_products(embedding.device.type):
         first = sum_rows(embedding.detach(), rows, dtype=torch.float64)

@@ -79,8 +79,7 @@ def fit_probe(
     Source: Cho et al. 2025, arXiv 2406.01468, eq. for -log alpha = A . E + B; the held-out figures are this
     package's own.
     """
-    targets = y.reshape(len(y), -1).double()
-    rows = build_rows(embedding, targets, mask=mask, weights=weights, folds=folds)
+    rows = build_rows(embedding, as_columns(y), mask=mask, weights=weights, folds=folds)
     embedding = embedding.detach()
     with exact_products(embedding.device.type):
         first, exact = _sum_for_host(embedding, rows)
@@ -91,6 +90,11 @@ def fit_probe(
             _check_effective_rows(weights[rows.ids.to(weights.device)], rank=int(found.rank))
         fit = score(embedding, rows, first=first, found=found).fit
     return fit if y.ndim > 1 else squeeze(fit)
+
+
+def as_columns(y: Float[Tensor, "vocab *target"]) -> Float64[Tensor, "vocab target"]:
+    """Targets as columns, one for a 1-D target."""
+    return (y if y.ndim > 1 else y[:, None]).double()
 
 
 def build_rows(
@@ -110,6 +114,10 @@ def build_rows(
                 f"{name} have {len(values)} rows; the output embedding has {vocab}. Give one for each row, padding "
                 "included, and leave padding out with `mask`."
             )
+    if embedding.ndim != 2 or embedding.shape[1] == 0:
+        raise ValueError(f"the output embedding has shape {tuple(embedding.shape)}; needed is [vocab, dim], dim > 0.")
+    if mask is not None and mask.dtype != torch.bool:
+        raise ValueError(f"the mask has type {mask.dtype}; needed is one boolean for each row.")
     if folds < 2:
         raise ValueError(f"folds is {folds}; holding out needs 2 or more.")
     targets = targets.to(device)
@@ -260,8 +268,7 @@ def probe_sums(
     A rank that holds rows [first_id, first_id + vocab) of a larger matrix passes `first_id`, so that folds go by
     the id in the whole vocabulary. Products run in `dtype`, sums in float64. Raises ValueError as `fit_probe`.
     """
-    targets = y.reshape(len(y), -1).double()
-    rows = build_rows(embedding, targets, mask=mask, weights=weights, folds=folds, first_id=first_id)
+    rows = build_rows(embedding, as_columns(y), mask=mask, weights=weights, folds=folds, first_id=first_id)
     with exact_products(embedding.device.type):
         first = sum_rows(embedding.detach(), rows, dtype=dtype)
     first.refuse_bad_rows(rows)

@@ -69,8 +69,14 @@ def probability_sums(
 
     A logit scale or soft cap that a model applies behind its head is not known here.
 
-    Source: Cho et al. 2025, arXiv 2406.01468: alpha_w, the mean of P(w|x) over contexts x.
+    Source: Cho et al. 2025, arXiv 2406.01468: alpha_w, the mean of P(w|x) over contexts x. Raises ValueError where
+    widths differ, or the bias has another length.
     """
+    if hidden.shape[-1] != embedding.shape[1] or (bias is not None and bias.shape != embedding.shape[:1]):
+        raise ValueError(
+            f"hidden states are {hidden.shape[-1]} wide, the bias has {None if bias is None else len(bias)} entries; "
+            f"the output embedding is {' x '.join(map(str, embedding.shape))}: they belong to two models."
+        )
     dtype = torch.float64 if torch.float64 in (embedding.dtype, hidden.dtype) else torch.float32
     rows, states = embedding.detach().to(dtype), hidden.detach().to(embedding.device, dtype)
     offset = None if bias is None else bias.detach().to(rows.device, dtype)

@@ -84,12 +84,17 @@ class Pass:
 
     def refuse_bad_rows(self, rows: Rows) -> None:
         """Raise ValueError, naming the first ids, where a row is not finite. Waits for the device."""
-        bad = rows.ids[~self.finite].sort().values.tolist()
-        if bad:
-            raise ValueError(
-                f"{len(bad)} rows of the output embedding hold NaN or inf (or overflow when squared), ids "
-                f"{bad[:5]} first. Leave them out with `mask=`, or look at the training run."
-            )
+        refuse_rows(rows.ids[~self.finite])
+
+
+def refuse_rows(bad: Int64[Tensor, "bad"]) -> None:
+    """Raise ValueError, naming the first of these ids, where there are any."""
+    ids = bad.sort().values.tolist()
+    if ids:
+        raise ValueError(
+            f"{len(ids)} rows of the output embedding hold NaN or inf (or overflow when squared), ids "
+            f"{ids[:5]} first. Leave them out with `mask=`, or look at the training run."
+        )
 
 
 def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch.dtype) -> Pass:

@@ -8,7 +8,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor
 
-from trainhooks.probe.solve import solve_sums
+from trainhooks.probe.solve import solve_sums, usable_columns
 from trainhooks.probe.sums import Moments, ProbeSums
 
 
@@ -68,7 +68,8 @@ def refit_curve(sums: ProbeSums, *, orders: Int64[Tensor, "fold dim"] | None = N
     Dimensions are taken in `orders`, one order a fold, by default by falling saliency of the slope fitted without
     the fold; so no held-out row had a say. All m at once: the leading block of a Cholesky factor is the factor of
     the leading block. Dimensions that are collinear with earlier ones add nothing (a ridge of dim x eps of the
-    correlation matrix keeps the factorisation alive). NaN for a constant target.
+    correlation matrix keeps the factorisation alive). NaN for a constant target, and for m that reaches the number
+    of rows that some fold trains on: such a refit is not unique.
 
     Cost: 5 folds x 3 dim^3 operations in float64, 0.2 s at 768 on two cores. Raises ValueError for several targets.
     """
@@ -82,7 +83,9 @@ def refit_curve(sums: ProbeSums, *, orders: Int64[Tensor, "fold dim"] | None = N
         fold_error, fold_spread = _held_out_errors(sums.without(fold), sums.fold(fold), orders[fold])
         error += fold_error
         spread += fold_spread
-    return (1 - error / spread).where(total.varies(), torch.nan)
+    least = (total.rows - sums.rows).min()
+    unique = torch.arange(1, len(error) + 1, device=error.device) < least
+    return (1 - error / spread).where(total.varies() & unique, torch.nan)
 
 
 def _orders(sums: ProbeSums, fold_slope: Tensor) -> Tensor:
@@ -97,16 +100,17 @@ def _held_out_errors(trained: Moments, held_out: Moments, order: Tensor) -> tupl
     With L L' the trained Gram in this order, the refit on m dimensions is L_m^-T z_m, so its error is the leading
     m x m part of y'y - 2 z'u + z'Wz with u = L^-1 moment, W = L^-1 gram L^-T of the held-out rows.
     """
-    gram = trained.gram[order][:, order]
-    scale = gram.diagonal().where(gram.diagonal() > 0, 1)
-    gram.diagonal().add_(len(gram) * trained.eps * scale)
-    gram.diagonal().copy_(gram.diagonal().where(trained.gram.diagonal()[order] > 0, 1))
+    usable = usable_columns(trained)
+    gram = (trained.gram * (usable[:, None] & usable))[order][:, order]
+    # the trained Gram is a difference of two: where few rows are left, its rounding is that of the larger ones
+    ridge = (len(gram) * trained.eps * trained.gram.diagonal()).maximum(trained.noise)
+    gram.diagonal().add_(ridge.where(usable, 1)[order])
     factor = torch.linalg.cholesky(gram)
     x, y = held_out.mean_x - trained.mean_x, held_out.mean_y - trained.mean_y
     square = held_out.square[0] + held_out.weight * y[0].square()
     moment = held_out.moment[:, 0] + held_out.weight * x * y[0]
     z, u = torch.linalg.solve_triangular(
-        factor, torch.stack([trained.moment[order, 0], moment[order]], 1), upper=False
+        factor, torch.stack([(trained.moment[:, 0] * usable)[order], moment[order]], 1), upper=False
     ).T
     spread = torch.addr(held_out.gram, held_out.weight * x, x)[order][:, order]
     half = torch.linalg.solve_triangular(factor, spread, upper=False)
@@ -118,7 +122,8 @@ def _held_out_errors(trained: Moments, held_out: Moments, order: Tensor) -> tupl
 def dimensions_needed(curve: Float[Tensor, "dim"], *, share: float = 0.9) -> float:
     """The fewest dimensions whose refit reaches `share` of the R^2 of all, in [1, dim].
 
-    NaN where all dimensions together do no better than the mean (held-out R^2 <= 0).
+    NaN where all dimensions together do no better than the mean (held-out R^2 <= 0), or the curve does not reach
+    them (too few rows).
     """
     if not bool(curve[-1] > 0):
         return float("nan")

@@ -18,7 +18,8 @@ class Moments:
 
     `weight` is the sum of the weights (the number of rows without weights), `gram` E'E, `moment` E'y and `square`
     y'y about the means. `eps` is the machine precision of the products they were summed from, `noise` what
-    rounding alone can leave on the diagonal of `gram`. An empty set has weight 0 and zeros everywhere.
+    rounding alone, or squares below the smallest normal number, can leave on the diagonal of `gram`. An empty set
+    has weight 0 and zeros everywhere.
     """
 
     weight: Float64[Tensor, ""]
@@ -88,7 +89,7 @@ class ProbeSums:
     def fold(self, fold: int) -> Moments:
         """The moments of one fold's rows: what is held out."""
         parts = {f.name: getattr(self, f.name)[fold] for f in fields(self) if f.name != "eps"}
-        noise = rounding_square(parts["mean_x"], parts["weight"], eps=self.eps)
+        noise = _noise(parts["mean_x"], parts["weight"], eps=self.eps)
         return Moments(**parts, noise=noise, eps=self.eps)
 
     def total(self) -> Moments:
@@ -110,7 +111,7 @@ class ProbeSums:
             gram=self.gram.sum(0).addmm_(weighted.T, x),
             moment=self.moment.sum(0) + weighted.T @ y,
             square=self.square.sum(0) + (self.weight[:, None] * y.square()).sum(0),
-            noise=rounding_square(mean_x, weight, eps=self.eps),
+            noise=_noise(mean_x, weight, eps=self.eps),
             eps=self.eps,
         )
 
@@ -135,6 +136,13 @@ class ProbeSums:
             noise=whole.noise.maximum(64 * self.eps * whole.gram.diagonal()),
             eps=self.eps,
         )
+
+
+def _noise(mean: Tensor, weight: Tensor, *, eps: float) -> Tensor:
+    # squares below the smallest normal number have lost their digits: a spread of 1e-19 in float32
+    double = torch.finfo(torch.float64)
+    smallest = double.tiny if eps <= double.eps else torch.finfo(torch.float32).tiny
+    return rounding_square(mean, weight, eps=eps).maximum(weight * smallest)
 
 
 def centred_sums(

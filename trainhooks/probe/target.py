@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import index
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +23,13 @@ def as_counts(counts: Any) -> Int64[Tensor, "vocab"]:
     Raises ValueError where they are not whole, negative, not one-dimensional, or all zero.
     """
     raw = getattr(counts, "counts", counts)
-    values = raw.detach().cpu() if isinstance(raw, Tensor) else torch.from_numpy(np.array(raw))
-    if values.ndim != 1 or values.is_floating_point() or values.is_complex() or values.dtype == torch.bool:
+    array = raw.detach().cpu().numpy() if isinstance(raw, Tensor) else np.asarray(raw)
+    if array.ndim != 1 or array.dtype.kind not in "iu":
         raise ValueError(
-            f"token counts have shape {tuple(values.shape)} and type {values.dtype}; needed are whole numbers, one "
+            f"token counts have shape {array.shape} and type {array.dtype}; needed are whole numbers, one "
             "for each token id. Convert them with .astype(np.int64) once you know that they are whole."
         )
-    values = values.to(torch.int64)
+    values = torch.from_numpy(array.astype(np.int64))
     if bool((values < 0).any()) or not bool((values > 0).any()):
         raise ValueError(
             f"token counts lie in {int(values.min()) if len(values) else 'an empty array'} ... "
@@ -44,6 +45,7 @@ def counts_for_rows(counts: Any, *, rows: int, vocab_size: int | None = None) ->
     Raises ValueError where lengths differ and `vocab_size` does not explain it.
     """
     values = as_counts(counts)
+    _check_vocab_size(vocab_size)
     if len(values) > rows or (len(values) < rows and vocab_size != len(values)):
         advice = (
             f"The extra rows are padding: pass `vocab_size={len(values)}`, or counts of length {rows}."
@@ -71,25 +73,39 @@ def token_mask(
     `exclude` lists ids (special tokens), `mask` must hold as well. Zero counts never enter: their log is not
     finite (`smoothed_frequency_target` is the variant that takes them).
 
-    Raises ValueError for a `min_count` below 1, excluded ids that do not exist, or a mask of another length.
+    Raises ValueError for a `min_count` or `vocab_size` below 1, excluded ids that do not exist, or a mask that is not
+    one boolean for each count.
     """
     values = as_counts(counts)
     if min_count < 1:
         raise ValueError(f"min_count is {min_count}; needed is 1 or more, since the log of a zero count is not finite.")
+    _check_vocab_size(vocab_size)
     keep = values >= min_count
     if vocab_size is not None:
         keep[vocab_size:] = False
-    ids = torch.tensor(sorted(set(exclude)), dtype=torch.int64)
+    ids = torch.tensor(sorted({index(token) for token in exclude}), dtype=torch.int64)
     if len(ids) and (int(ids[0]) < 0 or int(ids[-1]) >= len(values)):
         raise ValueError(
             f"excluded ids {ids[:3].tolist()} ... {int(ids[-1])} do not all lie in 0 ... {len(values) - 1}."
         )
     keep[ids] = False
     if mask is not None:
-        if mask.shape != keep.shape:
-            raise ValueError(f"the mask has {mask.numel()} entries; the counts have {len(values)}.")
-        keep &= mask.cpu()
+        keep &= _checked_mask(mask, rows=len(values))
     return keep
+
+
+def _check_vocab_size(vocab_size: int | None) -> None:
+    if vocab_size is not None and vocab_size < 1:
+        raise ValueError(f"vocab_size is {vocab_size}; needed is the tokenizer's size, or None for no padding.")
+
+
+def _checked_mask(mask: Tensor, *, rows: int) -> Tensor:
+    if mask.shape != (rows,) or mask.dtype != torch.bool:
+        raise ValueError(
+            f"the mask has {mask.numel()} entries of type {mask.dtype}; the counts have {rows}: "
+            "pass one boolean for each."
+        )
+    return mask.cpu()
 
 
 def frequency_target(counts: Counts, *, mask: Bool[Tensor, "vocab"] | None = None) -> Float[Tensor, "vocab"]:
@@ -101,14 +117,14 @@ def frequency_target(counts: Counts, *, mask: Bool[Tensor, "vocab"] | None = Non
     Raises ValueError where the mask holds a token that was never counted.
     """
     values = as_counts(counts)
-    keep = values > 0 if mask is None else mask.cpu()
+    keep = values > 0 if mask is None else _checked_mask(mask, rows=len(values))
     unseen = (keep & (values == 0)).nonzero().flatten()
     if len(unseen):
         raise ValueError(
             f"the mask holds {len(unseen)} tokens that were never counted (ids {unseen[:5].tolist()}): their target "
             "is infinite. Build the mask with `token_mask`, or use `smoothed_frequency_target`."
         )
-    y = -(values.double() / values.sum()).log()
+    y = -(values.double() / values.sum(dtype=torch.float64)).log()
     return y.masked_fill(~keep, torch.nan)
 
 
@@ -122,14 +138,14 @@ def noise_ceiling(counts: Counts, *, mask: Bool[Tensor, "vocab"] | None = None) 
     """The R^2 that a perfect model of the expected log counts could reach: 1 - mean(1/c) / var(y).
 
     1/c is the variance of log c under Poisson counts (delta method: an approximation below some 5 counts). At most
-    1, negative where counting noise exceeds the spread, NaN where all counts in the mask are equal.
+    1, negative where counting noise exceeds the spread, NaN where all counts in the mask are equal, or none is in it.
     """
     values = as_counts(counts)
     y = frequency_target(values, mask=mask)
     keep = ~y.isnan()
-    variance = float(y[keep].var(correction=0))
     if not keep.any() or bool((values[keep] == values[keep][0]).all()):
         return float("nan")
+    variance = float(y[keep].var(correction=0))
     return 1 - float((1 / values[keep].double()).mean()) / variance
 
 

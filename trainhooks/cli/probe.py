@@ -1,0 +1,69 @@
+"""The command on one matrix: the frequency probe with all that it stands against."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from trainhooks.cli.base import Flag, Positive, Several, command
+
+
+@command
+def probe(
+    source: Path,
+    *,
+    step: int | None = None,
+    key: str | None = None,
+    counts: Path | None = None,
+    tokenizer: Path | None = None,
+    vocab_size: Annotated[int | None, Positive] = None,
+    min_count: Annotated[int | None, Positive] = None,
+    exclude: Annotated[tuple[int, ...], Several] = (),
+    draws: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 20,
+    json: Flag = False,
+) -> None:
+    """Probe one output embedding for token frequency, beside the nulls and baselines that give it meaning.
+
+    One matrix of 50304 x 768 takes some 10 seconds on two cores, and 45 more for the sparsity's draws, whose cost
+    grows with the cube of the width (with draws at 0 sparsity is left out); memory is five copies of the matrix.
+
+    Parameters
+    ----------
+    source
+        A Zarr store made by a recorder, a .npy file with one matrix, or a .safetensors file.
+    step
+        Which of a store's matrices; by default the last.
+    key
+        Which tensor of a .safetensors file; by default the only matrix, or the one known as the head.
+    counts
+        Token counts (.npz, .npy or .csv); by default the store's.
+    tokenizer
+        A tokenizer.json, for the baseline of token covariates; by default the store's token texts.
+    vocab_size
+        The tokenizer's size: rows from this id on are padding.
+    min_count
+        Fit tokens counted this often or more; by default the run's own setting, else 1.
+    exclude
+        Ids left out of the fit, besides those that the run left out.
+    draws
+        Rotations and random orders that stand beside the sparsity; 0 leaves sparsity out.
+    json
+        Print JSON instead of text; a figure that is not defined is null.
+    """
+    from trainhooks.report import report_source
+
+    report = report_source(
+        source,
+        step=step,
+        key=key,
+        counts=counts,
+        tokenizer=tokenizer,
+        vocab_size=vocab_size,
+        min_count=min_count,
+        exclude=exclude,
+        draws=draws,
+    )
+    print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")
