@@ -55,6 +55,11 @@ class TestConstruction:
         with pytest.raises(ValueError, match="documents is -1"):
             counts(1, documents=-1)
 
+    def test_no_more_can_be_counted_than_was_read(self) -> None:
+        assert counts(2, 3, tokens_read=5).tokens_read == 5
+        with pytest.raises(ValueError, match="tokens_read is 4, but 5 were counted"):
+            counts(2, 3, tokens_read=4)
+
 
 class TestCount:
     @given(st.lists(st.lists(st.integers(0, 6)), min_size=1).filter(any))
@@ -119,6 +124,10 @@ class TestMerge:
         merged = counts(1, documents=3) + counts(2, tokenizer_hash="t")
         assert (merged.documents, merged.tokenizer_hash) == (None, "t")
 
+    def test_tokens_read_add_up_where_both_are_known(self) -> None:
+        assert (counts(1, tokens_read=3) + counts(2, tokens_read=2)).tokens_read == 5
+        assert (counts(1, tokens_read=3) + counts(2)).tokens_read is None
+
     @pytest.mark.parametrize(
         ("other", "message"),
         [
@@ -174,13 +183,16 @@ class TestForRows:
 
 
 class TestFiles:
-    full = counts(4, 0, 2**40, documents=12, tokenizer_hash="té", corpus_hash="c", rule="all, of them")
+    full = counts(
+        4, 0, 2**40, documents=12, tokenizer_hash="té", corpus_hash="c", rule="all, of them", tokens_read=2**40 + 5
+    )
 
     def test_npz_keeps_every_field(self, tmp_path: Path) -> None:
         self.full.save(tmp_path / "counts.npz")
         back = TokenCounts.load(tmp_path / "counts.npz")
         assert np.array_equal(back.counts, self.full.counts)
         assert (back.documents, back.tokenizer_hash, back.corpus_hash, back.rule) == (12, "té", "c", "all, of them")
+        assert back.tokens_read == 2**40 + 5
 
     def test_npz_keeps_what_is_not_known(self, tmp_path: Path) -> None:
         counts(1).save(tmp_path / "counts.npz")

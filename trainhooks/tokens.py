@@ -16,6 +16,7 @@ from jaxtyping import Int64
 _INT64_MAX = 2**63 - 1
 _BLOCK = 1 << 22  # ids a pass: bincount widens its input, so a block bounds the copy at 32 MB
 _SHOWN = 8  # problems of one file that an error spells out
+_NUMBER_FIELDS = ("documents", "tokens_read")
 _TEXT_FIELDS = ("tokenizer_hash", "corpus_hash", "rule")
 
 
@@ -25,10 +26,11 @@ class TokenCounts:
 
     `documents` is the number of documents counted, None where it is not known. `tokenizer_hash` and
     `corpus_hash` say what was counted, None where not known. `rule` says in words how the first positions
-    (never a label) and special tokens were treated; counts of two rules are not comparable.
+    (never a label) and special tokens were treated; counts of two rules are not comparable. `tokens_read` is
+    the number of tokens before the rule left some out, None where it is not known.
 
     Raises ValueError for counts that are not one-dimensional, empty, not whole numbers, negative, all zero,
-    or whose sum passes int64.
+    or whose sum passes int64, and for fewer tokens read than counted.
     """
 
     counts: np.ndarray
@@ -36,12 +38,18 @@ class TokenCounts:
     tokenizer_hash: str | None = None
     corpus_hash: str | None = None
     rule: str = ""
+    tokens_read: int | None = None
 
     def __post_init__(self) -> None:
         checked = _checked(self.counts)
         if self.documents is not None and self.documents < 0:
             raise ValueError(f"documents is {self.documents}; needed 0 or more, or None where it is not known.")
         object.__setattr__(self, "counts", checked)
+        if self.tokens_read is not None and self.tokens_read < self.n_tokens:
+            raise ValueError(
+                f"tokens_read is {self.tokens_read}, but {self.n_tokens} were counted; needed at least as many, or "
+                "None where it is not known."
+            )
 
     @property
     def vocab_size(self) -> int:
@@ -84,8 +92,8 @@ class TokenCounts:
         return cls(total, None if single else documents, tokenizer_hash, corpus_hash, rule)
 
     def __add__(self, other: TokenCounts) -> TokenCounts:
-        """Counts of both corpora together. What only one side knows of the tokenizer is kept; `documents` is
-        kept where both know it, `corpus_hash` where both agree.
+        """Counts of both corpora together. What only one side knows of the tokenizer is kept; `documents` and
+        `tokens_read` where both know them, `corpus_hash` where both agree.
 
         Raises ValueError where vocabulary, tokenizer or rule differ.
         """
@@ -100,13 +108,13 @@ class TokenCounts:
         _agree("rule", self.rule or None, other.rule or None)
         if self.n_tokens + other.n_tokens > _INT64_MAX:
             raise ValueError(f"the merged counts sum to more than int64 holds ({_INT64_MAX}): keep them apart.")
-        known = self.documents is not None and other.documents is not None
         return TokenCounts(
             self.counts + other.counts,
-            documents=(self.documents or 0) + (other.documents or 0) if known else None,
+            documents=_sum_known(self.documents, other.documents),
             tokenizer_hash=self.tokenizer_hash or other.tokenizer_hash,
             corpus_hash=self.corpus_hash if self.corpus_hash == other.corpus_hash else None,
             rule=self.rule or other.rule,
+            tokens_read=_sum_known(self.tokens_read, other.tokens_read),
         )
 
     def for_rows(self, rows: int, *, vocab_size: int | None = None) -> Int64[np.ndarray, " rows"]:
@@ -166,8 +174,7 @@ class TokenCounts:
             partial.unlink(missing_ok=True)
 
     def _fields(self) -> dict[str, Any]:
-        known = {"counts": self.counts, "documents": self.documents}
-        known |= {name: getattr(self, name) for name in _TEXT_FIELDS}
+        known = {name: getattr(self, name) for name in ("counts", *_NUMBER_FIELDS, *_TEXT_FIELDS)}
         return {name: np.asarray(value) for name, value in known.items() if value is not None}
 
     def _write_csv(self, path: Path) -> None:
@@ -190,9 +197,9 @@ class TokenCounts:
             if suffix == ".csv":
                 return cls(_read_csv(source))
             fields = _read_numpy(source)
-            documents = fields.get("documents")
-            texts = {name: str(fields[name]) for name in _TEXT_FIELDS if name in fields}
-            return cls(fields["counts"], None if documents is None else int(documents), **texts)
+            known: dict[str, Any] = {name: int(fields[name]) for name in _NUMBER_FIELDS if name in fields}
+            known |= {name: str(fields[name]) for name in _TEXT_FIELDS if name in fields}
+            return cls(fields["counts"], **known)
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{source} holds no token counts: {error}") from error
 
@@ -211,6 +218,10 @@ def _padding(have: int, rows: int) -> str:
     span = f"{have}-{rows - 1}" if extra > 1 else f"{have}"
     row, verb = ("rows", "are") if extra > 1 else ("row", "is")
     return f"The extra {extra} {row} ({span}) {verb} padding: pass `vocab_size={have}`, or counts of length {rows}."
+
+
+def _sum_known(ours: int | None, theirs: int | None) -> int | None:
+    return None if ours is None or theirs is None else ours + theirs
 
 
 def _agree(name: str, ours: str | None, theirs: str | None) -> None:
@@ -298,7 +309,7 @@ def _read_numpy(path: Path) -> dict[str, np.ndarray]:
             return {"counts": archive}
         if "counts" not in archive.files:
             raise ValueError(f"the archive has {sorted(archive.files)}; needed an array named counts.")
-        return {name: archive[name] for name in ("counts", "documents", *_TEXT_FIELDS) if name in archive.files}
+        return {name: archive[name] for name in ("counts", *_NUMBER_FIELDS, *_TEXT_FIELDS) if name in archive.files}
 
 
 def _read_csv(path: Path) -> Int64[np.ndarray, " vocab"]:

@@ -7,15 +7,17 @@ from typing import Protocol
 
 import numpy as np
 
+MAX_PROBLEMS = 8  # skipped documents that a report spells out
+
 
 @dataclass(frozen=True)
 class LabelRule:
     """Which positions count.
 
     `window`: the stream is cut into windows of this many tokens, and the first token of each is left out, for
-    it is never a label (Pythia trains on windows of 2049). `skip_first`: the first token of each sequence that
-    the source itself knows (a document, a row) is left out. `leave_out`: ids that never count (separators, an
-    ignore index; negative ids are allowed here).
+    it is never a label (Pythia trains on windows of 2049); every file is a stream of its own. `skip_first`: the
+    first token of each sequence that the source itself knows (a document, a row) is left out. `leave_out`: ids
+    that never count (separators, an ignore index; negative ids are allowed here).
     """
 
     window: int | None = None
@@ -65,18 +67,38 @@ class Tally:
     skipped: int = 0
     problems: list[str] = field(default_factory=list)
 
+    def add(self, other: Tally) -> None:
+        """Take in what another piece of the corpus gave; documents stay known only where both know them."""
+        self.counts += other.counts
+        known = self.documents is not None and other.documents is not None
+        self.documents = (self.documents or 0) + (other.documents or 0) if known else None
+        self.tokens += other.tokens
+        self.skipped += other.skipped
+        self.problems = (self.problems + other.problems)[:MAX_PROBLEMS]
+
 
 class Piece(Protocol):
     """A share of a source that one worker counts in one go: small, picklable, and the same on every call.
 
-    `key` is unique among a corpus' pieces and stable between runs (file and span): resumption goes by it.
-    `size` is what the piece weighs in bytes, for progress. `fingerprint` says which content it was (path-free:
-    size, modification time or a checksum), so that a changed file is not resumed from.
+    `key` is unique among a corpus' pieces and stable between runs as long as the file is untouched (file, its
+    modification time, span): resumption goes by it. `size` is what the piece weighs in bytes, for progress.
+    `fingerprint` says which content it is, wherever it lies (size, checksum): the corpus' hash is made of these.
     """
 
-    key: str
-    size: int
-    fingerprint: str
+    @property
+    def key(self) -> str:
+        """Which piece: file and span."""
+        ...
+
+    @property
+    def size(self) -> int:
+        """Bytes, as they lie on the disk."""
+        ...
+
+    @property
+    def fingerprint(self) -> str:
+        """Which content."""
+        ...
 
     def tally(self, settings: Settings) -> Tally:
         """Count this piece. Raises ValueError naming file and position for what cannot be counted."""
