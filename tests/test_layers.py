@@ -11,10 +11,10 @@ ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
     {"variable", "schedule", "cost"},
-    {"tokens", "model", "sketch", "store", "convergence", "suites"},
-    {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "audit"},
-    {"metrics", "sinks", "checks", "labels", "probability"},
-    {"recorder", "runs", "summary", "report"},
+    {"tokens", "model", "sketch", "store", "convergence"},
+    {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
+    {"metrics", "sinks", "checks", "restart", "labels", "probability", "audit"},
+    {"recorder", "runs", "summary", "report", "analyze", "intervene"},
     {"integrations"},
     {"demo"},
     {"cli", "__init__"},

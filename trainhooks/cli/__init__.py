@@ -1,4 +1,7 @@
 """The command line: `trainhooks ...`. Thin: each command parses, calls the library, prints."""
 
+from trainhooks.cli import count as count
+from trainhooks.cli import probe as probe
 from trainhooks.cli import runs as runs
+from trainhooks.cli import suites as suites
 from trainhooks.cli.base import app as app

@@ -30,9 +30,20 @@ class Checkpoint(Protocol):
     plus first and last MiB (`full` hashes all).
     """
 
-    name: str
-    tensors: Mapping[str, TensorEntry]
-    config: Mapping[str, object]
+    @property
+    def name(self) -> str:
+        """What messages call it."""
+        ...
+
+    @property
+    def tensors(self) -> Mapping[str, TensorEntry]:
+        """Entries by key as stored."""
+        ...
+
+    @property
+    def config(self) -> Mapping[str, object]:
+        """The checkpoint's config.json."""
+        ...
 
     def read(self, key: str) -> Tensor:
         """The tensor `key` as stored, on the CPU. Raises CheckpointError."""

@@ -1,0 +1,151 @@
+"""A hub on loopback: revisions, listings with hashes, files by range; it counts bytes and fails when told to."""
+
+import hashlib
+import json
+import re
+import threading
+import time
+from collections import deque
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import unquote, urlsplit
+
+RANGE = re.compile(r"bytes=(\d+)-(\d+)")
+
+
+class Hub:
+    """`revisions[repo][revision][file]` are bytes; `faults` are taken one a file request, in order.
+
+    A fault is a status (500, 429, 401), or "stall", "whole" (ignores Range: 200), "shifted" (Content-Range of other
+    bytes), "wrong total", "early" (closes half-way), "gzip" (says it is encoded), "redirect". `fetched` counts body
+    bytes of files, `listed` of listings; `requests` are (path, headers).
+    """
+
+    def __init__(self) -> None:
+        self.revisions = {}
+        self.faults = deque()
+        self.fetched = self.listed = 0
+        self.requests = []
+        self.stall_seconds = 0.5
+        self.redirect_to = ""
+
+    def add(self, repo, revision, files):
+        self.revisions.setdefault(repo, {})[revision] = dict(files)
+
+    def files(self, repo, revision):
+        """A revision's files by its name or its commit; None where there is no such thing."""
+        named = self.revisions.get(repo, {})
+        return next((files for name, files in named.items() if revision in (name, commit(repo, name))), None)
+
+
+def commit(repo, revision):
+    return hashlib.sha1(f"{repo}@{revision}".encode()).hexdigest()
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    hub: Hub
+
+    def log_message(self, *_):
+        pass
+
+    def do_HEAD(self):
+        self.do_GET()
+
+    def do_GET(self):
+        path = unquote(urlsplit(self.path).path)
+        self.hub.requests.append((path, dict(self.headers)))
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree|refs)(?:/(.+))?", path):
+            return self.api(*match.groups())
+        if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
+            return self.resolve(*match.groups())
+        return self.answer(404, b"")
+
+    def api(self, repo, what, revision):
+        if what == "refs":
+            names = self.hub.revisions.get(repo, {})
+            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit(repo, n)} for n in names]
+            return self.listing({"branches": branches, "tags": [], "converts": []})
+        files = self.hub.files(repo, revision)
+        if files is None:
+            return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
+        if what == "revision":
+            names = self.hub.revisions[repo]
+            sha = next(commit(repo, n) for n in names if revision in (n, commit(repo, n)))
+            return self.listing({"id": repo, "modelId": repo, "sha": sha, "siblings": [], "tags": [], "private": False})
+        return self.listing([describe(name, data) for name, data in files.items()])
+
+    def resolve(self, repo, revision, name):
+        data = (self.hub.files(repo, revision) or {}).get(name)
+        if data is None:
+            return self.answer(404, b"")
+        return self.file(data)
+
+    def file(self, data):
+        fault = self.hub.faults.popleft() if self.hub.faults else None
+        match = RANGE.fullmatch(self.headers.get("Range", ""))
+        start, last = (int(match[1]), int(match[2])) if match else (0, len(data) - 1)
+        body, total, status = data[start : last + 1], len(data), 206
+        headers = {}
+        if isinstance(fault, int):
+            return self.answer(fault, b"", {"Retry-After": "0"})
+        if fault == "redirect":
+            return self.answer(302, b"", {"Location": self.hub.redirect_to + self.path})
+        if fault == "stall":
+            time.sleep(self.hub.stall_seconds)
+        if fault == "shifted":
+            start, last = start + 1, last + 1
+        if fault == "wrong total":
+            total += 1
+        if fault == "gzip":
+            headers["Content-Encoding"] = "gzip"
+        if fault == "whole" or match is None:
+            body, status = data, 200
+        else:
+            headers["Content-Range"] = f"bytes {start}-{last}/{total}"
+        return self.answer(status, body, headers, cut=len(body) // 2 if fault == "early" else None)
+
+    def listing(self, content):
+        body = json.dumps(content).encode()
+        self.hub.listed += len(body)
+        self.answer(200, body, {"Content-Type": "application/json"}, count=False)
+
+    def answer(self, status, body, headers=None, *, cut=None, count=True):
+        try:
+            self.send_response(status)
+            for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if self.command == "HEAD":
+                return
+            for at in range(0, len(body[:cut]), 1 << 16):
+                block = body[:cut][at : at + (1 << 16)]
+                self.wfile.write(block)
+                self.hub.fetched += len(block) if count else 0
+            if cut is not None:
+                self.close_connection = True
+        except (BrokenPipeError, ConnectionResetError):
+            self.close_connection = True
+
+
+def describe(name, data):
+    blob = hashlib.sha1(b"blob %d\0" % len(data) + data).hexdigest()
+    entry = {"type": "file", "path": name, "size": len(data), "oid": blob}
+    if not name.endswith(".json"):
+        entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
+    return entry
+
+
+@contextmanager
+def serving(hub):
+    """The address a hub is served at."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    server.daemon_threads = True
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()

@@ -1,0 +1,192 @@
+"""Reading from a hub, with the real client against a server on loopback that counts, fails and lies."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+import torch
+from hub_server import Hub, serving
+from safetensors.torch import save
+
+from trainhooks.suites import hub as hub_module
+from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.cache import TensorCache
+from trainhooks.suites.checkpoint import open_checkpoint
+
+REPO, KEY = "org/model", "embed_out.weight"
+
+
+def weights(seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return {
+        KEY: torch.randn(4096, 256, generator=generator),  # 4 MiB
+        **{f"layers.{i}.weight": torch.randn(256, 256, generator=generator) for i in range(40)},
+    }
+
+
+@pytest.fixture(scope="module")
+def files():
+    import io
+
+    buffer = io.BytesIO()
+    torch.save(weights(), buffer)
+    return {"model.safetensors": save(weights()), "pytorch_model.bin": buffer.getvalue()}
+
+
+@pytest.fixture
+def client(monkeypatch):
+    """huggingface_hub, online, with no wait between retries."""
+    import huggingface_hub
+    import huggingface_hub.constants
+
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(hub_module, "WAIT_SECONDS", 0.0)
+    yield huggingface_hub
+    huggingface_hub.close_session()
+
+
+@pytest.fixture
+def hub(client, files, monkeypatch):
+    hub = Hub()
+    hub.add(REPO, "main", {"model.safetensors": files["model.safetensors"], "config.json": b'{"vocab_size": 4096}'})
+    hub.add(REPO, "step1", {"pytorch_model.bin": files["pytorch_model.bin"]})
+    with serving(hub) as address:
+        monkeypatch.setattr(client.constants, "ENDPOINT", address)
+        template = address + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(client.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        yield hub
+
+
+@pytest.mark.parametrize(("place", "name"), [(REPO, "model.safetensors"), (f"hf://{REPO}@step1", "pytorch_model.bin")])
+def test_the_head_costs_its_bytes_and_the_header(hub, files, tmp_path, place, name):
+    checkpoint = open_checkpoint(place, cache=TensorCache(tmp_path))
+    tensor = checkpoint.read(KEY)
+    assert torch.equal(tensor, weights()[KEY])
+    everything = hub.fetched + hub.listed
+    assert tensor.nbytes <= everything < 1.01 * tensor.nbytes
+    assert len(files[name]) > 3 * tensor.nbytes
+    assert not any(path.endswith("/branches") for path, _ in hub.requests)
+
+
+def test_the_cache_serves_the_second_reading_and_survives_damage(hub, tmp_path):
+    cache = TensorCache(tmp_path)
+    checkpoint = open_checkpoint(REPO, cache=cache)
+    first = checkpoint.read(KEY)
+    before = hub.fetched
+    assert torch.equal(open_checkpoint(REPO, cache=cache).read(KEY), first)
+    assert hub.fetched - before < 10_000, "the header alone"
+    (stored,) = tmp_path.rglob("*.safetensors")
+    os.truncate(stored, 5000)
+    assert torch.equal(checkpoint.read(KEY), first)
+    assert stored.stat().st_size > first.nbytes
+    assert not list(tmp_path.rglob("*.partial"))
+
+
+def test_identity_is_the_listings_hash_and_costs_nothing(hub, files):
+    hub.add(REPO, "step2", hub.revisions[REPO]["main"])
+    one, two, other = (open_checkpoint(REPO, revision=name) for name in ("main", "step2", "step1"))
+    before = hub.fetched
+    assert one.identity(KEY) == two.identity(KEY) != other.identity(KEY)
+    assert hub.fetched == before
+    assert one.identity(KEY, full=True) == other.identity(KEY, full=True), "the same values in another format"
+
+
+@pytest.mark.parametrize("faults", [[500], [429, 503, 502], ["early"], ["early", 500, "early"]])
+def test_passing_failures_are_retried(hub, tmp_path, faults):
+    checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path))
+    hub.faults.extend(faults)
+    before = hub.fetched
+    assert torch.equal(checkpoint.read(KEY), weights()[KEY])
+    assert hub.fetched - before < 4.3e6, "what had come is not fetched again"
+
+
+def test_a_stalled_answer_is_asked_for_again(hub, tmp_path, monkeypatch):
+    checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path))
+    monkeypatch.setattr(hub_module, "TIMEOUT_SECONDS", 0.2)
+    hub.faults.append("stall")
+    assert torch.equal(checkpoint.read(KEY), weights()[KEY])
+
+
+def test_failures_that_last_are_an_error_with_the_reason(hub):
+    checkpoint = open_checkpoint(REPO)
+    hub.faults.extend([503] * (hub_module.RETRIES + 1))
+    with pytest.raises(CheckpointError, match=r"did not come in 6 tries: the server answers 503"):
+        checkpoint.read(KEY)
+
+
+@pytest.mark.parametrize("fault", ["whole", "shifted", "wrong total", "gzip", 401, 404, 416])
+def test_any_other_answer_is_refused_and_nothing_is_kept(hub, tmp_path, fault):
+    checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path))
+    hub.faults.append(fault)
+    requests = len(hub.requests)
+    with pytest.raises(CheckpointError, match=r"ranges|no such file"):
+        checkpoint.read(KEY)
+    assert len(hub.requests) == requests + 1, "not tried again"
+    assert not list(tmp_path.rglob("*.safetensors"))
+
+
+def test_a_server_that_ignores_ranges_is_closed_unread(hub, client):
+    hub.add(REPO, "big", {"model.safetensors": bytes(64 << 20)})
+    hub.faults.append("whole")
+    with pytest.raises(CheckpointError, match="got 200"):
+        open_checkpoint(REPO, revision="big")
+    assert hub.fetched < 32 << 20
+
+
+def test_authorization_goes_to_the_hub_and_not_where_it_redirects(hub, tmp_path, monkeypatch):
+    import huggingface_hub.utils._headers as headers
+
+    monkeypatch.setattr(headers, "get_token", lambda: "hf_secret")
+    other = Hub()
+    other.revisions = hub.revisions
+    with serving(other) as elsewhere:
+        hub.redirect_to = elsewhere
+        checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path))
+        hub.faults.append("redirect")
+        assert torch.equal(checkpoint.read(KEY), weights()[KEY])
+    asked = [names for _, names in hub.requests if "range" in {name.lower() for name in names}]
+    assert asked
+    assert all("Bearer hf_secret" in {*names.values()} for names in asked)
+    assert len(other.requests) == 1
+    assert "authorization" not in {name.lower() for name in other.requests[0][1]}
+
+
+@pytest.mark.parametrize("place", ["org/absent", f"{REPO}@step9"])
+def test_what_is_not_there_is_an_error(hub, place):
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        open_checkpoint(place)
+
+
+def test_an_index_at_a_hub_cannot_lead_out(hub):
+    hub.add(REPO, "bad", {"model.safetensors.index.json": b'{"weight_map": {"w": "../../x.safetensors"}}'})
+    with pytest.raises(CheckpointError, match="outside the checkpoint"):
+        open_checkpoint(REPO, revision="bad")
+
+
+def test_offline_mode_is_respected(hub, client, monkeypatch):
+    checkpoint = open_checkpoint(REPO)
+    requests = len(hub.requests)
+    monkeypatch.setattr(client.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(CheckpointError, match="cannot be listed"):
+        open_checkpoint(REPO)
+    with pytest.raises(CheckpointError, match="offline"):
+        checkpoint.read(KEY)
+    assert len(hub.requests) == requests
+
+
+def test_the_endpoint_comes_from_the_environment(hub, client, tmp_path):
+    code = (
+        "import sys; from trainhooks.suites.checkpoint import open_checkpoint\n"
+        "print(open_checkpoint(sys.argv[1]).read(sys.argv[2]).shape)"
+    )
+    environment = {
+        **{name: value for name, value in os.environ.items() if name != "HF_HUB_OFFLINE"},
+        "HF_ENDPOINT": client.constants.ENDPOINT,
+        "HF_HOME": str(tmp_path),
+    }
+    done = subprocess.run(
+        [sys.executable, "-c", code, REPO, KEY], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == "torch.Size([4096, 256])"
+    assert len(list((tmp_path / "trainhooks" / "tensors").rglob("*.safetensors"))) == 1

@@ -1,0 +1,190 @@
+"""Files of a hub repository by HTTP range, through huggingface_hub's own session, headers and authorization.
+
+Why not its file system: that fetches more than it is asked for, and takes a server's answer for the range it wanted
+even where the server sent something else. Here any answer but 206 with the exact Content-Range is closed unread.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.ranges import WritableBytes, check_range
+
+RETRIES = 5
+WAIT_SECONDS = 0.5  # before the first retry; doubles
+LONGEST_WAIT_SECONDS = 60.0
+TIMEOUT_SECONDS = 20.0  # without a byte
+CHUNK_BYTES = 1 << 20
+RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+
+
+def require_hub() -> Any:
+    """The huggingface_hub package. Raises ImportError that names the extra."""
+    try:
+        return importlib.import_module("huggingface_hub")
+    except ImportError as error:
+        raise ImportError(
+            "reading from a hub needs huggingface_hub: pip install 'trainhooks[hub]', or download the files."
+        ) from error
+
+
+@dataclass(frozen=True)
+class HubFile:
+    """A file at a fixed commit of a hub repository; `size` in bytes and `digest` as the hub's listing has them.
+
+    `digest` is the LFS SHA-256, or git's blob id for a file that is not in LFS. Redirects are followed; the
+    authorization goes to the hub's host alone (the client drops it on a change of origin).
+    """
+
+    url: str
+    size: int
+    digest: str
+    name: str
+
+    def read(self, start: int, stop: int) -> WritableBytes:
+        """Bytes [start, stop), in one request unless it breaks: then from where it broke, up to five times more on
+        408, 429, 5xx, timeouts, broken connections and short answers, after 0.5, 1, 2, ... seconds or what Retry-After
+        says (60 at most). Raises CheckpointError on any other answer, and when the retries are used up."""
+        check_range(self, start, stop)
+        progress = _Progress(bytearray(stop - start), start)
+        wait, failure = WAIT_SECONDS, ""
+        for attempt in range(RETRIES + 1):
+            if not progress.missing:
+                break
+            if attempt:
+                time.sleep(min(max(wait, progress.asked_wait), LONGEST_WAIT_SECONDS))
+                wait *= 2
+            try:
+                failure = self._request(progress)
+            except _transport_errors() as error:
+                failure = f"{type(error).__name__}: {error}"
+        if progress.missing:
+            raise CheckpointError(
+                f"{self.name}: bytes {start} to {stop} did not come in {RETRIES + 1} tries: {failure}."
+            )
+        return progress.buffer
+
+    def _request(self, progress: _Progress) -> str:
+        """Fetch what is missing; returns why it is still missing, "" when it is not."""
+        from huggingface_hub.errors import OfflineModeIsEnabled
+        from huggingface_hub.utils import build_hf_headers, get_session
+
+        first, last = progress.position, progress.start + len(progress.buffer) - 1
+        headers = build_hf_headers(library_name="trainhooks")
+        headers |= {"Range": f"bytes={first}-{last}", "Accept-Encoding": "identity"}
+        try:
+            with get_session().stream(
+                "GET", self.url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
+            ) as response:
+                if response.status_code in RETRY_STATUS:
+                    progress.asked_wait = _seconds(response.headers.get("Retry-After"))
+                    return f"the server answers {response.status_code}"
+                self._check(response, expected=f"bytes {first}-{last}/{self.size}")
+                for chunk in response.iter_raw(CHUNK_BYTES):
+                    progress.take(chunk, name=self.name)
+        except OfflineModeIsEnabled as error:
+            raise CheckpointError(f"{self.name} lies at a hub and offline mode is on: unset HF_HUB_OFFLINE.") from error
+        return f"the answer ended {progress.missing} bytes short" if progress.missing else ""
+
+    def _check(self, response: Any, *, expected: str) -> None:
+        status, told = response.status_code, response.headers.get("Content-Range")
+        if status in (401, 403, 404):
+            raise CheckpointError(f"{self.name}: the hub answers {status}: no such file, or no access with this token.")
+        if status != 206 or told != expected or response.headers.get("Content-Encoding", "identity") != "identity":
+            raise CheckpointError(
+                f"{self.name}: asked for {expected!r}, got {status} with Content-Range {told!r}. It does "
+                "not serve ranges, so its bytes would be the wrong ones: download the file and give its folder."
+            )
+
+
+@dataclass
+class _Progress:
+    buffer: bytearray
+    start: int
+    filled: int = 0
+    asked_wait: float = 0.0
+
+    @property
+    def position(self) -> int:
+        return self.start + self.filled
+
+    @property
+    def missing(self) -> int:
+        return len(self.buffer) - self.filled
+
+    def take(self, chunk: bytes, *, name: str) -> None:
+        if len(chunk) > self.missing:
+            raise CheckpointError(f"{name}: the server sent more bytes than its Content-Range says.")
+        self.buffer[self.filled : self.filled + len(chunk)] = chunk
+        self.filled += len(chunk)
+
+
+@dataclass(frozen=True)
+class HubFolder:
+    """The files at the root of a repository's revision, by name, at the commit the revision had when it was listed."""
+
+    repo: str
+    revision: str
+    commit: str
+    files: dict[str, HubFile]
+
+    @property
+    def name(self) -> str:
+        """repo@revision."""
+        return f"{self.repo}@{self.revision}"
+
+    def open(self, name: str) -> HubFile:
+        """A file by the name it has here. Raises CheckpointError."""
+        if name not in self.files:
+            raise CheckpointError(f"{self.name} has no file {name}; it has {', '.join(sorted(self.files)[:12])}.")
+        return self.files[name]
+
+
+def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Path:
+    """The files of a hub repository's revision (default: main). Two requests.
+
+    In offline mode (HF_HUB_OFFLINE): the snapshot in the hub's local cache, as a folder. Raises CheckpointError where
+    there is no such repository, revision or snapshot; ImportError without huggingface_hub.
+    """
+    hub = require_hub()
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    revision = revision or "main"
+    try:
+        if constants.HF_HUB_OFFLINE:
+            return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+        endpoint = constants.ENDPOINT
+        api = hub.HfApi(endpoint=endpoint)
+        commit = api.repo_info(repo, revision=revision, timeout=TIMEOUT_SECONDS).sha
+        listing = [item for item in api.list_repo_tree(repo, revision=commit) if isinstance(item, RepoFile)]
+    except (HfHubHTTPError, OSError, ValueError, *_transport_errors()) as error:
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}") from error
+    files = {
+        item.path: HubFile(
+            url=hub.hf_hub_url(repo, item.path, revision=commit, endpoint=endpoint),
+            size=item.size,
+            digest=item.lfs.sha256 if item.lfs else item.blob_id,
+            name=f"{repo}@{revision}/{item.path}",
+        )
+        for item in listing
+    }
+    return HubFolder(repo, revision, commit, files)
+
+
+def _transport_errors() -> tuple[type[Exception], ...]:
+    """Timeouts and broken connections of the HTTP client that this huggingface_hub uses (httpx2 from 2.x on)."""
+    clients = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
+    return tuple(importlib.import_module(name).TransportError for name in clients)
+
+
+def _seconds(retry_after: str | None) -> float:
+    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0

@@ -1,0 +1,116 @@
+"""Safetensors by header and offsets: the format's layout is 8 bytes of header length, a JSON header, the tensors."""
+
+from __future__ import annotations
+
+import json
+import math
+from typing import Any, TypeGuard
+
+import torch
+
+from trainhooks.suites.base import CheckpointError, TensorEntry
+from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource
+from trainhooks.suites.stored import Part, StoredTensor, row_major
+
+DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
+PROBLEMS_SHOWN = 5
+
+
+def safetensors_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTensor]:
+    """Every tensor of a safetensors file, unread: only the header is fetched, and checked against the file's size.
+
+    `file` is the name entries carry. Tensors of a dtype that torch lacks are listed under the format's name for it
+    and fail when read. Raises CheckpointError with each problem's location: a header longer than 100 MB or than the
+    file, no JSON, offsets outside the file, overlapping tensors, dtype x shape that is not the bytes announced.
+    Format: huggingface/safetensors, README, "Format".
+    """
+    header, base = _header(source)
+    problems: list[str] = []
+    found: dict[str, StoredTensor] = {}
+    spans: list[tuple[int, int, str]] = []
+    for key, fields in header.items():
+        if key == "__metadata__":
+            continue
+        try:
+            entry, start, stop = _entry(key, fields, file=file, room=source.size - base)
+        except ValueError as error:
+            problems.append(f"{key!r}: {error}")
+            continue
+        spans.append((start, stop, key))
+        part = Part(source, base + start, base + stop, entry.shape, row_major(entry.shape), (0,) * len(entry.shape))
+        found[key] = StoredTensor(entry, lambda part=part: (part,))  # type: ignore[misc]
+    problems += _overlaps(spans)
+    if problems:
+        more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
+        raise CheckpointError(f"{source.name}: bad header: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}.")
+    return found
+
+
+def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
+    if source.size < 8:
+        raise CheckpointError(f"{source.name} has {source.size} bytes; safetensors begins with 8. It is truncated.")
+    length = int.from_bytes(source.read(0, 8), "little")
+    if length > min(HEADER_LIMIT, source.size - 8):
+        raise CheckpointError(
+            f"{source.name} announces a header of {length} bytes; the file has {source.size} and the format allows "
+            f"{HEADER_LIMIT}. It is truncated or no safetensors file: fetch it again."
+        )
+    try:
+        header = json.loads(bytes(source.read(8, 8 + length)), object_pairs_hook=_unique)
+    except (ValueError, RecursionError) as error:
+        raise CheckpointError(f"{source.name}: the header is no JSON a safetensors file may hold: {error}.") from error
+    if not isinstance(header, dict):
+        raise CheckpointError(f"{source.name}: the header is a JSON {type(header).__name__}; it must be an object.")
+    return header, 8 + length
+
+
+def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    fields = dict(pairs)
+    if len(fields) != len(pairs):
+        raise ValueError("a key appears twice")
+    return fields
+
+
+def _entry(key: str, fields: dict[str, Any], *, file: str, room: int) -> tuple[TensorEntry, int, int]:
+    if not isinstance(fields, dict):
+        raise ValueError("is no object")
+    shape, offsets, name = (fields.get(field) for field in ("shape", "data_offsets", "dtype"))
+    if not _sizes(shape):
+        raise ValueError(f"shape {str(shape)[:80]} must be a list of whole numbers from 0")
+    if not _sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"data_offsets {str(offsets)[:80]} must be two whole numbers")
+    start, stop = offsets
+    if not start <= stop <= room:
+        raise ValueError(f"bytes {start} to {stop} lie outside the file, which holds {room} after the header")
+    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    if dtype is not None and math.prod(shape) * dtype.itemsize != stop - start:
+        raise ValueError(f"{name} of shape {str(shape)[:80]} does not fill the {stop - start} bytes announced")
+    spelled = str(name) if dtype is None else str(dtype).removeprefix("torch.")
+    return TensorEntry(key, spelled, tuple(shape), file, stop - start), start, stop
+
+
+def _sizes(values: Any) -> TypeGuard[list[int]]:
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+
+
+def _overlaps(spans: list[tuple[int, int, str]]) -> list[str]:
+    problems, reached, owner = [], 0, ""
+    for start, stop, key in sorted(span for span in spans if span[0] < span[1]):
+        if start < reached:
+            problems.append(f"{key!r}: overlaps {owner!r}")
+        if stop > reached:
+            reached, owner = stop, key
+    return problems
