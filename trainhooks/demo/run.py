@@ -14,6 +14,7 @@ from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
 from trainhooks.metrics.base import Metric
+from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.spectrum import Spectrum
@@ -88,10 +89,12 @@ def run_demo(
 
 
 def _metrics(corpus: Corpus, *, rows: int) -> list[Metric]:
-    """Probe and convergence at every step; spectrum and geometry, which cost more, at every tenth."""
-    metrics = default_metrics(corpus.counts.for_rows(rows, vocab_size=corpus.counts.vocab_size))
+    """Probe and convergence at every step; spectrum, geometry and covariates, which cost more, at every tenth."""
+    counts = corpus.counts.for_rows(rows, vocab_size=corpus.counts.vocab_size)
+    texts = corpus.token_texts + [""] * (rows - len(corpus.token_texts))
+    metrics = default_metrics(counts, token_texts=texts)
     for metric in metrics:
-        if isinstance(metric, (Spectrum, HeadGeometry)):
+        if isinstance(metric, (Spectrum, HeadGeometry, CovariateBaseline)):
             metric.schedule = Every(10)
     return metrics
 
