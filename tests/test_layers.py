@@ -3,6 +3,7 @@
 import ast
 import subprocess
 import sys
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
-    {"variable", "schedule", "cost"},
+    {"variable", "schedule", "cost", "lazy"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "restart", "labels", "probability", "audit"},
@@ -94,10 +95,39 @@ def test_store_and_analysis_are_free_of_torch():
             }, path
 
 
-def test_importing_the_package_pulls_in_nothing_optional():
-    code = f"import trainhooks, sys; print([m for m in {HEAVY!r} if m in sys.modules])"
+def loaded(statement: str, names: tuple[str, ...]) -> list[str]:
+    """Which of some packages a statement imports, in a process of its own."""
+    code = f"{statement}\nimport sys; print(*(m for m in {names!r} if m in sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "[]"
+    return done.stdout.split()
+
+
+def test_the_public_names_pull_in_nothing_optional():
+    assert loaded("from trainhooks import *; from trainhooks.corpora import *", HEAVY) == []
+
+
+def test_the_command_line_and_counting_start_without_what_is_slow_to_import():
+    slow = ("torch", "zarr", "xarray", "scipy", *HEAVY)
+    assert loaded("import trainhooks.cli, trainhooks.corpora.counting, trainhooks.corpora.opening", slow) == []
+
+
+@pytest.mark.parametrize("package", ["trainhooks", "trainhooks.corpora"])
+def test_lazy_names_are_those_that_type_checkers_see(package):
+    module = import_module(package)
+    tree = ast.parse(Path(module.__file__).read_text(encoding="utf-8"))
+    seen = {
+        alias.name: node.module
+        for block in tree.body
+        if isinstance(block, ast.If)
+        for node in block.body
+        for alias in node.names
+    }
+    assert sorted(seen) == sorted(set(module.__all__))
+    for name, home in seen.items():
+        assert getattr(module, name) is getattr(import_module(home), name)
+        assert name in dir(module)
+    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+        getattr(module, "nothing")  # noqa: B009 - a type checker would refuse it
 
 
 def test_nothing_imports_pythons_global_random_numbers():

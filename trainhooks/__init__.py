@@ -4,21 +4,47 @@
 HF Trainer are in `trainhooks.integrations` and are imported from there, so that this package needs neither.
 """
 
-from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.covariate_baseline import CovariateBaseline
-from trainhooks.metrics.defaults import default_metrics
-from trainhooks.metrics.exact_convergence import ExactConvergence
-from trainhooks.metrics.lead_parts import LeadParts
-from trainhooks.metrics.probability_probe import ProbabilityProbe
-from trainhooks.model import OutputEmbedding, find_output_embedding
-from trainhooks.probability import AverageProbability, average_probability
-from trainhooks.probe import ProbeFit, fit_probe
-from trainhooks.recorder import Recorder
-from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
-from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
-from trainhooks.store import Store, open_store
-from trainhooks.tokens import TokenCounts
-from trainhooks.variable import Variable
+from typing import TYPE_CHECKING
+
+from trainhooks.lazy import lazy_names
+
+if TYPE_CHECKING:
+    from trainhooks.metrics.base import Metric, State
+    from trainhooks.metrics.covariate_baseline import CovariateBaseline
+    from trainhooks.metrics.defaults import default_metrics
+    from trainhooks.metrics.exact_convergence import ExactConvergence
+    from trainhooks.metrics.lead_parts import LeadParts
+    from trainhooks.metrics.probability_probe import ProbabilityProbe
+    from trainhooks.model import OutputEmbedding, find_output_embedding
+    from trainhooks.probability import AverageProbability, average_probability
+    from trainhooks.probe import ProbeFit, fit_probe
+    from trainhooks.recorder import Recorder
+    from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
+    from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
+    from trainhooks.store import Store, open_store
+    from trainhooks.tokens import TokenCounts
+    from trainhooks.variable import Variable
+else:
+    __getattr__, __dir__ = lazy_names(
+        __name__,
+        {
+            "trainhooks.metrics.base": "Metric State",
+            "trainhooks.metrics.covariate_baseline": "CovariateBaseline",
+            "trainhooks.metrics.defaults": "default_metrics",
+            "trainhooks.metrics.exact_convergence": "ExactConvergence",
+            "trainhooks.metrics.lead_parts": "LeadParts",
+            "trainhooks.metrics.probability_probe": "ProbabilityProbe",
+            "trainhooks.model": "OutputEmbedding find_output_embedding",
+            "trainhooks.probability": "AverageProbability average_probability",
+            "trainhooks.probe": "ProbeFit fit_probe",
+            "trainhooks.recorder": "Recorder",
+            "trainhooks.schedule": "Every EveryStep LogSpaced Schedule Steps",
+            "trainhooks.sinks": "JsonLinesSink MemorySink Record Sink StoreSink TensorBoardSink",
+            "trainhooks.store": "Store open_store",
+            "trainhooks.tokens": "TokenCounts",
+            "trainhooks.variable": "Variable",
+        },
+    )
 
 __version__ = "0.1.0"
 

@@ -241,3 +241,51 @@ def test_every_parameter_is_documented() -> None:
     assert text
     for parameter in inspect.signature(command.count).parameters:
         assert f"\n{parameter}\n    " in text, parameter
+
+
+class TestMistakesOfUse:
+    def test_a_dtype_that_cannot_be(self, run, ids, tmp_path) -> None:
+        code, _, err = run(tmp_path / "ids.bin", "--out", tmp_path / "c.npz", "--vocab-size", 40, "--dtype", "foo")
+        assert (code, "needed one that numpy knows" in err) == (1, True)
+        code, _, err = run(tmp_path / "ids.bin", "--out", tmp_path / "c.npz", "--vocab-size", 65537)
+        assert (code, "read as uint16, which ends at 65535" in err) == (1, True)
+
+    def test_counts_do_not_land_among_the_sources(self, run, ids, tmp_path) -> None:
+        before = (tmp_path / "ids.npy").read_bytes()
+        for source, out in ((tmp_path / "ids.npy", "ids.npy"), (tmp_path, "c.npy")):
+            code, _, err = run(source, "--out", tmp_path / out, "--vocab-size", 40, "--overwrite")
+            assert (code, "lies in the source" in err) == (1, True)
+        assert (tmp_path / "ids.npy").read_bytes() == before
+        assert not (tmp_path / "c.npy").exists()
+
+    def test_a_pipe_is_named_as_one(self, run, tmp_path) -> None:
+        os.mkfifo(tmp_path / "p.bin")
+        code, _, err = run(tmp_path / "p.bin", "--out", tmp_path / "c.npz", "--vocab-size", 40)
+        assert (code, "is a pipe" in err) == (1, True)
+
+    def test_a_tokenizer_that_is_no_text_is_named(self, run, tmp_path) -> None:
+        (tmp_path / "t.json").write_bytes(b"\xff\xfe")
+        code, _, err = run(tmp_path, "--out", tmp_path / "c.npz", "--tokenizer", tmp_path / "t.json")
+        assert (code, "t.json is no tokenizer" in err) == (1, True)
+
+    def test_a_mark_before_the_first_line_and_a_stream_cut_at_once(self, run, tokenizer, tmp_path) -> None:
+        (tmp_path / "b.jsonl").write_bytes(b'\xef\xbb\xbf{"text": "one two"}\n{"text": "two"}\n')
+        code, _, _ = run(tmp_path / "b.jsonl", "--out", tmp_path / "c.npz", "--tokenizer", tokenizer)
+        assert code == 0
+        assert TokenCounts.load(tmp_path / "c.npz").counts.tolist()[:3] == [0, 1, 2]
+        (tmp_path / "cut.jsonl.gz").write_bytes(b"\x1f\x8b\x08\x00")
+        code, _, err = run(tmp_path / "cut.jsonl.gz", "--out", tmp_path / "d.npz", "--tokenizer", tokenizer)
+        assert (code, "cut.jsonl.gz, line 1:" in err) == (1, True)
+
+    def test_tables_in_a_folder_named_like_one_and_one_without_the_column(self, run, tokenizer, tmp_path) -> None:
+        pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+        (tmp_path / "x.parquet").mkdir()
+        pq.write_table(pa.table({"text": ["one two"]}), tmp_path / "x.parquet" / "part-0.parquet")
+        pq.write_table(pa.table({"body": ["one two"]}), tmp_path / "x.parquet" / "part-1.parquet")
+        call = (tmp_path / "x.parquet", "--out", tmp_path / "c.npz", "--tokenizer", tokenizer)
+        code, _, err = run(*call)
+        assert (code, "has the columns body" in err) == (1, True)
+        (tmp_path / "c.npz.partial").unlink(missing_ok=True)
+        code, out, _ = run(*call, "--skip-bad")
+        assert (code, "part-1.parquet, row 0" in out) == (0, True)
+        assert TokenCounts.load(tmp_path / "c.npz").n_tokens == 2

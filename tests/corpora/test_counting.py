@@ -3,7 +3,7 @@
 import multiprocessing
 import os
 import signal
-from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import numpy as np
@@ -214,3 +214,21 @@ def test_progress_goes_to_stderr_and_only_when_asked(corpus, capsys):
     assert out == ""
     assert "100%" in err
     assert "tokens/s" in err
+
+
+class KilledWorker(Exception):
+    """As Dask calls it."""
+
+
+class Losing:
+    """An executor that loses its worker."""
+
+    def submit(self, *_):
+        future = Future()
+        future.set_exception(KilledWorker("task"))
+        return future
+
+
+def test_a_lost_worker_of_dask_is_reported(corpus):
+    with pytest.raises(ChildProcessError, match="a worker process died"):
+        count_corpus(open_sources([corpus], SETTINGS), settings=SETTINGS, executor=Losing())

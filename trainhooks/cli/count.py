@@ -116,6 +116,15 @@ def _check_out(out: Path, *, overwrite: bool) -> None:
         raise ValueError(f"the folder {out.parent} for --out is not there: make it first.")
 
 
+def _check_apart(out: Path, sources: tuple[str, ...]) -> None:
+    """Counts that lie among the sources would be counted next time, or replace a source."""
+    target = out.resolve()
+    for source in sources:
+        place = Path(source).resolve()
+        if target == place or (out.suffix.lower() == ".npy" and place in target.parents):
+            raise ValueError(f"--out {out} lies in the source {source}: it would be taken for ids; put it elsewhere.")
+
+
 def _vocab_size(tokenizer: Path | None, given: int | None) -> int:
     if tokenizer is None:
         if given is None:
@@ -151,6 +160,7 @@ def _count(
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists():
         print(f"going on from {partial}; delete it to start again", file=sys.stderr)
+    _check_apart(out, sources)
     pieces = open_sources(sources, settings, bin_dtype=dtype)
     try:
         with _executor(scheduler) as executor:

@@ -107,15 +107,19 @@ def npy_pieces(path: Path, settings: Settings) -> list[Piece]:
     return spans_of(path, dtype=array.dtype.str, offset=int(array.offset), tokens=array.size, row=row)
 
 
-def bin_pieces(path: Path, *, dtype: str = "uint16") -> list[Piece]:
+def bin_pieces(path: Path, *, dtype: str = "uint16", vocab_size: int = 1) -> list[Piece]:
     """Pieces of a headerless `.bin` of token ids, as nanoGPT writes it: one stream, `uint16` unless said.
 
     `skip_first` leaves out the file's first id only, for the stream does not know its documents. Raises
-    ValueError where the bytes are no whole number of ids, or the dtype is no integer.
+    ValueError where the bytes are no whole number of ids, where the dtype is no integer, and where it cannot hold the
+    ids of `vocab_size`, for then the file is of another one, and read as this one would give wrong ids silently.
     """
-    kind = np.dtype(dtype)
-    if kind.kind not in "iu":
-        raise ValueError(f"dtype {dtype} was given for {path}; needed an integer dtype, such as uint16 or int32.")
+    kind = _integer(dtype, path)
+    if np.iinfo(kind).max < vocab_size - 1:
+        raise ValueError(
+            f"{path} is to be read as {kind.name}, which ends at {np.iinfo(kind).max}; the vocabulary has ids up to "
+            f"{vocab_size - 1}. Name the dtype that the file was written with, such as uint32."
+        )
     size = path.stat().st_size
     if size % kind.itemsize:
         raise ValueError(
@@ -124,6 +128,16 @@ def bin_pieces(path: Path, *, dtype: str = "uint16") -> list[Piece]:
         )
     tokens = size // kind.itemsize
     return spans_of(path, dtype=kind.str, offset=0, tokens=tokens, row=max(tokens, 1))
+
+
+def _integer(dtype: str, path: Path) -> np.dtype:
+    try:
+        kind = np.dtype(dtype)
+    except TypeError as error:
+        raise ValueError(f"dtype {dtype} was given for {path}; needed one that numpy knows, such as uint16.") from error
+    if kind.kind not in "iu":
+        raise ValueError(f"dtype {dtype} was given for {path}; needed an integer dtype, such as uint16 or int32.")
+    return kind
 
 
 def spans_of(path: Path, *, dtype: str, offset: int, tokens: int, row: int) -> list[Piece]:

@@ -56,9 +56,9 @@ def load_tokenizer(path: Path) -> Any:
         raise ImportError(
             "reading a tokenizer needs the tokenizers package: pip install 'trainhooks[corpora]'"
         ) from error
-    text = path.read_text(encoding="utf-8")
+    data = path.read_bytes()
     try:
-        return Tokenizer.from_str(text)
+        return Tokenizer.from_str(data.decode())
     except Exception as error:  # the package raises Exception itself
         raise ValueError(f"{path} is no tokenizer: {error}. Needed a tokenizer.json.") from error
 

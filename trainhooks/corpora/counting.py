@@ -8,8 +8,7 @@ import os
 import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, Executor, Future, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from itertools import islice, pairwise
@@ -173,7 +172,9 @@ def _tallies(
                 return
             for future in wait(running, return_when=FIRST_COMPLETED).done:
                 yield running.pop(future), future.result()
-    except BrokenProcessPool as error:
+    except Exception as error:
+        if not _is_death(error):
+            raise
         kept = f"what was done is kept in {resume}: run again to go on" if resume else "nothing is kept"
         raise ChildProcessError(
             f"a worker process died while counting (killed, or out of memory?); {kept}, with fewer workers if memory "
@@ -182,6 +183,11 @@ def _tallies(
     finally:
         for future in running:
             future.cancel()
+
+
+def _is_death(error: Exception) -> bool:
+    """Whether a worker was lost; Dask, whose error is told by its name so that it need not be there, tried it again."""
+    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
 
 
 @contextmanager

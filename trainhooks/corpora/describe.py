@@ -109,10 +109,11 @@ def zipf(counts: TokenCounts, *, ranks: tuple[int, int] = ZIPF_RANKS) -> Zipf | 
     The head (punctuation) and the tail (a vocabulary of merges is cut there) follow other laws, so the range is part
     of the figure. Ids that do not occur are left out, and the last rank is where they begin if that comes sooner.
     Two estimates, since they weigh the ranks differently: ordinary least squares on logarithms, and the
-    maximum likelihood of p(rank) = rank^-s / sum rank^-s, solved for s (Goldstein, Morris & Yen 2004,
-    arXiv:cond-mat/0402322, eq. 10, here with a first and a last rank); the latter is sought in 0 ... 50, and is at the
-    end where it lies beyond. Ranks come from the same counts, so the errors are not independent and neither has a
-    standard error to trust (Piantadosi 2014, doi:10.3758/s13423-014-0585-6).
+    maximum likelihood of p(rank) = rank^-s / sum rank^-s over a bounded range (Hanel, Corominas-Murtra, Liu & Thurner
+    2017, doi:10.1371/journal.pone.0170920); the latter is sought in 0 ... 50, and is at the end where it lies beyond.
+    Ranks come from the same counts, so the errors are not independent (Piantadosi 2014,
+    doi:10.3758/s13423-014-0585-6) and such estimates are biased (Pilgrim & Hills 2021, doi:10.1038/s41598-021-96214-w):
+    compare them with one another, not with 1.
 
     None where fewer than 10 ranks are left. Raises ValueError for ranks out of order.
     """

@@ -79,7 +79,9 @@ class DocumentCounter:
         """Reports a document that cannot be counted. Raises ValueError unless bad ones are skipped."""
         problem = f"{self._locate(place)}: {error}"
         if not self._settings.skip_bad:
-            raise ValueError(f"{problem} (bad documents can be skipped: skip_bad)") from error
+            raise ValueError(
+                f"{problem} (skip_bad, on the command line --skip-bad, leaves bad documents out)"
+            ) from error
         self.tally.skipped += 1
         if len(self.tally.problems) < MAX_PROBLEMS:
             self.tally.problems.append(problem)

@@ -74,7 +74,8 @@ def _sources(path: str, settings: Settings) -> list[str]:
             raise ValueError(f"{path} ends in {Path(path).suffix or 'nothing'}; needed {_KNOWN}.")
         return [path]
     if not os.path.isdir(path):
-        raise FileNotFoundError(f"{path} is not there; needed a file or a folder.")
+        what = "is a pipe or a device, which cannot be read twice" if os.path.exists(path) else "is not there"
+        raise FileNotFoundError(f"{path} {what}; needed a file or a folder.")
     found = list(_walk(path))
     if settings.tokenizer is None and not all(map(_is_text, found)):
         return [name for name in found if not _is_text(name)]
@@ -140,7 +141,7 @@ def _open(source: str, settings: Settings, bin_dtype: str) -> list[Piece]:
     if path.suffix.lower() == ".npy":
         return npy_pieces(path, settings)
     is_pair = path.with_suffix(".idx").exists()
-    return megatron_pieces(path) if is_pair else bin_pieces(path, dtype=bin_dtype)
+    return megatron_pieces(path) if is_pair else bin_pieces(path, dtype=bin_dtype, vocab_size=settings.vocab_size)
 
 
 def _unreadable(path: Path, problem: str) -> UnreadableFile:

@@ -32,11 +32,17 @@ class _Broken(Exception):
     """A file, or the rest of it, cannot be read."""
 
 
+class _NoColumn(ValueError):
+    """A table holds no column that can be counted."""
+
+
 def is_table(path: str | os.PathLike[str]) -> bool:
     """Whether `table_pieces` reads this: a name of a table, a saved data set's folder, or "dataset:..."."""
     folder = Path(path)
     saved = (folder / "state.json").is_file() or (folder / "dataset_dict.json").is_file()
-    return str(path).startswith(PREFIX) or folder.suffix.lower() in SUFFIXES or saved
+    # a folder named x.parquet holds parts: it is a folder like others
+    named = folder.suffix.lower() in SUFFIXES and not folder.is_dir()
+    return str(path).startswith(PREFIX) or named or saved
 
 
 def table_pieces(path: str | os.PathLike[str], settings: Settings) -> list[Piece]:
@@ -83,6 +89,10 @@ class TablePiece:
                 for column in batches:
                     _count_column(counter, column, row)
                     row += len(column)
+        except _NoColumn as error:
+            if not settings.skip_bad:
+                raise
+            counter.bad(row, error)
         except _Broken as error:
             counter.bad(row, error)
         return counter.finish()
@@ -206,7 +216,7 @@ def _named(names: list[str], wanted: str, path: str) -> str:
         return wanted
     if wanted == "text" and "input_ids" in names:
         return "input_ids"
-    raise ValueError(f"{path} has the columns {', '.join(names)}; needed {wanted!r}. Name the one with text or ids.")
+    raise _NoColumn(f"{path} has the columns {', '.join(names)}; needed {wanted!r}. Name the one with text or ids.")
 
 
 def _column(schema: Any, wanted: str, path: str) -> str:
@@ -217,7 +227,7 @@ def _column(schema: Any, wanted: str, path: str) -> str:
     found = schema.field(name).type
     inner = found.value_type if kind.is_dictionary(found) else found
     if not (kind.is_string(inner) or kind.is_large_string(inner) or kind.is_string_view(inner) or _is_ids(found)):
-        raise ValueError(f"{path}: column {name!r} is {found}; needed text or lists of integers. Name another column.")
+        raise _NoColumn(f"{path}: column {name!r} is {found}; needed text or lists of integers. Name another column.")
     return name
 
 

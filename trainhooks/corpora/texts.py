@@ -12,6 +12,7 @@ import gzip
 import json
 import os
 import zlib
+from codecs import BOM_UTF8
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -107,20 +108,21 @@ class PlainPiece(_Span):
 
 @dataclass
 class LinesPiece(_Span):
-    """The JSON lines that begin in a span; white lines are passed over."""
+    """The JSON lines that begin in a span; white lines and a byte order mark are passed over."""
 
     def tally(self, settings: Settings) -> Tally:
         """Counts the lines. Raises ValueError naming file and line for one that has no text to count."""
         counter = DocumentCounter(settings, self._locate)
-        number = 0
+        number = -1
         try:
             for number, offset, line in self._lines():
                 if offset >= self.end and Path(self.path).suffix.lower() not in COMPRESSED:
                     break
                 if number == 0 and self.start > 0:
                     continue  # the end of the line before
+                start = BOM_UTF8 if offset == 0 else b""
                 try:
-                    text = _text(line, settings.text_field)
+                    text = _text(line and line.removeprefix(start), settings.text_field)
                 except BadDocument as error:
                     counter.bad(number, error)
                     continue
