@@ -66,6 +66,7 @@ class Handler(BaseHTTPRequestHandler):
             names = self.hub.revisions.get(repo, {})
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit(repo, n)} for n in names]
             return self.listing({"branches": branches, "tags": [], "converts": []})
+        revision, _, under = revision.partition("/")
         files = self.hub.files(repo, revision)
         if files is None:
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
@@ -73,7 +74,8 @@ class Handler(BaseHTTPRequestHandler):
             names = self.hub.revisions[repo]
             sha = next(commit(repo, n) for n in names if revision in (n, commit(repo, n)))
             return self.listing({"id": repo, "modelId": repo, "sha": sha, "siblings": [], "tags": [], "private": False})
-        return self.listing([describe(name, data) for name, data in files.items()])
+        listed = [(name, data) for name, data in files.items() if name.rpartition("/")[0] == under]
+        return self.listing([describe(name, data) for name, data in listed])
 
     def resolve(self, repo, revision, name):
         data = (self.hub.files(repo, revision) or {}).get(name)

@@ -34,6 +34,13 @@ CASES = {
     "gpt2 bare": ({"wte.weight": (64, 8), "wpe.weight": (9, 8)}, {}, HeadKey("wte.weight", None, True)),
     "bias": ({"lm_head.weight": (64, 8), "lm_head.bias": (64,)}, {}, HeadKey("lm_head.weight", "lm_head.bias", False)),
     "lightning prefix": ({"net.embed_out.weight": (64, 8)}, {}, HeadKey("net.embed_out.weight", None, False)),
+    "a store": ({"output_embedding": (64, 8)}, {}, HeadKey("output_embedding", None, False)),
+    "wrapped": ({"_fsdp_wrapped_module.lm_head._fsdp_wrapped_module.weight": (64, 8)}, NEOX_CONFIG,
+                HeadKey("_fsdp_wrapped_module.lm_head._fsdp_wrapped_module.weight", None, False)),
+    "a trained copy": ({"lm_head.original_module.weight": (64, 8), "lm_head.modules_to_save.default.weight": (64, 8)},
+                       {}, HeadKey("lm_head.modules_to_save.default.weight", None, False)),
+    "sizes that nobody should build": (NEOX, {**NEOX_CONFIG, "hidden_size": 1 << 50, "rotary_pct": 1 << 50},
+                                       HeadKey("embed_out.weight", None, False)),
     "a layer's own output": ({"layers.0.output.weight": (8, 8), "output.weight": (64, 8)}, {"vocab_size": 64},
                              HeadKey("output.weight", None, False)),
 }  # fmt: skip

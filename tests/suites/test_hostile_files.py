@@ -60,6 +60,14 @@ PICKLES = {
     "cut": pickle.dumps({"a": 1})[:-3],
     "no tensor": pickle.dumps({"a": 1}),
     "outside reference": b"\x80\x02X\x01\x00\x00\x00aQ.",
+    # hashed as keys, the first ends the process and the second never ends
+    "deep key": b"\x80\x02}K\x01" + b"\x85" * 100_000 + b"K\x01s.",
+    "key that holds itself": b"\x80\x02}K\x01" + b"q\x00h\x00\x86" * 60 + b"K\x01s.",
+    "twice on the stack": b"\x80\x02}K\x012\x86K\x01s.",
+    "numbers of one hash": pickle.dumps({i * (2**61 - 1): 0 for i in range(1, 2000)}),
+    "mapping with methods of its own": b"\x80\x02ccollections\nOrderedDict\n)R}X\x05\x00\x00\x00items"
+    b"ctorch._utils\n_rebuild_parameter\nsb.",
+    "nothing on the stack": b"\x80\x02\x86.",
     "storage is none": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00K\x01\x85K\x01\x85\x89NtR.",
 }
 
@@ -134,6 +142,8 @@ HEADERS = {
     "a petabyte": ({"w": {**GOOD, "shape": [1 << 48], "data_offsets": [0, 1 << 50]}}, "outside the file"),
     "shape of a petabyte": ({"w": {**GOOD, "shape": [1 << 48]}}, "does not fill"),
     "backwards": ({"w": {**GOOD, "data_offsets": [16, 0]}}, "outside"),
+    "dimensions": ({"w": {**GOOD, "shape": [1] * 100_000 + [4]}}, "of 100001 dimensions"),
+    "empty and endless": ({"w": {**GOOD, "shape": [0, 1 << 62, 1 << 62], "data_offsets": [0, 0]}}, "whole numbers"),
     "negative": ({"w": {**GOOD, "shape": [-4]}}, "whole numbers"),
     "true": ({"w": {**GOOD, "shape": [True, 4]}}, "whole numbers"),
     "one offset": ({"w": {**GOOD, "data_offsets": [0]}}, "two whole numbers"),
@@ -240,3 +250,27 @@ def test_the_shipped_reader_and_torch_agree_that_the_good_ones_are_good(tmp_path
     torch.save({"w": torch.ones(3)}, buffer)
     (tmp_path / "pytorch_model.bin").write_bytes(buffer.getvalue())
     assert torch.equal(open_checkpoint(tmp_path).read("w"), torch.load(tmp_path / "pytorch_model.bin")["w"])
+
+
+def test_a_pickle_of_too_many_opcodes_and_a_header_of_too_many_arrays(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.suites.pickle_machine.MOST_OPCODES", 1000)
+    monkeypatch.setattr("trainhooks.suites.ranges.MOST_CONTAINERS", 1000)
+    zip_with(tmp_path / "x.pt", pickle.dumps([[] for _ in range(1000)]))
+    with pytest.raises(CheckpointError, match="more than 1000 opcodes"):
+        open_checkpoint(tmp_path / "x.pt")
+    write_header(tmp_path / "x.safetensors", {"w": [[]] * 1000})
+    with pytest.raises(CheckpointError, match="more than 1000 arrays"):
+        open_checkpoint(tmp_path / "x.safetensors")
+
+
+def test_distributed_metadata_that_says_nothing_readable(tmp_path):
+    metadata = pytest.importorskip("torch.distributed.checkpoint.metadata")
+    endless = (1,)
+    for _ in range(60):
+        endless = (endless, endless)
+    for size, chunks, told in ((endless, [], "of no sizes"), (torch.Size([4]), [3], "no record")):
+        properties = metadata.TensorProperties(dtype=torch.float32)
+        described = metadata.TensorStorageMetadata(properties=properties, size=size, chunks=chunks)
+        (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata.Metadata({"w": described}, None, {})))
+        with pytest.raises(CheckpointError, match=told):
+            open_checkpoint(tmp_path)

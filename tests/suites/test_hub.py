@@ -190,3 +190,21 @@ def test_the_endpoint_comes_from_the_environment(hub, client, tmp_path):
     )
     assert done.stdout.strip() == "torch.Size([4096, 256])"
     assert len(list((tmp_path / "trainhooks" / "tensors").rglob("*.safetensors"))) == 1
+
+
+def test_shards_in_a_subfolder_are_listed_when_an_index_names_them(hub, tmp_path):
+    index = b'{"weight_map": {"w": "deep/er/a.safetensors"}}'
+    shard = save({"w": torch.arange(6.0)})
+    hub.add(REPO, "step2", {"model.safetensors.index.json": index, "deep/er/a.safetensors": shard})
+    checkpoint = open_checkpoint(f"{REPO}@step2", cache=TensorCache(tmp_path))
+    assert torch.equal(checkpoint.read("w"), torch.arange(6.0))
+    fetched = hub.fetched
+    assert len(checkpoint.identity("w")) > 64
+    assert hub.fetched == fetched, "the subfolder's listing has the hash"
+
+
+def test_a_cache_that_cannot_be_written_warns_and_gives_the_tensor(hub, tmp_path):
+    (tmp_path / "file").write_bytes(b"")
+    checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path / "file" / "tensors"))
+    with pytest.warns(UserWarning, match="does not keep what was fetched"):
+        assert torch.equal(checkpoint.read(KEY), weights()[KEY])

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import os
 import re
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path, PurePosixPath
 from typing import Any, Protocol
 
+from safetensors import SafetensorError
 from torch import Tensor
 
 from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.suites.cache import TensorCache
 from trainhooks.suites.dcp import METADATA, dcp_tensors
 from trainhooks.suites.hub import list_hub_folder
-from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, LocalFile
+from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, LocalFile, load_json
 from trainhooks.suites.safetensors_file import safetensors_tensors
 from trainhooks.suites.stored import StoredTensor
 from trainhooks.suites.torch_zip import torch_zip_tensors
@@ -110,7 +111,13 @@ class FileCheckpoint:
         held = self.cache.get(digest, entry=stored.entry)
         if held is None:
             held = stored.read()
-            self.cache.put(digest, key=key, tensor=held)
+            try:
+                self.cache.put(digest, key=key, tensor=held)
+            except (OSError, SafetensorError) as error:  # the tensor is right all the same
+                warnings.warn(
+                    f"{self.cache.folder} does not keep what was fetched: {error}. Set HF_HOME to a folder with room.",
+                    stacklevel=2,
+                )
         return held
 
     def identity(self, key: str, *, full: bool = False) -> str:
@@ -152,8 +159,9 @@ def open_checkpoint(
     folder = list_hub_folder(match[1], revision=revision or match[2])
     if isinstance(folder, Path):
         return _open_local(folder)
-    digests = {name: file.digest for name, file in folder.files.items()}
-    return FileCheckpoint(folder.name, _config(folder), _tensors(folder), digests, cache or TensorCache.default())
+    config, stored = _config(folder), _tensors(folder)
+    digests = {name: file.digest for name, file in folder.files.items()}  # after: opening a shard may list its folder
+    return FileCheckpoint(folder.name, config, stored, digests, cache or TensorCache.default())
 
 
 def _open_local(path: Path) -> FileCheckpoint:
@@ -226,8 +234,10 @@ def _json(source: ByteSource) -> dict[str, Any]:
     if source.size > HEADER_LIMIT:
         raise CheckpointError(f"{source.name} has {source.size} bytes; {HEADER_LIMIT} are allowed.")
     try:
-        fields = json.loads(bytes(source.read(0, source.size)))
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        fields = load_json(bytes(source.read(0, source.size)))
+    except CheckpointError:
+        raise
+    except ValueError as error:
         raise CheckpointError(f"{source.name} is no JSON: {error}.") from error
     if not isinstance(fields, dict):
         raise CheckpointError(f"{source.name} holds a JSON {type(fields).__name__}; it must be an object.")

@@ -11,6 +11,7 @@ import torch
 from trainhooks.suites.base import CheckpointError, TensorEntry
 from trainhooks.suites.pickled import Dtype, Inert, Strided, read_pickle
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, Slice
+from trainhooks.suites.sizes import is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor
 from trainhooks.suites.torch_zip import TorchZip
 
@@ -35,7 +36,7 @@ def dcp_tensors(open_file: Open) -> dict[str, StoredTensor]:
     pieces = _pieces(saved.field("storage_data"), name=source.name)
     found = {}
     for key, described in saved.field("state_dict_metadata").items():
-        if _named(described, "TensorStorageMetadata"):
+        if _named(described, "TensorStorageMetadata") and isinstance(key, str):
             found[key] = _stored(key, described, pieces, open_file=open_file, name=source.name)
     return found
 
@@ -45,9 +46,17 @@ def _named(value: Any, name: str) -> bool:
 
 
 def _sizes(value: Any, *, name: str) -> tuple[int, ...]:
-    if not isinstance(value, tuple) or not all(type(size) is int and size >= 0 for size in value):
-        raise CheckpointError(f"{name}: a shape or offset in it is {str(value)[:80]}, no sizes.")
-    return value
+    # not shown: a tuple that holds itself many times over is short in the file and endless as text
+    if not isinstance(value, tuple) or not is_shape(value):
+        raise CheckpointError(f"{name}: a shape or offset in it is a {type(value).__name__} of no sizes.")
+    return tuple(value)
+
+
+def _text(record: Inert, field: str, *, name: str) -> str:
+    text = record.field(field)
+    if not isinstance(text, str):
+        raise CheckpointError(f"{name}: the {field} of a piece in it is a {type(text).__name__}, no text.")
+    return text
 
 
 def _pieces(storage: Any, *, name: str) -> dict[tuple[str, Offsets], Inert]:
@@ -55,7 +64,7 @@ def _pieces(storage: Any, *, name: str) -> dict[tuple[str, Offsets], Inert]:
     pieces: dict[tuple[str, Offsets], Inert] = {}
     for index, info in (storage if isinstance(storage, dict) else {}).items():
         if isinstance(index, Inert) and isinstance(info, Inert) and index.field("offset") is not None:
-            pieces[str(index.field("fqn")), _sizes(index.field("offset"), name=name)] = info
+            pieces[_text(index, "fqn", name=name), _sizes(index.field("offset"), name=name)] = info
     return pieces
 
 
@@ -69,6 +78,8 @@ def _stored(
         raise CheckpointError(f"{name}: {key!r} has no dtype or no chunks that can be read.")
     blocks: list[tuple[Offsets, tuple[int, ...], Inert]] = []
     for chunk in chunks:
+        if not isinstance(chunk, Inert):
+            raise CheckpointError(f"{name}: a piece of {key!r} is a {type(chunk).__name__}, no record.")
         offsets, sizes = (_sizes(chunk.field(field), name=name) for field in ("offsets", "sizes"))
         inside = len(offsets) == len(sizes) == len(shape) and all(
             at + size <= length for at, size, length in zip(offsets, sizes, shape, strict=True)
@@ -76,7 +87,7 @@ def _stored(
         if not inside or (key, offsets) not in pieces:
             raise CheckpointError(f"{name}: the piece of {key!r} at {offsets} lies outside it or in no file.")
         blocks.append((offsets, sizes, pieces[key, offsets]))
-    files = sorted({str(info.field("relative_path")) for _, _, info in blocks})
+    files = sorted({_text(info, "relative_path", name=name) for _, _, info in blocks})
     nbytes = math.prod(shape) * getattr(torch, dtype.name).itemsize
     entry = TensorEntry(key, dtype.name, shape, ",".join(files), nbytes)
     return StoredTensor(
@@ -88,7 +99,7 @@ def _part(info: Inert, offsets: Offsets, sizes: tuple[int, ...], *, entry: Tenso
     path, offset, length = (info.field(field) for field in ("relative_path", "offset", "length"))
     if info.field("transform_descriptors"):
         raise CheckpointError(f"{path}: {entry.key!r} was transformed when saved (compressed); save it without.")
-    if not isinstance(path, str) or type(offset) is not int or type(length) is not int:
+    if not isinstance(path, str) or not is_sizes((offset, length)):
         raise CheckpointError(f"the metadata of {entry.key!r} does not say where its pieces lie.")
     archive = TorchZip(Slice(open_file(path), offset, length))
     saved, _ = read_pickle(archive.pickle(), name=archive.source.name, strict=True)

@@ -9,12 +9,16 @@ from collections.abc import Iterable, Mapping
 from functools import lru_cache
 from typing import NamedTuple
 
+from trainhooks.store import SNAPSHOT
 from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
 
 HEAD_MODULES = ("lm_head", "embed_out", "output_embedding", "unembed", "output", "head", "decoder", "to_logits")
 INPUT_MODULES = ("wte", "embed_tokens", "embed_in", "word_embeddings", "tok_embeddings", "tok_emb", "embedding")
 WEIGHT = ".weight"
 UNASKED = ("auto_map", "quantization_config")  # remote code, and packages that only loading needs
+# names do not depend on sizes: whatever else a config says (a table of 10^9 positions, a kernel to fetch) is not built
+ASKED = ("model_type", "tie_word_embeddings")
+WRAPPERS = ("._fsdp_wrapped_module", "._checkpoint_wrapped_module", ".modules_to_save.default")
 
 
 class HeadKey(NamedTuple):
@@ -37,9 +41,10 @@ class _Declared(NamedTuple):
 def head_key(checkpoint: Checkpoint, *, key: str | None = None) -> HeadKey:
     """Find the output embedding of a checkpoint by names and shapes; nothing is read.
 
-    In this order: the `key` given; the name that the model class of config.json has for it, where transformers is
-    installed and knows the class (built on the meta device with one layer; no remote code); the one two-dimensional
-    tensor under a known name (`lm_head.weight`, `embed_out.weight`, ...) with at least config's `vocab_size` rows
+    In this order: the `key` given; a store's own `output_embedding`; the name that the model class of config.json has
+    for it, where transformers is installed and knows the class (built on the meta device with one layer and the
+    class's own sizes; no remote code); the one two-dimensional tensor under a known name (`lm_head.weight`,
+    `embed_out.weight`, ...) with at least config's `vocab_size` rows
     where it says one; and, where config says `tie_word_embeddings` or no such tensor is stored while config does not
     deny it, the one input embedding under a known name. Raises CheckpointError that lists the candidates where there
     are several or none.
@@ -49,7 +54,9 @@ def head_key(checkpoint: Checkpoint, *, key: str | None = None) -> HeadKey:
         if key not in tensors or len(tensors[key].shape) != 2:
             raise CheckpointError(f"{checkpoint.name} has no matrix {key!r}. {_matrices(tensors)}")
         return _with_bias(key, tensors, tied=bool(checkpoint.config.get("tie_word_embeddings", False)))
-    declared = _declared(json.dumps(dict(checkpoint.config), sort_keys=True, default=str))
+    if SNAPSHOT in tensors:
+        return HeadKey(SNAPSHOT, None, False)
+    declared = _declared(*(json.dumps(checkpoint.config.get(name), default=str) for name in ASKED))
     tied = declared.tied if declared else checkpoint.config.get("tie_word_embeddings")
     for named in (declared.head, declared.embedding if declared.tied else None) if declared else ():
         found = _ending_with(named, checkpoint) if named else []
@@ -79,7 +86,7 @@ def _under(modules: Iterable[str], checkpoint: Checkpoint) -> list[str]:
     found = [
         key
         for key, entry in checkpoint.tensors.items()
-        if ".".join(key.split(".")[-2:]) in endings and _fits(entry, checkpoint)
+        if ".".join(_unwrapped(key).split(".")[-2:]) in endings and _fits(entry, checkpoint)
     ]
     depth = min((key.count(".") for key in found), default=0)
     return sorted(key for key in found if key.count(".") == depth)
@@ -90,7 +97,15 @@ def _ending_with(name: str, checkpoint: Checkpoint) -> list[str]:
     tensors = checkpoint.tensors
     if name in tensors:
         return [name] if _fits(tensors[name], checkpoint) else []
-    return [key for key, entry in tensors.items() if key.endswith("." + name) and _fits(entry, checkpoint)]
+    fitting = [key for key, entry in tensors.items() if _fits(entry, checkpoint)]
+    return [key for key in fitting if f".{_unwrapped(key)}".endswith("." + name)]
+
+
+def _unwrapped(key: str) -> str:
+    """The name without what FSDP, activation checkpointing and PEFT's trained copies put into it."""
+    for wrapper in WRAPPERS:
+        key = key.replace(wrapper, "")
+    return key
 
 
 def _with_bias(key: str, tensors: Mapping[str, TensorEntry], *, tied: bool) -> HeadKey:
@@ -105,11 +120,14 @@ def _matrices(tensors: Mapping[str, TensorEntry]) -> str:
 
 
 @lru_cache(maxsize=64)
-def _declared(config: str) -> _Declared | None:
-    """What transformers' class of this config.json says; None without transformers, or where it does not know it."""
-    fields = {name: value for name, value in json.loads(config).items() if name not in UNASKED}
-    if not isinstance(fields.get("model_type"), str) or importlib.util.find_spec("transformers") is None:
+def _declared(model_type: str, tied: str) -> _Declared | None:
+    """What transformers' class for these fields of config.json, as JSON, says; None without transformers, or where it
+    does not know the class."""
+    fields = {name: json.loads(value) for name, value in zip(ASKED, (model_type, tied), strict=True)}
+    if not isinstance(fields["model_type"], str) or importlib.util.find_spec("transformers") is None:
         return None
+    if not isinstance(fields["tie_word_embeddings"], bool):
+        del fields["tie_word_embeddings"]  # the class's own default
     # a class may reject a config in any way; names are the fallback
     with contextlib.suppress(Exception):
         return _ask_transformers(fields)

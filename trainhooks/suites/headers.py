@@ -10,7 +10,6 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from trainhooks.store import SNAPSHOT
 from trainhooks.suites.base import Checkpoint, CheckpointError
 from trainhooks.suites.grid import PYTHIA_GRID, missing_steps, shortened
 from trainhooks.suites.head import head_key
@@ -64,8 +63,6 @@ def look(checkpoint: Checkpoint, *, params: str, full: bool) -> Seen:
 
 
 def _wanted_keys(checkpoint: Checkpoint, params: str) -> tuple[str, ...]:
-    if SNAPSHOT in checkpoint.tensors and params == HEAD:
-        return (SNAPSHOT,)
     if params == HEAD:
         return (head_key(checkpoint)[0],)
     keys = tuple(sorted(key for key in checkpoint.tensors if fnmatchcase(key, params)))

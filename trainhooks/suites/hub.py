@@ -52,7 +52,10 @@ class HubFile:
         408, 429, 5xx, timeouts, broken connections and short answers, after 0.5, 1, 2, ... seconds or what Retry-After
         says (60 at most). Raises CheckpointError on any other answer, and when the retries are used up."""
         check_range(self, start, stop)
-        progress = _Progress(bytearray(stop - start), start)
+        try:
+            progress = _Progress(bytearray(stop - start), start)
+        except MemoryError as error:
+            raise CheckpointError(f"{self.name}: {stop - start} bytes are more than there is memory for.") from error
         wait, failure = WAIT_SECONDS, ""
         for attempt in range(RETRIES + 1):
             if not progress.missing:
@@ -140,7 +143,10 @@ class HubFolder:
         return f"{self.repo}@{self.revision}"
 
     def open(self, name: str) -> HubFile:
-        """A file by the name it has here. Raises CheckpointError."""
+        """A file by the name it has here; one request lists the subfolder it lies in. Raises CheckpointError."""
+        parent = name.rpartition("/")[0]
+        if name not in self.files and parent:
+            self.files.update(_list(self.repo, revision=self.revision, commit=self.commit, under=parent))
         if name not in self.files:
             raise CheckpointError(f"{self.name} has no file {name}; it has {', '.join(sorted(self.files)[:12])}.")
         return self.files[name]
@@ -155,7 +161,6 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
     hub = require_hub()
     from huggingface_hub import constants
     from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.hf_api import RepoFile
 
     revision = revision or "main"
     try:
@@ -164,11 +169,30 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
         endpoint = constants.ENDPOINT
         api = hub.HfApi(endpoint=endpoint)
         commit = api.repo_info(repo, revision=revision, timeout=TIMEOUT_SECONDS).sha
-        listing = [item for item in api.list_repo_tree(repo, revision=commit) if isinstance(item, RepoFile)]
     except (HfHubHTTPError, OSError, ValueError, *_transport_errors()) as error:
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}") from error
-    files = {
+        raise _unlisted(repo, revision, error) from error
+    return HubFolder(repo, revision, commit, _list(repo, revision=revision, commit=commit, under=None))
+
+
+def _unlisted(repo: str, revision: str, error: Exception) -> CheckpointError:
+    told = str(error).strip().splitlines() or [type(error).__name__]
+    return CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}")
+
+
+def _list(repo: str, *, revision: str, commit: str, under: str | None) -> dict[str, HubFile]:
+    """The files of one folder of a commit, by their path from the root."""
+    hub = require_hub()
+    from huggingface_hub import constants
+    from huggingface_hub.errors import HfHubHTTPError
+    from huggingface_hub.hf_api import RepoFile
+
+    endpoint = constants.ENDPOINT
+    try:
+        tree = hub.HfApi(endpoint=endpoint).list_repo_tree(repo, path_in_repo=under, revision=commit)
+        listing = [item for item in tree if isinstance(item, RepoFile)]
+    except (HfHubHTTPError, OSError, ValueError, *_transport_errors()) as error:
+        raise _unlisted(repo, revision, error) from error
+    return {
         item.path: HubFile(
             url=hub.hf_hub_url(repo, item.path, revision=commit, endpoint=endpoint),
             size=item.size,
@@ -177,7 +201,6 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
         )
         for item in listing
     }
-    return HubFolder(repo, revision, commit, files)
 
 
 def _transport_errors() -> tuple[type[Exception], ...]:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import io
 import math
-import pickle
-import pickletools
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
 from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.pickle_machine import PickleMachine
+from trainhooks.suites.sizes import MOST_SIZE, is_shape, is_sizes
 
 STORAGES = {
     "DoubleStorage": "float64",
@@ -25,42 +23,21 @@ STORAGES = {
     "BoolStorage": "bool",
 }
 DTYPES = frozenset((*STORAGES.values(), "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"))
-MEMO_OPCODES = frozenset(("PUT", "BINPUT", "LONG_BINPUT"))
 
 
 class Inert:
-    """Stands for an object of a class that was not imported: `arguments` it was made with, `state` it was given.
+    """Stands for an object of a class that was not imported: the `arguments` it was made with, the `state` it was
+    given. What is set or appended on it is dropped."""
 
-    Whatever a pickle does to it stays here; what is appended or set on it is dropped.
-    """
+    __slots__ = ("arguments", "global_name", "state")
 
-    global_name = ""
+    def __init__(self, global_name: str = "", arguments: tuple[Any, ...] = ()) -> None:
+        self.global_name, self.arguments = global_name, arguments
+        self.state: Any = None
 
-    def __new__(cls, *arguments: Any, **_: Any) -> Inert:
-        """Keep the arguments, run nothing."""
-        self = object.__new__(cls)
-        self.arguments = arguments
-        self.state = None
-        return self
-
-    arguments: tuple[Any, ...]
-    state: Any
-
-    def __init__(self, *_: Any, **__: Any) -> None: ...
-
-    def __setstate__(self, state: Any) -> None:
+    def set_state(self, state: Any) -> None:
+        """Keep it."""
         self.state = state
-
-    def __setitem__(self, *_: Any) -> None: ...
-
-    def append(self, *_: Any) -> None:
-        """Drop it."""
-
-    def extend(self, *_: Any) -> None:
-        """Drop them."""
-
-    def add(self, *_: Any) -> None:
-        """Drop it."""
 
     def field(self, name: str) -> Any:
         """One field of a dataclass's pickled state; None where it has none of that name."""
@@ -70,7 +47,8 @@ class Inert:
 class Record:
     """Base of what stands for torch's own objects: a pickle cannot change it after it was checked."""
 
-    def __setstate__(self, _: Any) -> None:
+    def set_state(self, _: Any) -> None:
+        """Refuse. Raises CheckpointError."""
         raise CheckpointError("the pickle tries to change a tensor's record after it was made; it is refused.")
 
 
@@ -107,10 +85,7 @@ class RebuildTensor(Record):
 
     def __call__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Strided:
         """A checked record. Raises CheckpointError."""
-        sizes = all(
-            isinstance(values, tuple) and all(type(value) is int and value >= 0 for value in values)
-            for values in (shape, stride, (offset,))
-        )
+        sizes = is_shape(shape) and is_sizes(stride) and is_sizes((offset,))
         if not isinstance(storage, Storage) or not sizes or len(shape) != len(stride):
             raise CheckpointError("the pickle holds a tensor whose storage, offset, shape or stride is none.")
         tensor = Strided(storage, offset, shape, stride)
@@ -137,64 +112,87 @@ class RebuildSubclass(Record):
         return Inert()
 
 
+class MakeMapping(Record):
+    """In place of collections.OrderedDict: a dict, empty as pickles make it."""
+
+    def __call__(self) -> dict[Any, Any]:
+        """An empty dict."""
+        return {}
+
+
+class MakeSize(Record):
+    """In place of torch.Size: a tuple."""
+
+    def __call__(self, sizes: Any = ()) -> Any:
+        """The sizes; an inert object where they are none."""
+        return tuple(sizes) if isinstance(sizes, (tuple, list)) else Inert()
+
+
 KNOWN: dict[str, Callable[[], Any]] = {
-    "collections.OrderedDict": lambda: OrderedDict,
-    "torch.Size": lambda: tuple,
+    "collections.OrderedDict": MakeMapping,
+    "torch.Size": MakeSize,
     "torch._utils._rebuild_tensor": RebuildTensor,
     "torch._utils._rebuild_tensor_v2": RebuildTensor,
     "torch._utils._rebuild_parameter": RebuildParameter,
     "torch._utils._rebuild_parameter_with_state": RebuildParameter,
     "torch._tensor._rebuild_from_type_v2": RebuildSubclass,
 }
+CALLABLE = (MakeMapping, MakeSize, RebuildTensor, RebuildParameter, RebuildSubclass)
 
 
-class InertUnpickler(pickle.Unpickler):
-    """Reads a pickle as dicts, lists, numbers, text and the records above.
+class InertBuild:
+    """What a pickle's names become: the records above; no name is imported.
 
-    `strict`: any other global raises CheckpointError that names it. Otherwise it becomes a class derived from
-    `Inert`, which does nothing, and its name goes to `unknown`.
+    `strict`: any other name raises CheckpointError that says it. Otherwise it stands as an `Inert`, and goes to
+    `unknown`.
     """
 
-    def __init__(self, data: bytes, *, name: str, strict: bool) -> None:
-        super().__init__(io.BytesIO(data))
-        self.name, self.strict = name, strict
+    def __init__(self, *, name: str, strict: bool) -> None:
+        self._file, self._strict = name, strict
         self.unknown: set[str] = set()
 
-    def find_class(self, module: str, name: str) -> Any:
-        """A record or an inert class; never what the name says."""
-        whole = f"{module}.{name}"
+    def name(self, whole: str) -> Any:
+        """A record or an inert object; never what the name says."""
         if whole in KNOWN:
             return KNOWN[whole]()
-        if module in ("torch", "torch.storage") and (name in STORAGES or name in DTYPES):
-            return Dtype(STORAGES.get(name, name))
+        module, _, last = whole.rpartition(".")
+        if module in ("torch", "torch.storage") and (last in STORAGES or last in DTYPES):
+            return Dtype(STORAGES.get(last, last))
         self.unknown.add(whole)
-        if self.strict:
+        if self._strict:
             raise CheckpointError(
-                f"{self.name}: its pickle names {whole}, which a state dict does not need; nothing of it was run. "
-                "Save the state dict alone, or as safetensors."
+                f"{self._file}: its pickle names {whole[:200]}, which a state dict does not need; nothing of it was "
+                "run. Save the state dict alone, or as safetensors."
             )
-        return type("Inert", (Inert,), {"global_name": whole})
+        return Inert(whole)
 
-    def persistent_load(self, pid: Any) -> Any:
+    def call(self, function: Any, arguments: tuple[Any, ...]) -> Any:
+        """The record that a known function makes; an inert object with its arguments for any other."""
+        if isinstance(function, CALLABLE):
+            return function(*arguments)
+        return Inert(function.global_name if isinstance(function, Inert) else "", arguments)
+
+    def persistent(self, reference: Any) -> Any:
         """A storage's record."""
-        match pid:
-            case ("storage", Dtype() as dtype, str() as key, _, int() as length) if length >= 0:
+        match reference:
+            case ("storage", Dtype() as dtype, str() as key, _, int() as length) if 0 <= length < MOST_SIZE:
                 return Storage(dtype.name, key, length)
             case ("storage", *_):
                 return Inert()
-        raise CheckpointError(f"{self.name}: its pickle refers to something outside that is no storage.")
+        raise CheckpointError(f"{self._file}: its pickle refers to something outside that is no storage.")
+
+    def collection(self) -> Inert:
+        """A set without its members."""
+        return Inert()
 
 
 def read_pickle(data: bytes, *, name: str, strict: bool) -> tuple[Any, set[str]]:
     """What a pickle holds, inert, and the globals it named that stand as placeholders. Raises CheckpointError."""
+    build = InertBuild(name=name, strict=strict)
     try:
-        # a memo index is an allocation: 2^32 of them would take the machine down before anything is checked
-        for opcode, argument, _ in pickletools.genops(data):
-            if opcode.name in MEMO_OPCODES and isinstance(argument, int) and argument > len(data):
-                raise CheckpointError(f"{name}: its pickle memoizes at {argument}, beyond its own length.")
-        unpickler = InertUnpickler(data, name=name, strict=strict)
-        return unpickler.load(), unpickler.unknown
+        return PickleMachine(build, keys=(Inert,)).run(data), build.unknown
     except CheckpointError as error:
         raise error if str(error).startswith(name) else CheckpointError(f"{name}: {error}") from error
     except Exception as error:  # a broken pickle raises anything
-        raise CheckpointError(f"{name}: its pickle cannot be read: {type(error).__name__}: {error}.") from error
+        told = str(error)[:200]
+        raise CheckpointError(f"{name}: its pickle cannot be read: {type(error).__name__}: {told}.") from error

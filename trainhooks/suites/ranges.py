@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 import io
+import json
 import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from trainhooks.suites.base import CheckpointError
 
 SMALL_BYTES = 1 << 16  # below this a copy is cheaper than a mapping
 HEADER_LIMIT = 100_000_000  # bytes of header or pickle; safetensors' own limit
 TAIL_BYTES = 1 << 14
+DIRECTORY_LIMIT = 1 << 24  # bytes of a zip's directory: some 200,000 entries
+MOST_CONTAINERS = 4_000_000  # arrays and objects of a JSON text: each byte of "[[],[]" would take 30 in memory
 
 WritableBytes = bytearray | memoryview
 
@@ -107,12 +110,25 @@ def check_range(source: ByteSource, start: int, stop: int) -> None:
         )
 
 
+def load_json(text: bytes, **options: Any) -> Any:
+    """`json.loads` of a text that may be made to harm. Raises ValueError where it is no JSON, nested too deep, or of
+    more than four million arrays and objects."""
+    if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS:
+        raise ValueError(f"it has more than {MOST_CONTAINERS} arrays and objects")
+    try:
+        return json.loads(text, **options)
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+
+
 class SourceFile(io.RawIOBase):
     """A source as the seekable file that `zipfile` wants. One read of at most 16 KiB serves all reads near its end,
-    where a zip keeps its directory; no single read may exceed 100 MB (CheckpointError)."""
+    where a zip keeps its directory; no single read may exceed `limit`, 16 MiB until it
+    is raised (CheckpointError)."""
 
     def __init__(self, source: ByteSource) -> None:
         self._source = source
+        self.limit = DIRECTORY_LIMIT
         self._position = 0
         self._tail_start = max(0, source.size - TAIL_BYTES)
         self._tail = bytes(source.read(self._tail_start, source.size))
@@ -142,10 +158,8 @@ class SourceFile(io.RawIOBase):
         start = self._position
         left = max(0, self._source.size - start)
         length = left if size is None or size < 0 else min(size, left)
-        if length > HEADER_LIMIT:
-            raise CheckpointError(
-                f"{self._source.name} wants {length} bytes read for its directory; {HEADER_LIMIT} are the limit."
-            )
+        if length > self.limit:
+            raise CheckpointError(f"{self._source.name} wants {length} bytes read at once; {self.limit} are the limit.")
         self._position = start + length
         if start >= self._tail_start:
             return self._tail[start - self._tail_start :][:length]

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import math
-from typing import Any, TypeGuard
+from typing import Any
 
 import torch
 
 from trainhooks.suites.base import CheckpointError, TensorEntry
-from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource
+from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, load_json
+from trainhooks.suites.sizes import MOST_DIMS, is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor, row_major
 
 DTYPES = {
@@ -69,7 +69,7 @@ def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
             f"{HEADER_LIMIT}. It is truncated or no safetensors file: fetch it again."
         )
     try:
-        header = json.loads(bytes(source.read(8, 8 + length)), object_pairs_hook=_unique)
+        header = load_json(bytes(source.read(8, 8 + length)), object_pairs_hook=_unique)
     except (ValueError, RecursionError) as error:
         raise CheckpointError(f"{source.name}: the header is no JSON a safetensors file may hold: {error}.") from error
     if not isinstance(header, dict):
@@ -88,10 +88,10 @@ def _entry(key: str, fields: dict[str, Any], *, file: str, room: int) -> tuple[T
     if not isinstance(fields, dict):
         raise ValueError("is no object")
     shape, offsets, name = (fields.get(field) for field in ("shape", "data_offsets", "dtype"))
-    if not _sizes(shape):
-        raise ValueError(f"shape {str(shape)[:80]} must be a list of whole numbers from 0")
-    if not _sizes(offsets) or len(offsets) != 2:
-        raise ValueError(f"data_offsets {str(offsets)[:80]} must be two whole numbers")
+    if not is_shape(shape):
+        raise ValueError(f"shape {_shown(shape)} must be a list of at most 64 whole numbers from 0")
+    if not is_sizes(offsets) or len(offsets) != 2:
+        raise ValueError(f"data_offsets {_shown(offsets)} must be two whole numbers")
     start, stop = offsets
     if not start <= stop <= room:
         raise ValueError(f"bytes {start} to {stop} lie outside the file, which holds {room} after the header")
@@ -102,8 +102,10 @@ def _entry(key: str, fields: dict[str, Any], *, file: str, room: int) -> tuple[T
     return TensorEntry(key, spelled, tuple(shape), file, stop - start), start, stop
 
 
-def _sizes(values: Any) -> TypeGuard[list[int]]:
-    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)
+def _shown(values: Any) -> str:
+    if isinstance(values, list) and len(values) > MOST_DIMS:
+        return f"of {len(values)} dimensions"
+    return str(values)[:80]
 
 
 def _overlaps(spans: list[tuple[int, int, str]]) -> list[str]:

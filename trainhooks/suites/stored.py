@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-import itertools
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -58,9 +57,9 @@ class StoredTensor:
                 f"{self.entry.file}: the pieces of {self.entry.key!r} hold {held} numbers; its shape "
                 f"{self.entry.shape} needs {math.prod(self.entry.shape)}. A rank's file is missing."
             )
-        if any(_overlap(one, other) for one, other in itertools.combinations(parts, 2)):
+        if _any_overlap(parts):
             raise CheckpointError(f"{self.entry.file}: pieces of {self.entry.key!r} overlap; its metadata is wrong.")
-        whole = torch.empty(self.entry.shape, dtype=dtype)
+        whole = _empty(self.entry, dtype)
         for part in parts:
             block = whole
             for axis, (at, size) in enumerate(zip(part.offsets, part.shape, strict=True)):
@@ -82,6 +81,31 @@ class StoredTensor:
             hasher.update(part.source.read(part.start, middle))
             hasher.update(part.source.read(max(middle, part.stop - EDGE_BYTES), part.stop))
         return hasher.hexdigest()[:32]
+
+
+def _empty(entry: TensorEntry, dtype: torch.dtype) -> Tensor:
+    try:
+        return torch.empty(entry.shape, dtype=dtype)
+    except (RuntimeError, MemoryError) as error:
+        raise CheckpointError(
+            f"{entry.file}: {entry.key!r} of shape {entry.shape} takes {entry.nbytes} bytes, more than there are."
+        ) from error
+
+
+def _any_overlap(parts: Sequence[Part]) -> bool:
+    """Whether two parts share an element. They are swept along the axis that parts them most, so that the thousands
+    of pieces of a large run are not all compared with each other."""
+    axes = range(len(parts[0].shape) if parts else 0)
+    axis = max(axes, key=lambda axis: len({part.offsets[axis] for part in parts}), default=None)
+    if axis is None:
+        return len(parts) > 1
+    open_parts: list[Part] = []
+    for part in sorted((part for part in parts if 0 not in part.shape), key=lambda part: part.offsets[axis]):
+        open_parts = [one for one in open_parts if one.offsets[axis] + one.shape[axis] > part.offsets[axis]]
+        if any(_overlap(one, part) for one in open_parts):
+            return True
+        open_parts.append(part)
+    return False
 
 
 def _overlap(one: Part, other: Part) -> bool:

@@ -12,7 +12,7 @@ import torch
 
 from trainhooks.suites.base import CheckpointError, TensorEntry
 from trainhooks.suites.pickled import Strided, read_pickle
-from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, SourceFile
+from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, SourceFile, check_range
 from trainhooks.suites.stored import Part, StoredTensor
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, name length, extra length
@@ -95,6 +95,7 @@ class TorchZip:
             )
         start = self._data_start(info) + tensor.offset * itemsize
         stop = start + tensor.reach * itemsize
+        check_range(self.source, start, stop)
         return Part(self.source, start, stop, tensor.shape, tensor.stride, (0,) * len(tensor.shape))
 
     def _data_start(self, info: zipfile.ZipInfo) -> int:
@@ -108,7 +109,8 @@ class TorchZip:
 
 def _open_zip(source: ByteSource) -> zipfile.ZipFile:
     try:
-        return zipfile.ZipFile(SourceFile(source))
+        file = SourceFile(source)
+        archive = zipfile.ZipFile(file)
     except (zipfile.BadZipFile, OSError, struct.error, ValueError, NotImplementedError) as error:
         if isinstance(error, CheckpointError):
             raise
@@ -120,6 +122,8 @@ def _open_zip(source: ByteSource) -> zipfile.ZipFile:
             f"{source.name} is no zip: torch before 1.6 wrote plain pickles, which are not read here. Load it with "
             "torch and save it again with torch.save or as safetensors."
         ) from error
+    file.limit = HEADER_LIMIT  # the directory is read; what follows is data.pkl
+    return archive
 
 
 def _state_dict(saved: Any) -> Iterator[tuple[str, Strided]]:
