@@ -1,0 +1,108 @@
+"""The command that deletes dimensions."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from trainhooks.cli.base import Flag, Positive, Several, command
+
+
+@command
+def prune(
+    model: str,
+    *,
+    text: Annotated[tuple[Path, ...], Several],
+    order: Annotated[tuple[str, ...], Several] = (),
+    variant: Annotated[tuple[str, ...], Several] = (),
+    random: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 10,
+    js_bound: float = 0.02,
+    loss_bound: float = 0.05,
+    store: Path | None = None,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    context_length: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
+    positions: Annotated[int, Positive] = 4096,
+    seed: int = 0,
+    fraction: float = 0.3,
+    code: str = "zero/ascending",
+    untie: Flag = False,
+    save: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Delete dimensions of the output embedding in every order, and say how many can go and what saliency gains.
+
+    Documents are split in two halves: one gives orders and what stands in, the other every figure printed.
+
+    Parameters
+    ----------
+    model
+        A folder or a hub id of a causal language model.
+    text
+        Text files, .jsonl files or folders of them; fewer than 8 plain files are cut into documents at blank lines.
+    order
+        Some of ascending, descending, unique, norm, logit_variance; by default all.
+    variant
+        Some of zero, context_mean, compensated; by default all.
+    random
+        Random orders beside them.
+    js_bound
+        Jensen-Shannon divergence that is allowed, nats.
+    loss_bound
+        Change of loss that is allowed, nats.
+    store
+        A Zarr store whose output embedding replaces the model's head.
+    step
+        Which of the store's matrices; by default the last.
+    tokenizer
+        A tokenizer.json where the model has none.
+    context_length
+        Tokens a window.
+    positions
+        Positions in each half.
+    seed
+        Of the split, the windows, the random orders and the intervals.
+    fraction
+        Of the dimensions to delete in the model that is saved.
+    code
+        Which deletion is saved: variant/order, as the table names them.
+    untie
+        Save with an input embedding of its own where it is the same matrix; otherwise it loses the same dimensions.
+    save
+        Write the pruned model there.
+    json
+        Print JSON instead of text.
+    """
+    from trainhooks.intervene.compensate import VARIANTS
+    from trainhooks.intervene.contexts import collect_contexts, read_documents, split_documents
+    from trainhooks.intervene.orders import ORDERS
+    from trainhooks.intervene.prune import prune as run_prune
+    from trainhooks.intervene.prune import pruned_target, token_mask_of
+    from trainhooks.intervene.target import load_target
+
+    target = load_target(model, store=store, step=step, tokenizer=tokenizer)
+    halves = [
+        collect_contexts(target, part, context_length=context_length, max_positions=positions, seed=seed)
+        for part in split_documents(read_documents(text), seed=seed)
+    ]
+    found = run_prune(
+        target.weight,
+        calibration=halves[0],
+        test=halves[1],
+        bias=target.bias,
+        mask=token_mask_of(target),
+        orders=order or ORDERS,
+        variants=variant or VARIANTS,
+        random=random,
+        js_bound=js_bound,
+        loss_bound=loss_bound,
+        seed=seed,
+    )
+    print(json_format.dumps(found.to_dict(), indent=2) if json else found.render())
+    if target.tied and not json:
+        print("The input embedding is the same matrix; the figures above are for the output side alone.")
+    if save is not None:
+        pruned_target(target, found, code=code, fraction=fraction, untie=untie).save(save)

@@ -1,0 +1,88 @@
+"""The command that steers tokens."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import Annotated
+
+from cyclopts import Parameter, validators
+
+from trainhooks.cli.base import Flag, Positive, Several, command
+
+
+@command
+def steer(
+    model: str,
+    *,
+    text: Annotated[tuple[Path, ...], Several],
+    tokens: Annotated[tuple[str, ...], Several] = (),
+    pick: Annotated[int, Positive] = 20,
+    ratios: Annotated[tuple[float, ...], Several] = (0.05, 0.2, 0.5, 2.0, 5.0, 10.0, 20.0),
+    direction: Annotated[tuple[str, ...], Several] = (),
+    store: Path | None = None,
+    step: int | None = None,
+    tokenizer: Path | None = None,
+    context_length: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
+    positions: Annotated[int, Positive] = 8192,
+    seed: int = 0,
+    untie: Flag = False,
+    save: Path | None = None,
+    json: Flag = False,
+) -> None:
+    """Multiply tokens' probabilities by edits of their output embeddings, beside the references that could do as well.
+
+    Documents are split in two halves: one gives slope and scale, the other every figure printed.
+
+    Parameters
+    ----------
+    model
+        A folder or a hub id of a causal language model.
+    text
+        Text files, .jsonl files or folders of them; fewer than 8 plain files are cut into documents at blank lines.
+    tokens
+        Tokens to steer, as text (" the") or as the vocabulary spells them; by default picked by frequency.
+    pick
+        How many to pick where none are named, the commonest included.
+    ratios
+        What to multiply by.
+    direction
+        Some of elementwise, saliency, least_norm, least_spread, logit_bias, random_norm, random_shift; by default all.
+    store
+        A Zarr store whose output embedding replaces the model's head.
+    step
+        Which of the store's matrices; by default the last.
+    tokenizer
+        A tokenizer.json where the model has none.
+    context_length
+        Tokens a window.
+    positions
+        Positions in each half.
+    seed
+        Of the split, the windows, the random directions and the intervals.
+    untie
+        Edit the output side only where the input embedding is the same matrix.
+    save
+        Write the edited model there (tokens named, one ratio, one direction; tokens are steered together).
+    json
+        Print JSON instead of text; a figure that is not defined is null.
+    """
+    from trainhooks.intervene.directions import REFERENCES, SOLVED
+    from trainhooks.intervene.steering import run_steering
+
+    report = run_steering(
+        model,
+        text=text,
+        tokens=tokens or pick,
+        ratios=ratios,
+        directions=direction or (*SOLVED, *REFERENCES),
+        store=store,
+        step=step,
+        tokenizer=tokenizer,
+        context_length=context_length,
+        max_positions=positions,
+        seed=seed,
+        untie=untie,
+        save=save,
+    )
+    print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")

@@ -1,0 +1,1 @@
+"""Interventions on the output embedding, each beside the reference that could explain it away."""

@@ -1,0 +1,202 @@
+"""Curves of deletion: how far the output moves as dimensions go, on contexts that chose none of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor
+
+from trainhooks.intervene.compensate import Code
+from trainhooks.probe.products import exact_products
+
+FRACTIONS = tuple(number / 20 for number in range(1, 21))
+MEASURES = ("kl", "js", "agreement", "loss_change")
+CPU_ELEMENTS = 1 << 19
+"""Logits a block on the CPU, 2 MB: the five passes over a block then stay in the cache, 4 times as fast."""
+DEVICE_ELEMENTS = 1 << 24
+CODE_BYTES = 1 << 29
+"""Rotated output embeddings held at once; more codes than fit are evaluated in further passes over the positions."""
+
+
+@dataclass(frozen=True)
+class Curves:
+    """Sums over each test document's positions: `sums` [code, fraction, measure, document], `positions` [document].
+
+    Measures are `MEASURES`: KL(P || Q) and the Jensen-Shannon divergence in nats (JS in [0, ln 2]), P the unmodified
+    and Q the modified output; the share of positions whose most probable token stays (ties count as staying); the
+    loss of Q less that of P on the labels, nats. `fractions` rise; `deleted` [fraction] are dimensions. `loss`
+    [document] is the unmodified model's, summed.
+    """
+
+    codes: tuple[Code, ...]
+    fractions: tuple[float, ...]
+    deleted: tuple[int, ...]
+    sums: Float64[Tensor, "code fraction measure document"]
+    positions: Float64[Tensor, "document"]
+    loss: Float64[Tensor, "document"]
+
+    def mean(
+        self, *, weights: Float64[Tensor, "draw document"] | None = None
+    ) -> Float64[Tensor, "draw code fraction measure"]:
+        """Means over positions, with documents weighted (bootstrap draws); one draw of weight 1 without weights."""
+        weights = torch.ones_like(self.positions)[None] if weights is None else weights.to(self.positions)
+        return torch.einsum("bd,cfmd->bcfm", weights, self.sums) / (weights @ self.positions)[:, None, None, None]
+
+
+@dataclass(frozen=True)
+class _Block:
+    """A block's positions, and what the unmodified head says of them."""
+
+    hidden: Tensor
+    document: Tensor
+    logits: Tensor
+    p: Tensor
+    normaliser: Tensor
+    entropy: Tensor
+    loss: Tensor
+    top: Tensor
+    mean_row: Tensor
+    label_row: Tensor
+
+
+@torch.no_grad()
+def deletion_curves(
+    weight: Float[Tensor, "vocab dim"],
+    hidden: Float[Tensor, "position dim"],
+    *,
+    labels: Int64[Tensor, "position"],
+    document: Int64[Tensor, "position"],
+    codes: Sequence[Code],
+    fractions: Sequence[float] = FRACTIONS,
+    bias: Float[Tensor, "vocab"] | None = None,
+) -> Curves:
+    """Evaluate every code at every fraction of deleted dimensions (rounded to whole ones) on test contexts.
+
+    Logits are updated by the deleted block of dimensions, not formed anew; KL and loss need only the normaliser,
+    since the mean logit under P is linear in what is deleted. What remains is, for each code and fraction, some 9 ns of
+    one core a logit in float32 (measured on a busy machine): 46 codes x 20 fractions x 4,096 positions x 8,192 tokens
+    are 265 core seconds. Divergences are good to about 1e-5 nats; sums over positions are float64. Memory is
+    some 550 MB beside the arguments at 50304 x 768.
+
+    Raises ValueError for no positions, labels outside the vocabulary, arrays of another length, fractions that do
+    not rise within (0, 1], and values that are not finite.
+    """
+    _check(weight, hidden, labels=labels, document=document, fractions=fractions, bias=bias)
+    dim = weight.shape[1]
+    deleted = tuple(round(fraction * dim) for fraction in fractions)
+    documents = int(document.max()) + 1
+    shape = (len(codes), len(deleted), len(MEASURES), documents)
+    sums = torch.zeros(shape, dtype=torch.float64, device=weight.device)
+    positions = torch.zeros(documents, dtype=torch.float64, device=weight.device)
+    loss = torch.zeros_like(positions)
+    together = max(1, CODE_BYTES // (weight.numel() * 4))
+    with exact_products(weight.device.type):
+        for start in range(0, max(1, len(codes)), together):
+            chunk = codes[start : start + together]
+            rows = [(code.basis.to(weight).T @ weight.T).contiguous() for code in chunk]
+            for block, scratch in _blocks(weight, hidden, labels=labels, document=document, bias=bias):
+                if start == 0:
+                    positions.index_add_(0, block.document, torch.ones_like(block.loss).double())
+                    loss.index_add_(0, block.document, block.loss.double())
+                for number, (code, matrix) in enumerate(zip(chunk, rows, strict=True), start):
+                    found = _evaluate(block, code, rows=matrix, deleted=deleted, scratch=scratch)
+                    sums[number].index_add_(2, block.document, found.double())
+    return Curves(tuple(codes), tuple(fractions), deleted, sums.cpu(), positions.cpu(), loss.cpu())
+
+
+def _blocks(
+    weight: Tensor, hidden: Tensor, *, labels: Tensor, document: Tensor, bias: Tensor | None
+) -> Iterator[tuple[_Block, list[Tensor]]]:
+    """Blocks of positions, with buffers for three more of their size (new memory would cost more than the sums)."""
+    vocab = len(weight)
+    size = max(1, (CPU_ELEMENTS if weight.device.type == "cpu" else DEVICE_ELEMENTS) // vocab)
+    buffers = [weight.new_empty(min(size, len(hidden)), vocab) for _ in range(3)]
+    for start in range(0, len(hidden), size):
+        where = slice(start, start + size)
+        states, targets = hidden[where].to(weight), labels[where].to(weight.device)
+        logits = torch.nn.functional.linear(states, weight, bias)
+        logits -= logits.amax(1, keepdim=True)
+        p = torch.softmax(logits, 1)
+        normaliser = -p.amax(1).log()
+        yield (
+            _Block(
+                hidden=states,
+                document=document[where].to(weight.device),
+                logits=logits,
+                p=p.clamp_min_(torch.finfo(p.dtype).tiny),  # so that (p + q) log(p + q) has no 0 log 0
+                normaliser=normaliser,
+                entropy=normaliser - torch.linalg.vecdot(p, logits),
+                loss=normaliser - logits.gather(1, targets[:, None])[:, 0],
+                top=logits.argmax(1, keepdim=True),
+                mean_row=p @ weight,
+                label_row=weight[targets],
+            ),
+            [buffer[: len(states)] for buffer in buffers],
+        )
+
+
+def _evaluate(block: _Block, code: Code, *, rows: Tensor, deleted: tuple[int, ...], scratch: list[Tensor]) -> Tensor:
+    """The measures of one code [fraction, measure, position]."""
+    z, q, s = scratch
+    basis, coordinates = code.basis.to(z), code.coordinates.to(z)
+    states = block.hidden if code.mean is None else block.hidden - code.mean.to(z)
+    u = states @ coordinates.T
+    # what the deleted coordinates gave to the mean logit under P, and to the label's
+    lost_mean = (u * (block.mean_row @ basis)).flip(1).cumsum(1)
+    lost_label = (u * (block.label_row @ basis)).flip(1).cumsum(1)
+    z.copy_(block.logits)
+    found, kept = [], u.shape[1]
+    for number in deleted:
+        z.addmm_(u[:, u.shape[1] - number : kept], rows[u.shape[1] - number : kept], alpha=-1)
+        kept = u.shape[1] - number
+        highest = z.amax(1)
+        torch.softmax(z, 1, out=q)
+        normaliser = highest - q.amax(1).log()
+        cross = torch.linalg.vecdot(q, z)
+        torch.add(q, block.p, out=s)
+        torch.log(s, out=q)
+        js = math.log(2) - (torch.linalg.vecdot(s, q) + block.entropy + normaliser - cross) / 2
+        moved = normaliser - block.normaliser
+        gone = slice(number - 1, number) if number else slice(0, 0)
+        kl = moved + lost_mean[:, gone].sum(1)
+        loss = moved + lost_label[:, gone].sum(1)
+        stays = z.gather(1, block.top)[:, 0] >= highest
+        found.append(torch.stack([kl.clamp_min(0), js.clamp(0, math.log(2)), stays.to(kl), loss]))
+    return torch.stack(found)
+
+
+def _check(
+    weight: Tensor,
+    hidden: Tensor,
+    *,
+    labels: Tensor,
+    document: Tensor,
+    fractions: Sequence[float],
+    bias: Tensor | None,
+) -> None:
+    count = len(hidden)
+    if not count or len(labels) != count or len(document) != count:
+        raise ValueError(
+            f"got {count} hidden states, {len(labels)} labels and {len(document)} document numbers; needed is one of "
+            "each for every test position, and at least one position. Give longer text."
+        )
+    if hidden.shape[1] != weight.shape[1]:
+        raise ValueError(
+            f"hidden states are {hidden.shape[1]} wide; the output embedding has {weight.shape[1]} dimensions: they "
+            "belong to two models."
+        )
+    if int(labels.min()) < 0 or int(labels.max()) >= len(weight):
+        raise ValueError(
+            f"labels run from {int(labels.min())} to {int(labels.max())}; the output embedding has {len(weight)} rows. "
+            "Leave positions without a label out."
+        )
+    rising = all(a < b for a, b in zip((0.0, *fractions), fractions, strict=False))
+    if not fractions or not rising or fractions[-1] > 1:
+        raise ValueError(f"fractions are {list(fractions)}; needed are rising ones above 0 and up to 1.")
+    for name, values in (("the output embedding", weight), ("hidden states", hidden), ("the head's bias", bias)):
+        if values is not None and not bool(values.isfinite().all()):
+            raise ValueError(f"{name} have values that are not finite: nothing can be measured on them.")
