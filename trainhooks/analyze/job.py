@@ -1,0 +1,177 @@
+"""What every worker is told: the suite, which tensors, which metrics; and what it gives back."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
+from trainhooks.analyze.standin import StandIn, stand_in
+from trainhooks.metrics.base import Metric
+from trainhooks.metrics.defaults import default_metrics
+from trainhooks.model import NamedTensors, parameter_at
+from trainhooks.store import SNAPSHOT
+from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
+from trainhooks.suites.head import HeadKey, head_key
+from trainhooks.suites.listing import Entry, Suite
+from trainhooks.variable import Variable
+
+HEAD, ALL = "head", "all"
+FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+StandIns = dict[tuple[object, ...], StandIn]
+MakeMetrics = Callable[[], Sequence[Metric]]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One analysis, as plain data that travels to workers.
+
+    `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
+    its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
+    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker.
+    """
+
+    suite: Suite
+    entries: tuple[Entry, ...]
+    final: Entry
+    shape: tuple[int, int]
+    groups: dict[str, tuple[str, ...]]
+    params: str = HEAD
+    head: str | None = None
+    counts: np.ndarray | None = None
+    min_count: int = 1
+    exclude: tuple[int, ...] = ()
+    token_texts: tuple[str, ...] | None = None
+    make_metrics: MakeMetrics | None = None
+    sketch_size: int = 1021
+    threads: int = 1
+
+    def metrics(self) -> list[Metric]:
+        """New instances of all metrics."""
+        if self.make_metrics is not None:
+            return list(self.make_metrics())
+        return default_metrics(
+            self.counts, min_count=self.min_count, exclude=self.exclude, token_texts=self.token_texts
+        )
+
+    @property
+    def final_rows(self) -> FinalRows:
+        """The rows whose way to the final state is followed."""
+        counts = None if self.counts is None else torch.from_numpy(np.array(self.counts))
+        return FinalRows.of(counts, min_count=self.min_count, exclude=self.exclude)
+
+    @property
+    def own_variables(self) -> tuple[Variable, ...]:
+        """What is measured of the way to the final state."""
+        return (*self.final_rows.variables, *GROUP_VARIABLES)
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One checkpoint's numbers, on the host: `values` by variable, group norms [group] and `sketch` [group, sketch]."""
+
+    step: int
+    values: dict[str, np.ndarray]
+    norms: np.ndarray
+    sketch: np.ndarray
+
+
+@dataclass(frozen=True)
+class Failed:
+    """A checkpoint that could not be read or measured, and why."""
+
+    step: int
+    reason: str
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A checkpoint with headers read: its stand-in, and where the output embedding lies."""
+
+    checkpoint: Checkpoint
+    standin: StandIn
+    head: HeadKey
+    around: dict[str, str] = field(default_factory=dict)
+
+    def read_head(self) -> Tensor:
+        """The output embedding as float32 [vocab, dim], contiguous; a map of the file where it can be."""
+        return self.checkpoint.read(self.head.key).to(torch.float32).contiguous()
+
+    def read_around(self) -> dict[str, Tensor]:
+        """The head's bias and the last norm, by parameter name, as stored."""
+        return {name: self.checkpoint.read(key) for name, key in self.around.items()}
+
+    def parameter(self, name: str) -> Tensor:
+        """A parameter by its name. Raises CheckpointError where the checkpoint has none under a key that fits."""
+        if name not in self.standin.keys:
+            raise CheckpointError(f"{self.checkpoint.name} has no tensor for the parameter {name!r} of the suite.")
+        return self.checkpoint.read(self.standin.keys[name])
+
+
+def open_entry(
+    suite: Suite,
+    entry: Entry,
+    *,
+    head: str | None,
+    shape: tuple[int, int] | None = None,
+    known: StandIns | None = None,
+) -> Opened:
+    """Open a checkpoint, headers only. `known` are stand-ins made before, which are taken where they fit.
+
+    Raises CheckpointError where it cannot be read, or where its output embedding has another shape than `shape`.
+    """
+    checkpoint = suite.open(entry)
+    key = head_key(checkpoint, key=SNAPSHOT if head is None and SNAPSHOT in checkpoint.tensors else head)
+    found = tuple(checkpoint.tensors[key.key].shape)
+    if shape is not None and found != shape:
+        raise CheckpointError(
+            f"{checkpoint.name}: the output embedding is {found[0]} x {found[1]}, the suite's final one "
+            f"{shape[0]} x {shape[1]}: another model, or another vocabulary. Analyze it apart."
+        )
+    known = {} if known is None else known
+    sign = (
+        json.dumps(dict(checkpoint.config), sort_keys=True, default=str),
+        tuple(map(_sign, checkpoint.tensors.values())),
+    )
+    standin = known[sign] if sign in known else known.setdefault(sign, stand_in(checkpoint, key))
+    return Opened(checkpoint, standin, key, _around(standin))
+
+
+def _sign(entry: TensorEntry) -> tuple[object, ...]:
+    return entry.key, entry.dtype, entry.shape
+
+
+def _around(standin: StandIn) -> dict[str, str]:
+    head = standin.head
+    beside = [head.bias, head.norm_weight, head.norm_bias]
+    return {
+        name: key
+        for name, key in standin.keys.items()
+        if any(part is parameter_at(standin.model, name) for part in beside if part is not None)
+    }
+
+
+def wanted_groups(opened: Opened, *, params: str) -> dict[str, tuple[str, ...]]:
+    """The parameter groups that are followed, each by its members' names: those that are read whole.
+
+    With "head" these are the output embedding and the last norm; a glob adds a group of its own name. Raises ValueError
+    where a glob fits no parameter.
+    """
+    standin = opened.standin
+    patterns = () if params in (HEAD, ALL) else (params,)
+    groups = {group: _names(members) for group, members in standin.groups(patterns).items()}
+    held = set(standin.keys)
+    if params != ALL:
+        around = {standin.head.name, *opened.around}
+        held &= {name for name in held if name in around or (patterns and fnmatchcase(name, params))}
+    return {group: names for group, names in groups.items() if held.issuperset(names)}
+
+
+def _names(members: NamedTensors) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(name for name, _ in members))

@@ -1,0 +1,266 @@
+"""A checkpoint suite in, a trajectory out: the store that a live run would have written."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import Executor
+from contextlib import AbstractContextManager, closing, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measured, open_entry, wanted_groups
+from trainhooks.analyze.report import AnalysisReport
+from trainhooks.analyze.workers import (
+    Outcomes,
+    Workers,
+    cluster_workers,
+    default_workers,
+    given_workers,
+    here,
+    local_workers,
+    spread,
+)
+from trainhooks.analyze.writing import Writer, made_before
+from trainhooks.audit import Audit, audit_suite
+from trainhooks.checks import checked_counts, checked_metrics, checked_rows, padded_texts
+from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
+from trainhooks.metrics.base import Metric
+from trainhooks.metrics.own import OWN_VARIABLES
+from trainhooks.sketch import DEFAULT_SIZE
+from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.listing import Suite, list_suite
+from trainhooks.tokens import TokenCounts
+
+Source = Suite | str | Path | Sequence[str | Path]
+Progress = Callable[[int, int], None]
+PRESETS = ("pythia",)
+
+
+def analyze(
+    suite: Source,
+    *,
+    counts: TokenCounts | np.ndarray | None,
+    out: str | Path,
+    steps: str | Sequence[int] | None = None,
+    params: str = HEAD,
+    metrics: Sequence[Metric] | MakeMetrics | None = None,
+    snapshots: bool = False,
+    workers: int | None = None,
+    threads: int = 1,
+    scheduler: str | None = None,
+    executor: Executor | None = None,
+    strict: bool = False,
+    audit: bool = True,
+    vocab_size: int | None = None,
+    min_count: int = 1,
+    exclude: Sequence[int] = (),
+    token_texts: Sequence[str] | None = None,
+    revision_pattern: str | None = None,
+    head: str | None = None,
+    preset: str | None = None,
+    precision: str | int = "float32",
+    sketch_size: int = DEFAULT_SIZE,
+    mode: str = "create",
+    progress: Progress | None = None,
+) -> AnalysisReport:
+    """Measure every checkpoint of a suite and write the store that a live run with these records would have written.
+
+    Beside the metrics of a live run it holds the way to the *final* state exactly: of the output embedding, whole and
+    by frequency bin, and of every parameter group that is read. Only the wanted tensors are read, one after another.
+
+    - `suite`: a `Suite`, or what `list_suite` takes, with `steps` and `revision_pattern`.
+    - `counts`, `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without counts no probe.
+    - `params`: "head" (with the last norm), "all" parameters, or a glob on their names that adds a group.
+    - `metrics`: None for the default ones; a function that makes them, or instances where all runs in this process.
+    - `snapshots` keeps the matrices too, in `precision`.
+    - `workers` local processes (None: up to 4; 1: this process), each with `threads` of torch; or those of a Dask
+      cluster at `scheduler`, or an `executor`. Numbers are the same to the bit whatever the workers, for one
+      `threads` and one kind of machine.
+    - `audit`: look for broken checkpoints first, by their output embeddings, and leave them out.
+    - `strict`: stop at the first checkpoint that fails; else it is reported and passed over.
+    - `mode`: "create", "overwrite", or "resume": go on after the last step in the store, which is made where there is
+      none. `preset` "pythia": its 154 steps and its 50277 ids, the rows beyond being padding.
+    - `progress` is called with the checkpoints done and all of them.
+
+    Raises ValueError for arguments that make no sense, a suite without a checkpoint that can be read, a store made with
+    other settings, and with `strict` for a checkpoint that fails; what was measured until then is in the store.
+    """
+    began = time.monotonic()
+    suite = _listed(suite, steps=steps, revision_pattern=revision_pattern, preset=preset)
+    vocab_size = PYTHIA_VOCAB if preset == "pythia" and vocab_size is None else vocab_size
+    make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
+    found = audit_suite(suite, params=head or HEAD) if audit else None
+    broken = {} if found is None else {s: f"step {s}: {reason}" for s, reason in found.broken.items()}
+    token_counts = checked_counts(counts)
+    job, failed = _job(suite, broken, params=params, head=head)
+    rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=make is not None)
+    job = replace(
+        job,
+        counts=None if token_counts is None else token_counts.for_rows(job.shape[0], vocab_size=vocab_size),
+        min_count=min_count,
+        exclude=tuple(int(token) for token in exclude),
+        token_texts=None if token_texts is None else tuple(padded_texts(token_texts, rows=job.shape[0])),
+        make_metrics=make,
+        sketch_size=sketch_size,
+        threads=threads,
+    )
+    _check_metrics(job)
+    if strict and failed:
+        raise CheckpointError(_told(failed))
+    before = made_before(out, job) if mode == "resume" else ()
+    writer = Writer(out, job, counts=token_counts, given=rows, snapshots=snapshots, precision=precision, mode=mode)
+    indices = [i for i, entry in enumerate(job.entries) if not before or entry.step > before[-1]]
+    done: list[int] = []
+    if indices or not writer.finished:
+        count = default_workers(len(indices)) if workers is None else workers
+        with _outcomes(job, indices, workers=count, scheduler=scheduler, executor=executor) as outcomes:
+            done, late = _write(writer, outcomes, total=len(indices), strict=strict, progress=progress)
+        failed |= late
+    skipped = [e.step for e in job.entries if before and e.step < before[-1] and e.step not in before]
+    return AnalysisReport(
+        suite=suite.name,
+        out=str(out),
+        final_step=job.final.step,
+        steps=tuple(done),
+        resumed=before,
+        left_out=broken,
+        failed=dict(sorted(failed.items())),
+        notes=tuple(_notes(suite, token_counts, preset=preset, found=found, skipped=skipped)),
+        seconds=time.monotonic() - began,
+        audit=found,
+    )
+
+
+def _listed(
+    suite: Source, *, steps: str | Sequence[int] | None, revision_pattern: str | None, preset: str | None
+) -> Suite:
+    if preset is not None and preset not in PRESETS:
+        raise ValueError(f"preset {preset!r} is not known; there is {', '.join(PRESETS)}.")
+    wanted = "pythia" if preset == "pythia" and steps is None else steps
+    if not isinstance(suite, Suite):
+        return list_suite(suite, revision_pattern=revision_pattern, steps=wanted)
+    if wanted is not None or revision_pattern is not None:
+        raise ValueError("a Suite has its steps already: pass steps and revision_pattern to list_suite instead.")
+    return suite
+
+
+@dataclass(frozen=True)
+class _Instances:
+    """Metrics that were given as such: they serve one walk, in this process."""
+
+    metrics: tuple[Metric, ...]
+
+    def __call__(self) -> tuple[Metric, ...]:
+        return self.metrics
+
+
+def _makers(metrics: Sequence[Metric] | MakeMetrics | None, *, in_one_process: bool) -> MakeMetrics | None:
+    if metrics is None or callable(metrics):
+        return metrics
+    if not in_one_process:
+        raise ValueError(
+            "metrics that are instances remember what they have seen and cannot be shared by workers: pass a function "
+            "(at the top of a module) that makes them, or workers=1."
+        )
+    return _Instances(tuple(metrics))
+
+
+def _check_metrics(job: Job) -> None:
+    metrics = checked_metrics(job.metrics(), own=(*OWN_VARIABLES, *job.own_variables))
+    for metric in metrics:
+        name = type(metric).__name__
+        if "hidden" in metric.needs or metric.moment == "before_update":
+            raise ValueError(f"{name} needs a model that runs or gradients: no checkpoint has them. Leave it out.")
+        if "sketch" in metric.needs and len(metric.needs) > 1:
+            raise ValueError(f"{name} needs sketches and output embeddings at once: make two metrics of it.")
+
+
+def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | None) -> tuple[Job, dict[int, str]]:
+    """The job, once the final state has been read, and the checkpoints at the end that could not be."""
+    sound = [entry for entry in suite.entries if entry.step not in broken]
+    failed: dict[int, str] = {}
+    while sound:
+        entry = sound[-1]
+        try:
+            opened = open_entry(suite, entry, head=head)
+            matrix = opened.read_head()
+            groups = wanted_groups(opened, params=params)
+            if params not in (HEAD, ALL) and params not in groups:
+                raise CheckpointError(f"{opened.checkpoint.name} does not hold all that {params!r} names.")
+            shape = (int(matrix.shape[0]), int(matrix.shape[1]))
+            return Job(suite, tuple(sound), final=entry, shape=shape, groups=groups, params=params, head=head), failed
+        except FAILURES as error:
+            failed[entry.step] = str(error)
+            sound.pop()
+    told = [*broken.values(), *(f"step {step}: {reason}" for step, reason in failed.items())]
+    raise ValueError(f"{suite.name} has no checkpoint that can be analyzed. {'; '.join(told[:3]) or 'It is empty.'}")
+
+
+@contextmanager
+def _outcomes(
+    job: Job, indices: Sequence[int], *, workers: int, scheduler: str | None, executor: Executor | None
+) -> Iterator[Outcomes]:
+    if scheduler is not None and executor is not None:
+        raise ValueError("scheduler and executor both say where to measure: pass one of them.")
+    place: AbstractContextManager[Workers | None] = nullcontext(None)
+    if scheduler is not None:
+        place = cluster_workers(scheduler)
+    elif executor is not None:
+        place = given_workers(executor, count=max(workers, 1))
+    elif workers > 1:
+        place = local_workers(workers)
+    with place as held:
+        outcomes: Any = here(job, indices) if held is None else spread(job, indices, held)
+        with closing(outcomes):
+            yield outcomes
+
+
+def _write(
+    writer: Writer, outcomes: Outcomes, *, total: int, strict: bool, progress: Progress | None
+) -> tuple[list[int], dict[int, str]]:
+    """Write what comes, in order; the steps written, and those that failed."""
+    done: list[int] = []
+    failed: dict[int, str] = {}
+    with writer:
+        for outcome in outcomes:
+            problem = writer.write(outcome) if isinstance(outcome, Measured) else outcome
+            if problem is None:
+                done.append(outcome.step)
+            else:
+                failed[problem.step] = problem.reason
+                if strict:
+                    raise CheckpointError(_told(failed))
+            if progress is not None:
+                progress(len(done) + len(failed), total)
+        writer.finish()
+    return done, failed
+
+
+def _told(failed: Mapping[int, str]) -> str:
+    step, reason = next(iter(failed.items()))
+    return f"step {step}: {reason}. What was measured before it is in the store; go on with mode='resume'."
+
+
+def _notes(
+    suite: Suite, counts: TokenCounts | None, *, preset: str | None, found: Audit | None, skipped: Sequence[int]
+) -> Iterator[str]:
+    if preset == "pythia":
+        yield (
+            f"counts: Pythia's published ones hold {PYTHIA_RULE} (0.05% more than the labels); rows from "
+            f"{PYTHIA_VOCAB} on are padding, left out of every fit and kept as a control (probe.never_label_*)."
+        )
+    elif counts is not None and counts.rule:
+        yield f"counts: {counts.rule}."
+    if suite.wanted is not None and (missing := sorted(set(suite.wanted) - set(suite.steps))):
+        yield f"{len(missing)} steps that were asked for are not there: {', '.join(map(str, missing[:8]))}."
+    if found is None:
+        yield "no audit: duplicated or broken checkpoints are not left out."
+    if skipped:
+        yield (
+            f"steps {', '.join(map(str, skipped[:8]))} lie before the store's last one and cannot be filled in: begin "
+            "anew with mode='overwrite' to have them."
+        )

@@ -1,0 +1,398 @@
+"""What a checkpoint's model makes of a text: loss, average output probability, its probe, its distance to unigrams.
+
+This path loads models, where the rest of the analyzer reads single tensors; `TextProbe.announce` says the cost.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Float64, Int64
+from torch import Tensor, nn
+
+from trainhooks.capture import watch_head_input
+from trainhooks.corpora.documents import load_tokenizer
+from trainhooks.metrics.base import State
+from trainhooks.metrics.probability_probe import CHANNEL_VARIABLES, ProbabilityProbe
+from trainhooks.metrics.probability_probe import VARIABLES as PROBE_VARIABLES
+from trainhooks.model import find_output_embedding
+from trainhooks.plan import human
+from trainhooks.probe.products import exact_products
+from trainhooks.probe.target import counts_for_rows
+from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.checkpoint import HUB_PLACE, open_checkpoint
+from trainhooks.suites.listing import Suite
+from trainhooks.tokens import TokenCounts
+from trainhooks.variable import Variable
+
+CONTEXT_LENGTH = 128
+MAX_POSITIONS = 8192
+TEXT_LIMIT = 64 << 20
+"""Bytes of text that are read: 64 MB hold some 15 million tokens, where a few thousand positions are measured."""
+PASS_ELEMENTS = 1 << 26
+"""Logits of one forward pass, 268 MB in float32; one sequence is the least."""
+BLOCK_ELEMENTS = 1 << 23
+ENOUGH_POSITIONS, ENOUGH_SEQUENCES = 1024, 64
+
+SEEN = "on the tokens with a count, alpha renormalised there"
+TEXT_VARIABLES = (
+    Variable("text.loss", unit="nat", description="mean cross-entropy of the text's next token; >= 0, a token"),
+    Variable(
+        "text.kl_to_unigram",
+        unit="nat",
+        description=f"KL(alpha || c/N) >= 0, alpha the mean predicted distribution; {SEEN}",
+    ),
+    Variable("text.kl_from_unigram", unit="nat", description=f"KL(c/N || alpha) >= 0; {SEEN}"),
+    Variable("text.unseen_probability", description="alpha's mass on rows without a count, padding included; [0, 1]"),
+    Variable("text.positions", description="positions of the text that were predicted"),
+    Variable("text.excluded_positions", description="positions left out: logits without a finite softmax"),
+    Variable(
+        "text.log_probability",
+        ("token",),
+        dtype="float32",
+        unit="nat",
+        description="log alpha_w, alpha_w the mean over positions of P(w|x); -inf where 0",
+    ),
+)
+# what one checkpoint alone cannot say: it needs the one before, or the first
+_OF_SERIES = ("step", "transfer_r2", "untrained_r2", "untrained_variance", "untrained_step")
+_LEFT_OUT = {f"probability.{name}" for name in _OF_SERIES}
+
+
+@dataclass(frozen=True, eq=False)
+class TextProbe:
+    """Measures models on one text, each by itself: the same positions, counts and settings for a whole suite.
+
+    `text_path`: a UTF-8 file of at most 64 MiB. `tokenizer_path`: a tokenizer.json or a folder with one; None takes
+    that of the checkpoint that `prepared` is given. `counts`: of that tokenizer, see `TokenCounts`; `min_count`,
+    `exclude` and `vocab_size` say which rows the probe fits, as in `token_mask`.
+
+    The text is tokenized without special tokens and cut into windows of `context_length` inputs, each predicting its
+    next token; up to `max_positions` positions are taken, in windows spread evenly over the text; what does not fill
+    a window is left out. A shorter text, or fewer positions, is one window. `device` is where models run.
+
+    `windows` [sequence, context + 1] are the ids, filled in by `prepared`; an instance with windows needs neither
+    text nor tokenizer, so prepare once and send that to the workers.
+
+    Raises ValueError for limits below 1.
+    """
+
+    text_path: str | os.PathLike[str]
+    tokenizer_path: str | os.PathLike[str] | None = None
+    counts: TokenCounts | np.ndarray = field(kw_only=True)
+    max_positions: int = field(default=MAX_POSITIONS, kw_only=True)
+    context_length: int = field(default=CONTEXT_LENGTH, kw_only=True)
+    min_count: int = field(default=1, kw_only=True)
+    exclude: tuple[int, ...] = field(default=(), kw_only=True)
+    vocab_size: int | None = field(default=None, kw_only=True)
+    device: str = field(default="cpu", kw_only=True)
+    windows: Int64[np.ndarray, "sequence length"] | None = field(default=None, kw_only=True)
+
+    def __post_init__(self) -> None:
+        for name in ("max_positions", "context_length"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; needed is 1 or more, or nothing is measured.")
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """What `measure` gives: `text.*`, and of the probability probe and channels what one model decides."""
+        kept = (v for v in (*PROBE_VARIABLES, *CHANNEL_VARIABLES) if v.name not in _LEFT_OUT)
+        return (*TEXT_VARIABLES, *kept)
+
+    def prepared(self, place: str | os.PathLike[str]) -> TextProbe:
+        """This probe with its windows, tokenized by `tokenizer_path`, else by the tokenizer of the model at `place`.
+
+        Raises ValueError for a text that is too large, not UTF-8 or below two tokens; CheckpointError where there is
+        no tokenizer.json; ImportError without tokenizers.
+        """
+        if self.windows is not None:
+            return self
+        tokenizer, _ = load_tokenizer(
+            str(_tokenizer_file(place if self.tokenizer_path is None else self.tokenizer_path))
+        )
+        ids = np.asarray(tokenizer.encode(_read(Path(self.text_path)), add_special_tokens=False).ids, dtype=np.int64)
+        if len(ids) < 2:
+            raise ValueError(f"{self.text_path} has {len(ids)} tokens; needed are 2 or more, an input and its next.")
+        return replace(self, windows=_windows(ids, context=self.context_length, most=self.max_positions))
+
+    def measure(self, place: str | os.PathLike[str]) -> Mapping[str, np.ndarray | float]:
+        """All `variables` of the model at `place`: a folder, or a hub repository as "org/name[@revision]".
+
+        The model is loaded in float32 without running code that it brings. `text.*` are of the model's own logits
+        (float32 softmax, float64 sums); `probability.*` of softmax(E h + b), which differs where a model scales or
+        caps its logits behind the head. Those figures describe the state at `place` itself, with all positions and
+        windows as sequences. Memory: the model in float32, twice a pass's logits (268 MB, or one window's where
+        that is more) and the hidden states.
+
+        Raises CheckpointError where `place` holds no loadable model, lacks weights, has a shorter context or a smaller
+        vocabulary, or gives no finite softmax; ValueError where counts do not fit; ImportError without transformers.
+        """
+        windows = self.prepared(place).windows
+        assert windows is not None
+        model = _load(place).to(self.device)
+        rows = len(find_output_embedding(model).weight)
+        _check_fit(model, windows, rows=rows, name=str(place))
+        counts = counts_for_rows(self.counts, rows=rows, vocab_size=self.vocab_size)
+        probe = ProbabilityProbe(
+            self.counts,
+            min_count=self.min_count,
+            exclude=self.exclude,
+            vocab_size=self.vocab_size,
+            positions_per_sequence=windows.shape[1],
+            max_positions=windows.size,
+        )
+        tally = _run(model, torch.from_numpy(windows), probe=probe, rows=rows)
+        if not int(tally.positions):
+            raise CheckpointError(
+                f"{place}: no position of the text has a finite softmax; look for NaN in its weights."
+            )
+        state = State(step=1, model=model, head=find_output_embedding(model), groups={})
+        figures = {name: v for name, v in probe.compute(state).items() if name not in _LEFT_OUT}
+        found = tally.figures(counts) | figures
+        return {name: _plain(value) for name, value in found.items()}
+
+    def announce(self, suite: Suite) -> str:
+        """What measuring the suite costs, in words: positions, bytes of weights, memory, operations.
+
+        Estimated from the first checkpoint's headers; no weight is read. Raises CheckpointError where the suite holds
+        no models (a store of matrices), and as `prepared` and `open_checkpoint` do.
+        """
+        first = suite.entries[0]
+        if suite.kind == "store":
+            raise CheckpointError(f"{suite.name} is a store of matrices; a text needs models: give their checkpoints.")
+        windows = self.prepared(first.place).windows
+        assert windows is not None
+        entries = open_checkpoint(first.place).tensors.values()
+        size, parameters = (sum(part) for part in zip(*((e.nbytes, math.prod(e.shape)) for e in entries), strict=True))
+        sequences, length = len(windows), windows.shape[1] - 1
+        positions, models = sequences * length, len(suite.entries)
+        head = max((math.prod(e.shape) for e in entries if len(e.shape) == 2), default=0)
+        # 2 a parameter and position in the pass, and the head once more for the probe
+        work = 2.0 * positions * (parameters + head)
+        few = positions < ENOUGH_POSITIONS or sequences < ENOUGH_SEQUENCES
+        caution = f" Below {ENOUGH_POSITIONS} positions or {ENOUGH_SEQUENCES} sequences the slope is unsteady."
+        verb = "fetch" if suite.kind == "hub" else "read"
+        return (
+            f"With a text every model is loaded: {positions} positions in {sequences} sequences of {length} tokens of "
+            f"{self.text_path}.{caution if few else ''}\n"
+            f"{models} checkpoints to {verb}, {human(size)} each, {human(size * models)} in all (by the first one); "
+            f"{human(4 * parameters)} of memory for a worker's model in float32; about {work / 1e9:,.3g} GFLOP each."
+        )
+
+
+def measure_text(
+    place: str | os.PathLike[str],
+    *,
+    text: str | os.PathLike[str],
+    counts: TokenCounts | np.ndarray,
+    tokenizer: str | os.PathLike[str] | None = None,
+    max_positions: int = MAX_POSITIONS,
+    context_length: int = CONTEXT_LENGTH,
+    vocab_size: int | None = None,
+    device: str = "cpu",
+) -> Mapping[str, np.ndarray | float]:
+    """The figures of one model on the text in a file, by variable name; see `TextProbe`, also for what is raised."""
+    limits: Any = {"max_positions": max_positions, "context_length": context_length}
+    return TextProbe(text, tokenizer, counts=counts, **limits, vocab_size=vocab_size, device=device).measure(place)
+
+
+class _Tally:
+    """Sums over positions of the model's own log-probabilities."""
+
+    def __init__(self, rows: int, device: torch.device) -> None:
+        self.log_sum = torch.full((rows,), -torch.inf, dtype=torch.float64, device=device)
+        self.loss, self.positions, self.excluded = torch.zeros(3, dtype=torch.float64, device=device).unbind()
+
+    def add(self, logits: Float[Tensor, "position vocab"], *, labels: Int64[Tensor, "position"]) -> None:
+        """Add positions, a block at a time; `logits` is overwritten."""
+        size = max(1, BLOCK_ELEMENTS // logits.shape[1])
+        for part, wanted in zip(logits.split(size), labels.split(size), strict=True):
+            block = part.float()
+            normaliser = block.logsumexp(1, keepdim=True)
+            good = normaliser.isfinite()
+            block.sub_(normaliser).masked_fill_(~good, -torch.inf)
+            self.log_sum = torch.logaddexp(self.log_sum, block.logsumexp(0).double())
+            of_label = block.gather(1, wanted[:, None]).masked_fill(~good, 0)
+            self.loss = self.loss - of_label.sum(dtype=torch.float64)
+            self.positions = self.positions + good.sum()
+            self.excluded = self.excluded + (~good).sum()
+
+    def figures(self, counts: Int64[Tensor, "vocab"]) -> dict[str, Tensor]:
+        """The `text.*` values, with counts for every row."""
+        log_alpha = self.log_sum - self.positions.log()
+        to, from_ = unigram_kl(log_alpha, counts=counts)
+        return {
+            "text.loss": self.loss / self.positions,
+            "text.kl_to_unigram": to,
+            "text.kl_from_unigram": from_,
+            "text.unseen_probability": log_alpha.exp()[(counts == 0).to(log_alpha.device)].sum(),
+            "text.positions": self.positions,
+            "text.excluded_positions": self.excluded,
+            "text.log_probability": log_alpha.float(),
+        }
+
+
+def unigram_kl(
+    log_alpha: Float64[Tensor, "vocab"], *, counts: Int64[Tensor, "vocab"]
+) -> tuple[Float64[Tensor, ""], Float64[Tensor, ""]]:
+    """KL(p || q) and KL(q || p) in nats, 0 or more: p is alpha renormalised over the tokens with a count, q = c / N.
+
+    No smoothing: tokens without a count would make the first infinite, so they are left out, and their mass m is given
+    beside it. Over all rows the second would be larger by -log(1 - m), the first infinite for any m > 0. The second is
+    infinite where a token with a count has alpha = 0; both are NaN where all of them have.
+
+    Source: Kullback and Leibler 1951, doi:10.1214/aoms/1177729694; the restriction is this package's own.
+    """
+    seen = (counts > 0).to(log_alpha.device)
+    log_p = log_alpha[seen]
+    log_p = log_p - log_p.logsumexp(0)
+    log_q = counts.to(log_alpha.device)[seen].double().log()
+    log_q = log_q - log_q.logsumexp(0)
+    gap = log_p - log_q
+    # 0 log 0 = 0; NaN stays
+    to = (log_p.exp() * gap.masked_fill(log_p == -torch.inf, 0)).sum()
+    return to.clamp(min=0), (log_q.exp() * -gap).sum().clamp(min=0)
+
+
+@torch.no_grad()
+def _run(model: nn.Module, windows: Int64[Tensor, "sequence length"], *, probe: ProbabilityProbe, rows: int) -> _Tally:
+    """Every window through the model: its logits into a tally, what enters the head into the probe."""
+    head = find_output_embedding(model)
+    tally = _Tally(rows, head.weight.device)
+    handle = watch_head_input(head.module, lambda hidden: probe.observe(hidden, step=0), training_only=False)
+    try:
+        with exact_products(head.weight.device.type):
+            for batch in windows.split(max(1, PASS_ELEMENTS // (rows * windows.shape[1]))):
+                inputs, labels = (part.to(head.weight.device) for part in (batch[:, :-1], batch[:, 1:]))
+                logits = model(input_ids=inputs, use_cache=False).logits
+                tally.add(logits.flatten(0, 1), labels=labels.flatten())
+    finally:
+        handle.remove()
+    return tally
+
+
+def _load(place: str | os.PathLike[str]) -> nn.Module:
+    """The causal LM at `place`, in float32 and evaluation mode."""
+    source, revision = _source(place)
+    try:
+        from transformers import AutoModelForCausalLM
+    except ImportError as error:
+        raise ImportError("loading models needs transformers: pip install 'trainhooks[transformers]'.") from error
+    try:
+        with _no_progress_bar():
+            model, report = AutoModelForCausalLM.from_pretrained(
+                source, revision=revision, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+            )
+    except ImportError:
+        raise
+    except Exception as error:  # readers of weights raise types of their own, some plain Exception
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{place}: no causal language model can be loaded from it: {told[0]}") from error
+    lost = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
+    if lost:
+        raise CheckpointError(
+            f"{place} lacks {len(lost)} of the model's tensors, which would be random: {', '.join(lost[:5])}. Its "
+            "weights and its config.json belong to two models, or the file is not complete."
+        )
+    loaded: nn.Module = model.eval()
+    return loaded
+
+
+def _source(place: str | os.PathLike[str]) -> tuple[str, str | None]:
+    """What `from_pretrained` takes: a folder, or a repository and its revision."""
+    path = Path(place)
+    if path.is_dir() and (path / "config.json").is_file():
+        return str(path), None
+    hub = None if os.path.lexists(path) else HUB_PLACE.fullmatch(os.fspath(place))
+    if hub is None:
+        found = "a folder without config.json" if path.is_dir() else "a file" if path.exists() else "not there"
+        raise CheckpointError(
+            f"{place} is {found}; a text needs a whole model, which a state dict (Lightning, torch.save, DCP) does not "
+            "describe. Save it with `save_pretrained`, or leave the text out."
+        )
+    return hub[1], hub[2]
+
+
+def _tokenizer_file(place: str | os.PathLike[str]) -> Path:
+    """The tokenizer.json at a file, in a folder or in a hub repository's revision."""
+    path = Path(place)
+    if path.is_file() and path.suffix == ".json":
+        return path
+    advice = "Pass the path of a tokenizer.json (--tokenizer)."
+    if os.path.lexists(path):
+        if not (path / "tokenizer.json").is_file():
+            raise CheckpointError(f"{place} holds no tokenizer.json. {advice}")
+        return path / "tokenizer.json"
+    hub = HUB_PLACE.fullmatch(os.fspath(place))
+    if hub is None:
+        raise CheckpointError(f"{place} is neither here nor a hub repository, org/name[@revision]. {advice}")
+    from huggingface_hub import hf_hub_download
+
+    try:
+        return Path(hf_hub_download(hub[1], "tokenizer.json", revision=hub[2]))
+    except Exception as error:  # the HTTP client's types depend on its version
+        told = str(error).strip().splitlines() or [type(error).__name__]
+        raise CheckpointError(f"{place}: its tokenizer.json cannot be fetched: {told[0]} {advice}") from error
+
+
+def _read(path: Path) -> str:
+    size = path.stat().st_size
+    if size > TEXT_LIMIT:
+        raise ValueError(
+            f"{path} has {size} bytes; at most {TEXT_LIMIT} are read. Pass a part of it: few are measured."
+        )
+    try:
+        return path.read_bytes().decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is no UTF-8 text ({error}). Convert it first.") from error
+
+
+def _windows(ids: Int64[np.ndarray, " token"], *, context: int, most: int) -> Int64[np.ndarray, "sequence length"]:
+    """Windows of inputs and the token behind them, the same distance apart; the last id is never an input."""
+    length = min(context, most, len(ids) - 1)
+    available = (len(ids) - 1) // length
+    count = min(available, most // length)
+    starts = np.arange(count) * available // count * length
+    return ids[starts[:, None] + np.arange(length + 1)]
+
+
+def _check_fit(model: nn.Module, windows: Int64[np.ndarray, "sequence length"], *, rows: int, name: str) -> None:
+    config: Any = model.config
+    longest = getattr(config, "max_position_embeddings", None)
+    if longest is not None and windows.shape[1] - 1 > longest:
+        raise CheckpointError(
+            f"{name} takes {longest} positions; the windows have {windows.shape[1] - 1}. Pass a context_length of "
+            f"{longest} or less."
+        )
+    if int(windows.max()) >= rows:
+        raise CheckpointError(
+            f"{name} has {rows} rows; the text has id {int(windows.max())}: a tokenizer of another model. Pass its own."
+        )
+
+
+@contextmanager
+def _no_progress_bar() -> Iterator[None]:
+    """No bar for every checkpoint's weights; the setting comes back after."""
+    from transformers.utils import logging
+
+    shown = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        if shown:
+            logging.enable_progress_bar()
+
+
+def _plain(value: Tensor | float) -> np.ndarray | float:
+    if not isinstance(value, Tensor):
+        return float(value)
+    return float(value) if value.ndim == 0 else value.cpu().numpy()

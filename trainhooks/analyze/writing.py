@@ -1,0 +1,171 @@
+"""Writing an analysis into a store: one process, in order of steps; and going on with one."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, open_entry
+from trainhooks.capture import to_host
+from trainhooks.metrics.base import State
+from trainhooks.metrics.group_convergence import FINAL_VARIABLES, convergence_to_final
+from trainhooks.metrics.own import OWN_VARIABLES
+from trainhooks.model import OutputEmbedding
+from trainhooks.provenance import provenance_of
+from trainhooks.references import References
+from trainhooks.sinks import Record, StoreSink
+from trainhooks.store import Layout, StoreError, open_store
+from trainhooks.suites.snapshots import is_store
+from trainhooks.tokens import TokenCounts
+
+MODES = ("create", "overwrite", "resume")
+
+
+def made_before(out: str | Path, job: Job) -> tuple[int, ...]:
+    """The steps that the store at `out` holds already; none where there is no store.
+
+    Raises ValueError where it was made of another suite's steps, or against another first or final state.
+    """
+    path = Path(out).expanduser()
+    if not is_store(str(path)):
+        return ()
+    store = open_store(path)
+    steps = tuple(int(step) for step in store.steps)
+    known = {entry.step for entry in job.entries}
+    wanted = _ends(job)
+    found = [
+        f"{name}: the store has {store.attributes.get(name)!r}, this analysis {value!r}"
+        for name, value in wanted.items()
+        if store.attributes.get(name) != value
+    ]
+    if foreign := [step for step in steps if step not in known]:
+        found.append(f"steps in the store, not in this analysis: {foreign[:8]}")
+    if found:
+        raise StoreError(
+            f"{path} was made by another analysis; go on with the same one, or pass mode='overwrite':\n- "
+            + "\n- ".join(found)
+        )
+    return steps
+
+
+class Writer:
+    """Appends measured checkpoints to a store, as a context that opens and closes it.
+
+    What compares sketches of successive records is computed here, since here they come in order. `finished` says that
+    nothing but more records is left to write. Raises StoreError where the store cannot be made.
+    """
+
+    def __init__(
+        self,
+        out: str | Path,
+        job: Job,
+        *,
+        counts: TokenCounts | None,
+        given: Mapping[str, object],
+        snapshots: bool,
+        precision: str | int,
+        mode: str,
+    ) -> None:
+        path = Path(out).expanduser()
+        if mode not in MODES:
+            raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
+        self._goes_on = mode == "resume" and is_store(str(path))
+        self._job, self._snapshots = job, snapshots
+        self._layout = _layout(job, counts=counts, given=given, snapshots=snapshots, precision=precision)
+        self._sink = StoreSink(path, mode="create" if mode == "resume" and not self._goes_on else mode)
+        self._sink.check()
+        self._metrics = [metric for metric in job.metrics() if "sketch" in metric.needs]
+        self._references = References()
+
+    @property
+    def finished(self) -> bool:
+        """Whether the store was closed after its last record."""
+        return self._goes_on and open_store(self._sink.path).complete
+
+    def __enter__(self) -> Writer:
+        self._sink.open(self._layout)
+        sketches = open_store(self._sink.path).sketch if self._goes_on else np.empty((0, 0, 0), np.float32)
+        for sketch in (sketches[:1], sketches[-1:]) if len(sketches) else ():
+            self._references.advance(head=None, sketch=torch.from_numpy(np.array(sketch[0])), needs=frozenset())
+        return self
+
+    def __exit__(self, *_error: object) -> None:
+        self._sink.close()
+
+    def write(self, measured: Measured) -> Failed | None:
+        """One record, durable when this returns; Failed where its snapshot cannot be read again."""
+        snapshot = None
+        if self._snapshots:
+            try:
+                entry = next(entry for entry in self._job.entries if entry.step == measured.step)
+                opened = open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape)
+                snapshot = opened.read_head().numpy()
+            except FAILURES as error:
+                return Failed(measured.step, str(error))
+        sketch = torch.from_numpy(measured.sketch)
+        values = {**measured.values, **self._of_groups(measured, sketch)}
+        record = Record(
+            step=measured.step,
+            values=values,
+            groups=tuple(self._job.groups),
+            sketch=measured.sketch,
+            snapshot=snapshot,
+        )
+        self._sink.write(record)
+        self._references.advance(head=None, sketch=sketch, needs=frozenset())
+        return None
+
+    def finish(self) -> None:
+        """What needs all records: convergence from the sketches, as at the end of a live run."""
+        store = open_store(self._sink.path)
+        if len(store.steps):
+            final = convergence_to_final(torch.from_numpy(store.sketch), torch.from_numpy(store.steps))
+            self._sink.finish({name: value.numpy() for name, value in final.items()})
+
+    def _of_groups(self, measured: Measured, sketch: Tensor) -> dict[str, np.ndarray]:
+        norms = torch.from_numpy(measured.norms)
+        nothing = torch.empty(self._job.shape, device="meta")
+        state = State(
+            step=measured.step,
+            model=nn.Module(),
+            head=OutputEmbedding(weight=nothing, name="", module=nn.Module()),
+            # a single element has the norm of the group it stands for
+            groups={group: [norm.reshape(1)] for group, norm in zip(self._job.groups, norms, strict=True)},
+            sketch=sketch,
+            initial_sketch=self._references.initial_sketch,
+            previous_sketch=self._references.previous_sketch,
+        )
+        values: dict[str, Tensor | float] = {}
+        for metric in self._metrics:
+            values |= metric.compute(state)
+        return to_host(values)
+
+
+def _ends(job: Job) -> dict[str, object]:
+    return {"initial_step": job.entries[0].step, "final_step": job.final.step, "params": job.params}
+
+
+def _layout(
+    job: Job, *, counts: TokenCounts | None, given: Mapping[str, object], snapshots: bool, precision: str | int
+) -> Layout:
+    opened = open_entry(job.suite, job.final, head=job.head, shape=job.shape)
+    about = {"suite": job.suite.name, "threads": job.threads, **_ends(job), **given}
+    provenance = provenance_of(opened.standin.model, counts, given=about)
+    head = opened.standin.head
+    metrics = (variable for metric in job.metrics() for variable in metric.variables)
+    return Layout(
+        vocab=job.shape[0],
+        dim=job.shape[1],
+        groups=tuple(job.groups),
+        sketch_size=job.sketch_size if job.groups else 0,
+        variables=(*OWN_VARIABLES, *metrics, *job.own_variables, *FINAL_VARIABLES),
+        precision=precision,
+        attributes={**provenance, "output_embedding": head.name, "tied": head.tied},
+        token_count=job.counts,
+        token_text=job.token_texts,
+        snapshots=snapshots,
+    )

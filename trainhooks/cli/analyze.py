@@ -1,0 +1,112 @@
+"""The command that measures a checkpoint suite."""
+
+from __future__ import annotations
+
+import json as json_format
+import sys
+from pathlib import Path
+from typing import Annotated, Literal
+
+from trainhooks.cli.base import Flag, Positive, command
+
+FAILED = 2
+
+
+@command
+def analyze(
+    suite: str,
+    *,
+    counts: Path,
+    out: Path,
+    steps: str | None = None,
+    params: str = "head",
+    workers: Annotated[int | None, Positive] = None,
+    threads: Annotated[int, Positive] = 1,
+    scheduler: str | None = None,
+    snapshots: Flag = False,
+    strict: Flag = False,
+    no_audit: Flag = False,
+    overwrite: Flag = False,
+    vocab_size: Annotated[int | None, Positive] = None,
+    min_count: Annotated[int, Positive] = 1,
+    revision_pattern: str | None = None,
+    head: str | None = None,
+    preset: Literal["pythia"] | None = None,
+    json: Path | None = None,
+) -> None:
+    """Measure a checkpoint suite and write its trajectory to a store; run again, it goes on where it stopped.
+
+    Exit code 2 where a checkpoint failed and was passed over.
+
+    Parameters
+    ----------
+    suite
+        A folder of checkpoints, a store, a hub repository (owner/name), or a text file of paths.
+    counts
+        Token counts (.npz, .npy or .csv) of the corpus.
+    out
+        Path of the store to write.
+    steps
+        Which ones: 0,1,2,4 or 0:143000:1000 (last included), log, pythia, or several with commas.
+    params
+        head for the output embedding, all, or a glob over parameter names.
+    workers
+        Local processes; 1 stays in this one. By default up to 4.
+    threads
+        Of each worker; numbers are the same to the bit for the same threads.
+    scheduler
+        Address of a Dask scheduler, whose workers measure.
+    snapshots
+        Keep the output embeddings too.
+    strict
+        Stop at the first checkpoint that fails.
+    no_audit
+        Do not look for broken checkpoints first.
+    overwrite
+        Replace the store that is there.
+    vocab_size
+        The tokenizer's ids, where the output embedding has padding rows.
+    min_count
+        Leave out tokens counted less often.
+    revision_pattern
+        A regular expression for the names of checkpoints or revisions, with one group: the step.
+    head
+        The output embedding's key, where it cannot be found.
+    preset
+        pythia: its 154 steps and 50277 ids.
+    json
+        Write the report to this file too.
+    """
+    from rich.console import Console
+    from rich.progress import Progress
+
+    from trainhooks.analyze import analyze as run
+    from trainhooks.tokens import TokenCounts
+
+    with Progress(console=Console(stderr=True)) as bar:
+        task = bar.add_task("checkpoints", total=None)
+        report = run(
+            suite,
+            counts=TokenCounts.load(counts),
+            out=out,
+            steps=steps,
+            params=params,
+            workers=workers,
+            threads=threads,
+            scheduler=scheduler,
+            snapshots=snapshots,
+            strict=strict,
+            audit=not no_audit,
+            vocab_size=vocab_size,
+            min_count=min_count,
+            revision_pattern=revision_pattern,
+            head=head,
+            preset=preset,
+            mode="overwrite" if overwrite else "resume",
+            progress=lambda done, total: bar.update(task, completed=done, total=total),
+        )
+    if json is not None:
+        json.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+    print(report.render(), end="")
+    if report.failed:
+        sys.exit(FAILED)
