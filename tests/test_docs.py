@@ -6,12 +6,19 @@ import pkgutil
 import re
 from collections import Counter
 from pathlib import Path
+from typing import runtime_checkable
 
 import numpy as np
 import pytest
 import torch
 
 import trainhooks.metrics
+from trainhooks.suites.base import Checkpoint
+
+runtime_checkable(Checkpoint)  # before modules are read whose annotations are checked with it
+
+from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
+from trainhooks.analyze.text import TextProbe
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
@@ -57,9 +64,11 @@ def build(metric: type[Metric]) -> Metric:
 
 
 def stored_names() -> list[str]:
-    """Every array that a recorder with every metric would lay out."""
+    """Every array that a recorder with every metric, or an analysis with a text, would lay out."""
     metrics = [*default_metrics(COUNTS), *(build(metric) for metric in metric_classes())]
-    declared = [*OWN_VARIABLES, *FINAL_VARIABLES, *(v for metric in metrics for v in metric.variables)]
+    rows, text = FinalRows.of(torch.from_numpy(COUNTS)), TextProbe("text.txt", counts=COUNTS)
+    offline = [*rows.variables, *GROUP_VARIABLES, *text.series_variables]
+    declared = [*OWN_VARIABLES, *FINAL_VARIABLES, *offline, *(v for metric in metrics for v in metric.variables)]
     layout = Layout(
         vocab=len(COUNTS),
         dim=2,
@@ -77,6 +86,7 @@ def test_the_metrics_are_found():
     assert {"FrequencyProbe", "Spectrum", "HeadGeometry", "GroupConvergence", "ExactConvergence"} <= names
     assert "geometry.row_norm_by_count" in stored_names()  # what is declared only when counts are given
     assert "probe.never_label_cosine" in stored_names()
+    assert {"convergence.head_cosine_to_final_by_bin", "text.log_probability"} <= set(stored_names())
 
 
 def test_every_stored_array_has_an_entry():

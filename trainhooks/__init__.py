@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from trainhooks.recorder import Recorder
     from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
     from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
-    from trainhooks.store import Store, open_store
+    from trainhooks.store import Store, Writing, open_store
     from trainhooks.tokens import TokenCounts
     from trainhooks.variable import Variable
 else:
@@ -40,7 +40,7 @@ else:
             "trainhooks.recorder": "Recorder",
             "trainhooks.schedule": "Every EveryStep LogSpaced Schedule Steps",
             "trainhooks.sinks": "JsonLinesSink MemorySink Record Sink StoreSink TensorBoardSink",
-            "trainhooks.store": "Store open_store",
+            "trainhooks.store": "Store Writing open_store",
             "trainhooks.tokens": "TokenCounts",
             "trainhooks.variable": "Variable",
         },
@@ -73,6 +73,7 @@ __all__ = [
     "TensorBoardSink",
     "TokenCounts",
     "Variable",
+    "Writing",
     "average_probability",
     "default_metrics",
     "find_output_embedding",

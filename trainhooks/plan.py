@@ -41,11 +41,13 @@ def plan_run(
     reference_bytes: int,
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
+    queue_bytes: int = 0,
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
     `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `reference_bytes` of those kept
-    on the device, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device" and "host".
+    on the device, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device" and "host",
+    `queue_bytes` of the records that wait for the store's writer.
 
     Raises ValueError where a schedule never fires.
     """
@@ -60,6 +62,7 @@ def plan_run(
         disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
         device_bytes=reference_bytes + 3 * sketch_bytes + sum(one.get("device", 0) for one in kept),
         host_bytes=matrix_bytes
+        + queue_bytes
         + (0 if layout is not None else sketch_bytes * (records or 1))
         + sum(one.get("host", 0) for one in kept),
     )

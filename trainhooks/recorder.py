@@ -29,7 +29,7 @@ from trainhooks.restart import Restart, check_state_given, check_store, load_met
 from trainhooks.schedule import EveryStep, Schedule, Union
 from trainhooks.sinks import Record, Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
-from trainhooks.store import Layout, open_store
+from trainhooks.store import Layout, Writing
 from trainhooks.tokens import TokenCounts
 
 logger = logging.getLogger("trainhooks")
@@ -50,7 +50,8 @@ class Recorder:
     give N + 1 records. Nothing here changes training by a bit: no gradients, no random numbers, no hooks that
     return anything.
 
-    - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume".
+    - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume"; `writing` says
+      how durable, with which memory and threads (see `trainhooks.store.Writing`).
     - `counts`: the corpus' token counts, for the frequency probe. Shorter than the output embedding where that is
       padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves token ids out (special tokens),
       `min_count` those counted less often.
@@ -60,8 +61,8 @@ class Recorder:
     - `precision`: of the stored matrices: "float32", "bfloat16" or a number of kept mantissa bits (1-23).
     - `head`: the output embedding's module name, where it cannot be found. `groups`: further parameter groups by
       glob patterns (see `trainhooks.model.parameter_groups`).
-    - `total_steps`: the run's updates; with it the plan is exact and free disk is checked for the whole run.
-      `force` lets a store be begun on a disk that is too small.
+    - `total_steps`: the run's updates; with it the plan is exact and free disk is checked for the whole run;
+      `force` begins on a disk that is too small.
     - `provenance`: JSON for the store's attributes (configuration, seed, hashes); `token_texts`: decoded text of
       each id; with counts, the default metrics then hold the probe against token covariates (`CovariateBaseline`).
 
@@ -91,6 +92,7 @@ class Recorder:
         total_steps: int | None = None,
         provenance: Mapping[str, object] | None = None,
         token_texts: Sequence[str] | None = None,
+        writing: Writing | None = None,
     ) -> None:
         self.head = find_output_embedding(model, name=head)
         check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
@@ -112,7 +114,7 @@ class Recorder:
         self._due = Union((self._schedule, self._snapshot_schedule, *(m.schedule for m in self._metrics if m.schedule)))
         self._needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
         self._sketcher = Sketcher(self._groups, size=sketch_size) if store or "sketch" in self._needs else None
-        self._store = None if store is None else StoreSink(store, mode=mode)
+        self._store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._sinks: list[Sink] = [*sinks, *([] if self._store is None else [self._store])]
         for sink in self._sinks:
             sink.check()
@@ -220,6 +222,11 @@ class Recorder:
         """What the recorder has cost so far."""
         return self._watch.cost
 
+    @property
+    def durable_step(self) -> int | None:
+        """The last step up to which every record is safe in the store; None without a store or a record."""
+        return None if self._store is None else self._store.durable_step
+
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
         own = {type(metric).__name__: metric.schedule for metric in self._metrics if metric.schedule is not None}
@@ -228,6 +235,7 @@ class Recorder:
             total_steps=self.total_steps,
             layout=None if self._store is None else self._layout(),
             matrix_bytes=4 * self._vocab * self._dim,
+            queue_bytes=0 if self._store is None else self._store.writing.memory_bytes(self._layout()),
             reference_bytes=head_bytes(self._needs, vocab=self._vocab, dim=self._dim),
             sketch_bytes=0 if self._sketcher is None else 4 * len(self._groups) * self._sketcher.size,
             kept=[metric.kept_bytes(self._state(self.step, sketch=None)) for metric in self._metrics],
@@ -357,8 +365,7 @@ class Recorder:
         for metric in self._metrics:
             if metric.moment == "after_update" and self._is_due(metric, step):
                 values |= metric.compute(state)
-        # one transfer: scalars and sketch together
-        host = to_host(values if sketch is None else {**values, "": sketch})
+        host = to_host(values if sketch is None else {**values, "": sketch})  # one transfer for all
         host_sketch = host.pop("").astype(np.float32) if sketch is not None else None
         host["recorder.milliseconds"] = np.array(1000 * self._watch.take_lap())
         record = Record(
@@ -385,7 +392,7 @@ class Recorder:
     def _finish(self) -> None:
         if self._sketcher is None:
             return
-        kept = None if self._store is None else open_store(self._store.path)
+        kept = None if self._store is None else self._store.read()
         sketches = np.array(self._sketches) if kept is None else kept.sketch
         steps = np.array(self._recorded_steps, dtype=np.int64) if kept is None else kept.steps
         if len(steps):

@@ -1,6 +1,6 @@
 """Make the reference store: a real run, small enough to commit, and the numbers that a reader must find in it.
 
-    python store/reference/make.py store/reference/v0
+    python store/reference/make.py store/reference/v1
 
 A GPT-NeoX of two layers (width 32, 512 tokens) is trained for 40 updates on the source of Python's standard library.
 Weights differ in their last bits between machines, so the store is committed, and not remade by a test.

@@ -62,12 +62,11 @@ class Run:
 
 
 @pytest.fixture(autouse=True)
-def synced(monkeypatch: pytest.MonkeyPatch) -> list[Path]:
-    """Files and folders in the order in which they were synced; syncing itself would only make the tests wait."""
-    paths: list[Path] = []
-    for module in ("files", "root", "journal"):
-        monkeypatch.setattr(f"trainhooks.store.{module}.sync", paths.append)
-    return paths
+def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """A file descriptor for each sync, of a file or a folder; syncing itself would only make the tests wait."""
+    descriptors: list[int] = []
+    monkeypatch.setattr("trainhooks.store.place.sync", descriptors.append)
+    return descriptors
 
 
 @pytest.fixture

@@ -50,7 +50,7 @@ def test_every_problem_is_reported_at_once():
         ((Variable("n"), Variable("a", dims=("n",), sizes={"n": 2})), "not its to give"),
         ((Variable("a", dims=("n",), sizes={"n": 0}),), "must be a whole number of 1 or more"),
         ((Variable("a", dims=("dim", "dim")),), "appears twice"),
-        ((Variable("a", dims=("sketch",)),), "'sketch' has no size"),
+        ((Variable("a", dims=("sketch_bucket",)),), "'sketch_bucket' has no size"),
     ],
 )
 def test_variables_that_clash(variables, said):

@@ -1,5 +1,7 @@
 import json
+import re
 import shutil
+import zlib
 
 import numpy as np
 import pytest
@@ -118,6 +120,7 @@ def test_a_record_in_the_journal_and_in_the_arrays_counts_once(run, tmp_path):
     # a kill between the commit and the deletion leaves the journal as it was
     shutil.copytree(tmp_path / "kept", writer.path / ".journal", dirs_exist_ok=True)
     assert open_store(writer.path).steps.tolist() == list(range(33))
+    writer.abandon()
     again = StoreWriter(writer.path, run.layout, mode="resume")
     assert again.last_step == 32
     run.append(again, range(33, 40))
@@ -145,13 +148,15 @@ def test_what_is_no_store(run, write, damage, said):
 def edit_root(path, edit):
     root = json.loads((path / "zarr.json").read_text())
     edit(root)
-    (path / "zarr.json").write_text(json.dumps(root))
+    sums = '"checksum": "{:08x}"'
+    text = re.sub('"checksum": "[0-9a-f]{8}"', sums.format(0), json.dumps(root), count=1)
+    (path / "zarr.json").write_text(text.replace(sums.format(0), sums.format(zlib.crc32(text.encode())), 1))
 
 
 def test_another_format_is_refused(run, write):
     path = write(run, records=2)
     edit_root(path, lambda root: root["attributes"]["trainhooks"].update(format=99))
-    with pytest.raises(StoreError, match="has format 99; this version reads format 0"):
+    with pytest.raises(StoreError, match="has format 99; this version reads format 1"):
         open_store(path)
 
 
@@ -190,8 +195,9 @@ def test_a_damaged_journal_file_is_named(run, write):
 
 def test_strangers_in_the_journal_are_ignored(run, write):
     path = write(run, records=2, close=False)
-    (path / ".journal" / ".0123.partial").write_bytes(b"half a record")
+    (path / ".0123.partial").write_bytes(b"half a record")
     (path / ".journal" / "notes.txt").write_text("mine")
     assert open_store(path).steps.tolist() == [0, 1]
     StoreWriter(path, run.layout, mode="resume").close()
     assert [file.name for file in (path / ".journal").iterdir()] == ["notes.txt"]
+    assert not (path / ".0123.partial").exists()

@@ -130,12 +130,12 @@ def test_xarray_opens_it_without_this_package(run, write, records):
         "token": 70,
         "dim": 3,
         "group": 2,
-        "sketch": 5,
+        "sketch_bucket": 5,
         "rank": 2,
     }
     assert dataset["probe.heldout_spearman"].dims == ("step",)
     assert dataset["convergence.norm"].dims == ("step", "group")
-    assert dataset["sketch"].dims == ("step", "group", "sketch")
+    assert dataset["sketch"].dims == ("step", "group", "sketch_bucket")
     assert dataset["output_embedding"].dims == ("snapshot_step", "token", "dim")
     assert dataset["label_counts"].dims == ("snapshot_step", "token")
     assert dataset["token_count"].dims == dataset["token_text"].dims == ("token",)

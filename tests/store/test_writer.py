@@ -2,14 +2,21 @@
 
 import errno
 import json
+import zlib
 from dataclasses import replace
 
 import numpy as np
 import pytest
 import zarr
 
-from trainhooks.store import StoreError, StoreWriter, check_place, open_store
-from trainhooks.store import journal as journal_module
+from trainhooks.store import PieceWriter, StoreError, StoreWriter, check_place, open_store
+from trainhooks.store.place import LocalPlace
+
+
+def journal_files(path):
+    """Names of the files in the journal."""
+    folder = path / ".journal"
+    return sorted(file.name for file in folder.iterdir()) if folder.exists() else []
 
 
 def records_of(path):
@@ -55,6 +62,7 @@ def test_everything_can_be_cut(run, write):
     path = write(run, records=40)
     run_from_five = StoreWriter(path, run.layout, mode="resume", restart_step=4)
     assert run_from_five.last_step == 4
+    run_from_five.abandon()
     again = StoreWriter(path, run.layout, mode="resume", restart_step=-1)
     assert again.last_step is None
     assert len(open_store(path).snapshots) == 0
@@ -88,8 +96,9 @@ def test_an_interrupted_fold_is_repeated(run, tmp_path, monkeypatch):
     # the arrays have grown, the root has not: 32 records, all from the journal
     assert zarr.open_array(writer.path, path="step", mode="r").shape == (32,)
     assert open_store(writer.path).steps.tolist() == list(range(32))
+    writer.abandon()
     again = StoreWriter(writer.path, run.layout, mode="resume")
-    assert list((writer.path / ".journal").iterdir()) == []
+    assert journal_files(writer.path) == []
     run.append(again, range(32, 34))
     again.close()
     straight = StoreWriter(tmp_path / "t.zarr", run.layout)
@@ -115,15 +124,15 @@ def test_a_failed_record_leaves_no_trace(run, tmp_path, monkeypatch):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, [0])
 
-    def fail(arrays, path, metadata):
-        path.write_bytes(b"half")
+    def fail(file, data):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr(journal_module, "save_file", fail)
+        patched.setattr("trainhooks.store.place.Checksummed.write", fail)
         with pytest.raises(StoreError, match=r"cannot write step 1 to .*No space left"):
             run.append(writer, [1])
-    assert len(list((writer.path / ".journal").iterdir())) == 1
+    assert len(journal_files(writer.path)) == 1
+    assert not [name for name in writer.path.iterdir() if name.name.endswith(".partial")]
     assert writer.last_step == 0
     run.append(writer, [1])
     assert open_store(writer.path).steps.tolist() == [0, 1]
@@ -284,7 +293,7 @@ def test_every_problem_of_a_record_is_reported_and_nothing_is_written(run, tmp_p
         "label_counts are float64 (3,), needed whole numbers (70,)",
     ):
         assert part in str(caught.value)
-    assert list((writer.path / ".journal").iterdir()) == []
+    assert journal_files(writer.path) == []
 
 
 @pytest.mark.parametrize("value", [np.inf, np.nan, 2.0**63, -(2.0**64), 300.5])
@@ -345,12 +354,19 @@ def test_the_caller_may_reuse_its_buffer(run, tmp_path):
 def test_the_journal_is_plain_safetensors(run, write):
     """Read without this package or safetensors, as `store/SPEC.md` describes it."""
     path = write(replace(run, layout=replace(run.layout, precision="bfloat16")), records=2, close=False)
-    files = sorted(file.name for file in (path / ".journal").iterdir())
-    assert files == [f"00000000000{step}-0000-snapshot.safetensors" for step in (0, 1)]
+    files = journal_files(path)
     content = (path / ".journal" / files[1]).read_bytes()
+    assert files[1] == f"000000000001-0000-0000of0001-snapshot-{zlib.crc32(content):08x}.safetensors"
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(content[8:start])
-    assert header.pop("__metadata__") == {"format": "0", "step": "1", "attempt": "0"}
+    assert header.pop("__metadata__") == {
+        "format": "1",
+        "step": "1",
+        "attempt": "0",
+        "piece": "0",
+        "pieces": "1",
+        "rows": "0:70",
+    }
     kinds = {name: (about["dtype"], about["shape"]) for name, about in header.items()}
     assert kinds == {
         "probe.heldout_spearman": ("F64", []),
@@ -376,21 +392,130 @@ def test_provenance_is_compared_as_json(run, write):
     assert open_store(path).restarts[0]["changed"] == {}
 
 
-def test_a_record_and_its_name_are_synced_before_it_is_acknowledged(run, tmp_path, synced):
-    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+def test_power_syncs_a_record_and_its_name_before_it_is_acknowledged(run, tmp_path, synced):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout, durability="power")
     del synced[:]
     run.append(writer, [0])
-    record, folder = synced
-    assert record.parent == folder == writer.path / ".journal"
-    assert record.suffix == ".partial"
+    assert len(synced) == 3  # the file, the journal's folder, and the folder in which that is new
+    run.append(writer, [1])
+    assert len(synced) == 5
 
 
-def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, synced):
+def test_process_durability_syncs_nothing(run, tmp_path, synced):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    run.append(writer, range(32))
+    assert synced == []
+
+
+def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):
+    keys = []
+    plain = LocalPlace.put_streamed
+
+    def noted(place, write):
+        def named(file):
+            keys.append(write(file))
+            return keys[-1]
+
+        return plain(place, named)
+
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, range(31))
-    del synced[:]
+    monkeypatch.setattr(LocalPlace, "put_streamed", noted)
     run.append(writer, [31])
-    folders = [writer.path / name / "c" for name in ("step", "count.updates", "snapshot_step")]
-    assert synced.count(writer.path) == 1
-    assert synced[-1] == writer.path
-    assert set(folders) < set(synced)
+    kinds = ["shard" if key.startswith("output_embedding/c") else key.rpartition("/")[2] for key in keys[1:]]
+    assert kinds[0] == "shard"
+    assert kinds[-2].startswith(".manifest-")
+    assert keys[-1] == "zarr.json"
+    first_metadata = kinds.index("zarr.json")
+    assert set(kinds[first_metadata:-2]) == {"zarr.json"}
+    assert json.loads((writer.path / kinds[-2]).read_text())["files"].keys() >= set(keys[1:-2])
+    assert journal_files(writer.path) == []
+
+
+def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    run.append(writer, [0])
+    for mode in ("resume", "overwrite"):
+        with pytest.raises(StoreError, match=r"is being written by process \d+ on .*, this process"):
+            StoreWriter(writer.path, run.layout, mode=mode)
+    lock = json.loads((writer.path / ".lock").read_text())
+    # the same process id, used again by a process that began at another time
+    (writer.path / ".lock").write_text(json.dumps(lock | {"started": "another"}))
+    again = StoreWriter(writer.path, run.layout, mode="resume")
+    assert again.last_step == 0
+    for _ in range(2):
+        writer._lock.beat()
+    with pytest.raises(StoreError, match="another writer has taken"):
+        run.append(writer, [1])
+    again.abandon()
+    away = lock | {"host": "elsewhere"}
+    (writer.path / ".lock").write_text(json.dumps(away))
+    with pytest.raises(StoreError, match=r"on elsewhere"):
+        StoreWriter(writer.path, run.layout, mode="resume")
+    (writer.path / ".lock").write_text(json.dumps(away | {"beat": lock["beat"] - 1000}))
+    StoreWriter(writer.path, run.layout, mode="resume").close()
+    assert not (writer.path / ".lock").exists()
+
+
+def test_ranks_write_pieces_of_a_record_without_a_gather(run, tmp_path):
+    layout = replace(run.layout, block=4, variables=())
+    writer = StoreWriter(tmp_path / "s.zarr", layout, pieces=3)
+    parts = [(0, 27), (27, 53), (53, 70)]
+    others = [PieceWriter(writer.path, piece=n, pieces=3, rows=parts[n], attempt=writer.attempt) for n in (1, 2)]
+    for step in range(6):
+        writer.append(
+            step,
+            {},
+            snapshot=run.matrix(step)[:27],
+            rows=(0, 27),
+            sketch=run.sketch(step),
+            label_counts=np.ones(70, int),
+        )
+        others[0].append_piece(step, snapshot=run.matrix(step)[27:53], label_counts=np.ones(70, int))
+        assert writer.durable_step == (step - 1 if step else None)
+        assert len(open_store(writer.path).steps) == step
+        others[1].append_piece(step, snapshot=run.matrix(step)[53:], sketch=run.sketch(step))
+        assert writer.durable_step == step
+    for folded in (False, True):
+        if folded:
+            writer.close()
+        store = open_store(writer.path)
+        assert store.steps.tolist() == list(range(6))
+        np.testing.assert_array_equal(list(store.snapshots), [run.matrix(step) for step in range(6)])
+        np.testing.assert_array_equal(store.sketch, [2 * run.sketch(step) for step in range(6)])
+        assert store.label_counts(5).tolist() == [2] * 70
+    with pytest.raises(ValueError, match="piece 0 is the store writer's"):
+        PieceWriter(writer.path, piece=0, pieces=3, rows=(0, 27), attempt=0)
+
+
+def test_a_flipped_byte_in_the_journal_is_found(run, write):
+    path = write(run, records=1, close=False)
+    (name,) = journal_files(path)
+    content = bytearray((path / ".journal" / name).read_bytes())
+    content[-5] ^= 1
+    (path / ".journal" / name).write_bytes(content)
+    with pytest.raises(StoreError, match=r"damaged \(its bytes have checksum"):
+        open_store(path).output_embedding(0)
+
+
+def test_a_flipped_byte_in_the_root_is_found(run, write):
+    path = write(run, records=1)
+    content = (path / "zarr.json").read_bytes()
+    for position in range(0, len(content), max(1, len(content) // 97)):
+        flipped = bytearray(content)
+        flipped[position] ^= 4
+        (path / "zarr.json").write_bytes(flipped)
+        with pytest.raises(StoreError):
+            open_store(path)
+
+
+def test_the_manifest_lists_every_file(run, write):
+    path = write(replace(run, layout=replace(run.layout, block=4)), records=6)
+    StoreWriter(path, replace(run.layout, block=4), mode="resume", restart_step=2).close()
+    (manifest,) = path.glob(".manifest-*.json")
+    listed = json.loads(manifest.read_text())["files"]
+    there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
+    assert set(listed) == there - {"zarr.json", manifest.name}
+    for key, (size, checksum) in listed.items():
+        content = (path / key).read_bytes()
+        assert (size, checksum) == (len(content), f"{zlib.crc32(content):08x}"), key

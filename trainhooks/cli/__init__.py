@@ -1,6 +1,7 @@
 """The command line: `trainhooks ...`. Thin: each command parses, calls the library, prints."""
 
 from trainhooks.cli import analyze as analyze
+from trainhooks.cli import compact as compact
 from trainhooks.cli import count as count
 from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune

@@ -3,6 +3,7 @@
 The format is described in `store/SPEC.md`. This package needs no torch.
 """
 
+from trainhooks.store.background import BackgroundWriter, Writing
 from trainhooks.store.errors import StoreError
 from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.opening import check_place
@@ -11,7 +12,7 @@ from trainhooks.store.reader import Store, open_store
 from trainhooks.store.root import FORMAT
 from trainhooks.store.schema import required_bytes
 from trainhooks.store.snapshots import Snapshots
-from trainhooks.store.writer import StoreWriter
+from trainhooks.store.writer import PieceWriter, StoreWriter
 
 __all__ = [
     "FORMAT",
@@ -20,11 +21,14 @@ __all__ = [
     "SNAPSHOT",
     "SNAPSHOT_STEP",
     "STEP",
+    "BackgroundWriter",
     "Layout",
+    "PieceWriter",
     "Snapshots",
     "Store",
     "StoreError",
     "StoreWriter",
+    "Writing",
     "check_place",
     "open_store",
     "required_bytes",

@@ -1,18 +1,26 @@
-"""Folding: from the journal's files into the arrays, a block at a time."""
+"""Folding: from the journal's files into the arrays, a block at a time and a tile of rows at a time."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
 from zarr.core.array_spec import ArrayConfigParams
+from zarr.storage import StorePath
 
 from trainhooks.store.journal import Entry, JournalRecord
 from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
+from trainhooks.store.place import Checksummed
 from trainhooks.store.record import missing_value
-from trainhooks.store.schema import shard_rows
+from trainhooks.store.root import METADATA
+from trainhooks.store.schema import inner_rows, shard_rows
+from trainhooks.store.shards import ShardShape, write_shard
+from trainhooks.store.zarr_store import PlaceStore
+
+ArrayMetadata = Mapping[str, Any]
 
 
 def growing_names(layout: Layout) -> list[str]:
@@ -26,54 +34,112 @@ def snapshot_names(layout: Layout) -> list[str]:
     return [SNAPSHOT_STEP, SNAPSHOT, LABEL_COUNTS] if layout.snapshots else []
 
 
-def open_arrays(store: Store, layout: Layout) -> dict[str, zarr.Array]:
-    """Every growing array, ready to write."""
-    names = [*growing_names(layout), *snapshot_names(layout)]
+def open_array(store: PlaceStore, name: str, metadata: ArrayMetadata) -> zarr.Array:
+    """An array as some metadata declare it, whatever its own file says."""
     # chunks of nothing but NaN are written too, so that a missing file always means a damaged store
     always: ArrayConfigParams = {"write_empty_chunks": True}
-    return {name: zarr.open_array(store, path=name, mode="r+", zarr_format=3).with_config(always) for name in names}
+    return zarr.Array.from_dict(StorePath(store, name), dict(metadata)).with_config(always)
 
 
-def fold_records(arrays: Mapping[str, zarr.Array], layout: Layout, entries: Sequence[Entry], *, start: int) -> None:
-    """Write the numbers and sketches of `entries` as rows `start` and on; what a record lacks is written as missing."""
-    records = [JournalRecord(entry) for entry in entries]
+def of_length(metadata: ArrayMetadata, length: int) -> dict[str, Any]:
+    """The metadata of the same array with another length."""
+    return {**metadata, "shape": [length, *metadata["shape"][1:]]}
+
+
+def write_metadata(store: PlaceStore, name: str, metadata: ArrayMetadata) -> None:
+    """Write an array's own metadata file."""
+    key = f"{name}/{METADATA}"
+    store.note(key, store.place.put(key, json.dumps(metadata, allow_nan=False).encode()))
+
+
+def fold_records(
+    store: PlaceStore, arrays: Mapping[str, ArrayMetadata], layout: Layout, entries: Sequence[Entry], *, start: int
+) -> dict[str, dict[str, Any]]:
+    """Write the numbers and sketches of `entries` as rows `start` and on; what a record lacks is written as missing.
+
+    Returns the metadata of the arrays that grew; they are not written yet.
+    """
+    records = [JournalRecord.open(store.place, entry) for entry in entries]
     rows = {STEP: np.array([entry.step for entry in entries], dtype=np.int64)}
     for variable in layout.variables:
         rows[variable.name] = stacked(records, variable.name, layout.row_shape(variable), variable.dtype)
     if layout.sketch_size:
         rows[SKETCH] = stacked(records, SKETCH, (len(layout.groups), layout.sketch_size), "float32")
-    for name, values in rows.items():
-        _grow(arrays[name], start + len(entries))
-        arrays[name][start:] = values
+    return _write_rows(store, arrays, rows, start=start, stop=start + len(entries))
 
 
-def fold_snapshots(arrays: Mapping[str, zarr.Array], layout: Layout, entries: Sequence[Entry], *, start: int) -> None:
+def fold_snapshots(
+    store: PlaceStore,
+    arrays: Mapping[str, ArrayMetadata],
+    layout: Layout,
+    entries: Sequence[Entry],
+    *,
+    start: int,
+    threads: int = 1,
+) -> dict[str, dict[str, Any]]:
     """Write the matrices of `entries` as snapshots `start` and on, block by block and shard by shard.
 
-    Holds one shard of raw float32 in memory, and what the codecs make of it.
+    Memory: a few inner chunks a thread, whatever the matrices' size, and one chunk of label counts. Returns the
+    metadata of the arrays that grew; they are not written yet.
     """
+    grown = {name: dict(arrays[name]) for name in snapshot_names(layout)}
     done = 0
     while done < len(entries):
         room = layout.block - (start + done) % layout.block
         part = entries[done : done + room]
-        _fold_block(arrays, layout, part, start=start + done)
+        grown = _fold_block(store, grown, layout, part, start=start + done, threads=threads)
         done += len(part)
+    return grown
 
 
-def _fold_block(arrays: Mapping[str, zarr.Array], layout: Layout, entries: Sequence[Entry], *, start: int) -> None:
-    records = [JournalRecord(entry) for entry in entries]
+def _fold_block(
+    store: PlaceStore,
+    arrays: Mapping[str, ArrayMetadata],
+    layout: Layout,
+    entries: Sequence[Entry],
+    *,
+    start: int,
+    threads: int,
+) -> dict[str, dict[str, Any]]:
+    records = [JournalRecord.open(store.place, entry) for entry in entries]
     stop = start + len(entries)
-    for name in snapshot_names(layout):
-        _grow(arrays[name], stop)
-    height = shard_rows(layout)
-    for top in range(0, layout.vocab, height):
-        rows = slice(top, min(top + height, layout.vocab))
-        shard = np.empty((len(records), rows.stop - rows.start, layout.dim), dtype=np.float32)
-        for position, record in enumerate(records):
-            shard[position] = record.rows(rows)
-        arrays[SNAPSHOT][start:stop, rows] = shard
-    arrays[LABEL_COUNTS][start:stop] = stacked(records, LABEL_COUNTS, (layout.vocab,), "int64")
-    arrays[SNAPSHOT_STEP][start:stop] = np.array([entry.step for entry in entries], dtype=np.int64)
+    # a block that was closed before it was full has snapshots already: its shards are written anew
+    first = start // layout.block * layout.block
+    before = open_array(store, SNAPSHOT, of_length(arrays[SNAPSHOT], start)) if first < start else None
+    shape = ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
+
+    for number, top in enumerate(range(0, layout.vocab, shape.rows)):
+        key = f"{SNAPSHOT}/c/{first // layout.block}/{number}/0"
+
+        def matrices(rows: slice, top: int = top) -> Iterator[np.ndarray]:
+            wanted = slice(top + rows.start, top + rows.stop)
+            if before is not None:
+                yield from np.asarray(before[first:start, wanted])
+            for record in records:
+                yield record.rows(wanted)
+
+        def write(file: Checksummed, key: str = key, top: int = top, tiles: Any = matrices) -> str:
+            height = min(shape.rows, layout.vocab - top)
+            write_shard(file, tiles, shape=shape, steps=stop - first, rows=height, threads=threads)
+            return key
+
+        store.note(key, store.place.put_streamed(write))
+    grown = {SNAPSHOT: of_length(arrays[SNAPSHOT], stop)}
+    rows = {
+        SNAPSHOT_STEP: np.array([entry.step for entry in entries], dtype=np.int64),
+        LABEL_COUNTS: stacked(records, LABEL_COUNTS, (layout.vocab,), "int64"),
+    }
+    return grown | _write_rows(store, arrays, rows, start=start, stop=stop)
+
+
+def _write_rows(
+    store: PlaceStore, arrays: Mapping[str, ArrayMetadata], rows: Mapping[str, np.ndarray], *, start: int, stop: int
+) -> dict[str, dict[str, Any]]:
+    grown = {}
+    for name, values in rows.items():
+        grown[name] = of_length(arrays[name], stop)
+        open_array(store, name, grown[name])[start:stop] = values
+    return grown
 
 
 def stacked(records: Sequence[JournalRecord], name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
@@ -83,14 +149,3 @@ def stacked(records: Sequence[JournalRecord], name: str, shape: tuple[int, ...],
         if name in record.names:
             values[position] = record.array(name)
     return values
-
-
-def clear_whole_run(arrays: Mapping[str, zarr.Array], layout: Layout) -> None:
-    """Set the whole-run variables to missing: their run goes on, so they no longer describe it."""
-    for variable in layout.variables:
-        if variable.whole_run:
-            arrays[variable.name][:] = missing_value(variable.dtype)
-
-
-def _grow(array: zarr.Array, length: int) -> None:
-    array.resize((length, *array.shape[1:]))

@@ -1,108 +1,256 @@
-"""The journal: one safetensors file for each record that is not in the arrays yet.
+"""The journal: what is not in the arrays yet, one safetensors file for each record and piece.
 
-A record is acknowledged by the rename that puts its file in place. The name says what a scan needs:
-`<step, 12 digits>-<attempt, 4 digits>-<record or snapshot>.safetensors`.
+A piece is acknowledged by the rename that puts its file in place, and a record counts once all its pieces are there.
+The name says what a scan needs, and the CRC-32 (zlib's) of the file's bytes:
+`<step>-<attempt>-<piece>of<pieces>-<record or snapshot>-<crc32>.safetensors`.
 """
 
 from __future__ import annotations
 
+import json
+import math
 import re
-from collections.abc import Mapping, Sequence
+import zlib
+from collections import defaultdict
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float32
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.files import TEMPORARY, replace_file, sync
-from trainhooks.store.layout import SNAPSHOT
+from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT
+from trainhooks.store.place import TEMPORARY, Checksummed, Place
 from trainhooks.store.precision import unpack
 from trainhooks.store.root import FORMAT, JOURNAL, Restart
 
-_NAME = re.compile(r"(?P<step>\d{12,})-(?P<attempt>\d{4,})-(?P<kind>record|snapshot)\.safetensors")
+# arrays that ranks count apart: those of a record's pieces add up
+SUMS = frozenset({SKETCH, LABEL_COUNTS})
+_NAME = re.compile(
+    r"(?P<step>\d{12,})-(?P<attempt>\d{4,})-(?P<piece>\d{4,})of(?P<pieces>\d{4,})-(?P<kind>record|snapshot)"
+    r"-(?P<crc32>[0-9a-f]{8})\.safetensors"
+)
+_CODES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U16": "<u2", "I8": "|i1"}
+_NAMES = {np.dtype(code): name for name, code in _CODES.items()}
+
+
+@dataclass(frozen=True, order=True)
+class Piece:
+    """One file of the journal: piece `piece` of `pieces` of a record."""
+
+    step: int
+    attempt: int
+    piece: int
+    pieces: int
+    has_snapshot: bool
+    key: str
+
+    @staticmethod
+    def of(key: str) -> Piece | None:
+        """The piece that a file's name says it is; None for other files."""
+        match = _NAME.fullmatch(key.rpartition("/")[2])
+        if match is None:
+            return None
+        step, attempt, piece, pieces = (int(match[part]) for part in ("step", "attempt", "piece", "pieces"))
+        return Piece(step, attempt, piece, pieces, match["kind"] == "snapshot", key)
 
 
 @dataclass(frozen=True, order=True)
 class Entry:
-    """A record's file in the journal."""
+    """A record in the journal, all its pieces in place, in order."""
 
     step: int
     attempt: int
     has_snapshot: bool
-    path: Path
-
-    def survives(self, restarts: Sequence[Restart]) -> bool:
-        """Whether no later attempt has cut this record away."""
-        return all(
-            restart.restart_step is None or self.step <= restart.restart_step
-            for restart in restarts
-            if restart.attempt > self.attempt
-        )
+    pieces: tuple[Piece, ...]
 
 
-def write_entry(store: Path, arrays: Mapping[str, np.ndarray], *, step: int, attempt: int) -> tuple[Entry, int]:
-    """Put a record's arrays into the journal, durably; returns its entry and its bytes."""
-    has_snapshot = SNAPSHOT in arrays
-    kind = "snapshot" if has_snapshot else "record"
-    path = store / JOURNAL / f"{step:012d}-{attempt:04d}-{kind}.safetensors"
-    # safetensors writes the buffer as it lies in memory, whatever its strides say
-    dense = {name: np.require(array, requirements="C") for name, array in arrays.items()}
+def write_piece(
+    place: Place,
+    arrays: Mapping[str, np.ndarray],
+    *,
+    step: int,
+    attempt: int,
+    piece: int = 0,
+    pieces: int = 1,
+    rows: tuple[int, int] | None = None,
+    has_snapshot: bool,
+) -> tuple[Piece, int]:
+    """Put one piece of a record into the journal; returns it and its bytes.
+
+    `rows` (start, stop) are those of the matrix that the piece holds, None where it holds none of them.
+    """
     metadata = {"format": str(FORMAT), "step": str(step), "attempt": str(attempt)}
-    size = replace_file(path, lambda temporary: save_file(dense, temporary, metadata=metadata))
-    sync(path.parent)
-    return Entry(step, attempt, has_snapshot, path), size
+    metadata |= {"piece": str(piece), "pieces": str(pieces)}
+    if rows is not None:
+        metadata["rows"] = f"{rows[0]}:{rows[1]}"
+    stem = f"{JOURNAL}/{step:012d}-{attempt:04d}-{piece:04d}of{pieces:04d}"
+    stem += "-snapshot" if has_snapshot else "-record"
+    key = ""
+
+    def write(file: Checksummed) -> str:
+        nonlocal key
+        # safetensors keeps the widest numbers first, so that each lies aligned
+        ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
+        file.write(_header(ordered, metadata))
+        for array in ordered.values():
+            file.write(np.require(array, requirements="C").reshape(-1).view(np.uint8).data)
+        key = f"{stem}-{file.crc32:08x}.safetensors"
+        return key
+
+    size = place.put_streamed(write).size
+    return Piece(step, attempt, piece, pieces, has_snapshot, key), size
 
 
-def scan(store: Path, restarts: Sequence[Restart]) -> list[Entry]:
-    """The journal's records in order of steps, without those that a later attempt has cut."""
-    folder = store / JOURNAL
-    if not folder.is_dir():
-        return []
-    found = ((path, _NAME.fullmatch(path.name)) for path in folder.iterdir())
-    entries = [
-        Entry(int(match["step"]), int(match["attempt"]), match["kind"] == "snapshot", path)
-        for path, match in found
-        if match
-    ]
-    return sorted(entry for entry in entries if entry.survives(restarts))
+def _header(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> bytes:
+    document: dict[str, object] = {"__metadata__": dict(metadata)}
+    offset = 0
+    for name, array in arrays.items():
+        kind = _NAMES[array.dtype.newbyteorder("<")]
+        document[name] = {
+            "dtype": kind,
+            "shape": list(array.shape),
+            "data_offsets": [offset, offset + array.nbytes],
+        }
+        offset += array.nbytes
+    text = json.dumps(document, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(8, "little") + text
 
 
-def clean(store: Path, *, keep: Sequence[Entry]) -> None:
-    """Delete from the journal all but `keep`: folded or cut records, and files whose writing was cut short."""
-    kept = {entry.path.name for entry in keep}
-    for path in (store / JOURNAL).iterdir():
-        ours = _NAME.fullmatch(path.name) or path.name.endswith(TEMPORARY)
-        if ours and path.name not in kept:
-            path.unlink(missing_ok=True)
+def list_pieces(place: Place) -> list[Piece]:
+    """Every piece in the journal, in order."""
+    found = (Piece.of(f"{JOURNAL}/{name}") for name in place.children(JOURNAL))
+    return sorted(piece for piece in found if piece is not None)
+
+
+def complete_entries(pieces: Iterable[Piece], restarts: Sequence[Restart], folded: tuple[int, int]) -> list[Entry]:
+    """The records that wait in the journal with all their pieces, in order of steps.
+
+    Without those that a later attempt has cut, those that are `folded` (up to which record, up to which snapshot), and
+    those behind a record that is not whole yet.
+    """
+    records: dict[tuple[int, int], dict[int, Piece]] = defaultdict(dict)
+    for piece in pieces:
+        waits = piece.step > folded[0] or (piece.has_snapshot and piece.step > folded[1])
+        if waits and survives(piece, restarts):
+            records[piece.step, piece.attempt].setdefault(piece.piece, piece)
+    entries = []
+    for (step, attempt), parts in sorted(records.items()):
+        if any(number not in parts for number in range(next(iter(parts.values())).pieces)):
+            break
+        ordered = tuple(parts[number] for number in sorted(parts))
+        entries.append(Entry(step, attempt, any(part.has_snapshot for part in ordered), ordered))
+    return entries
+
+
+def survives(piece: Piece, restarts: Sequence[Restart]) -> bool:
+    """Whether no later attempt has cut this piece away."""
+    return all(
+        restart.restart_step is None or piece.step <= restart.restart_step
+        for restart in restarts
+        if restart.attempt > piece.attempt
+    )
+
+
+def clean(place: Place, *, keep: Sequence[Entry]) -> None:
+    """Delete from the journal all but `keep`, and files whose writing was cut short; others' files stay."""
+    kept = {piece.key for entry in keep for piece in entry.pieces}
+    for name in list(place.children(JOURNAL)):
+        key = f"{JOURNAL}/{name}"
+        if Piece.of(key) and key not in kept:
+            place.delete(key)
+    for name in list(place.children()):
+        if name.endswith(TEMPORARY):
+            place.delete(name)
+
+
+class JournalPiece:
+    """One file of the journal, mapped; its checksum is compared before its first number is used.
+
+    Raises FileNotFoundError where the file has gone, StoreError where it is torn or damaged.
+    """
+
+    def __init__(self, place: Place, piece: Piece) -> None:
+        self.piece = piece
+        self._where = f"{place}/{piece.key}"
+        self._bytes = place.view(piece.key)
+        self._checked = False
+        try:
+            self.rows, self._arrays = _parse(self._bytes)
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise self._damaged(str(error)) from error
+
+    @property
+    def arrays(self) -> Mapping[str, np.ndarray]:
+        """The piece's arrays by name, as they were written; read only."""
+        if not self._checked:
+            found, wanted = f"{zlib.crc32(self._bytes):08x}", self.piece.key.rpartition("-")[2][:8]
+            if found != wanted:
+                raise self._damaged(f"its bytes have checksum {found}, its name says {wanted}")
+            self._checked = True
+        return self._arrays
+
+    def _damaged(self, why: str) -> StoreError:
+        return StoreError(f"the record in {self._where} is damaged ({why}). Delete that file to go on without it.")
+
+
+def _parse(content: memoryview) -> tuple[slice, dict[str, np.ndarray]]:
+    """The matrix' rows that a file holds, and its arrays. Raises ValueError and its like where it is not whole."""
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(bytes(content[8:start]))
+    first, _, last = header.pop("__metadata__").get("rows", "0:0").partition(":")
+    arrays = {}
+    end = 0
+    for name, about in header.items():
+        dtype, shape = np.dtype(_CODES[about["dtype"]]), tuple(about["shape"])
+        begin, stop = about["data_offsets"]
+        arrays[name] = np.frombuffer(content, dtype, count=math.prod(shape), offset=start + begin).reshape(shape)
+        end = max(end, stop)
+    if start + end != len(content):
+        raise ValueError(f"it has {len(content)} bytes, its header says {start + end}")
+    return slice(int(first), int(last)), arrays
 
 
 class JournalRecord:
-    """A record in the journal, memory-mapped; it stays readable when the file is folded and deleted.
+    """A record in the journal, all its pieces as one; it stays readable when it is folded and deleted."""
 
-    Raises FileNotFoundError where the file has gone, StoreError where it is damaged.
-    """
-
-    def __init__(self, entry: Entry) -> None:
+    def __init__(self, entry: Entry, pieces: Sequence[JournalPiece]) -> None:
         self.entry = entry
-        try:
-            self._file = safe_open(entry.path, framework="np")
-            self.names = frozenset(self._file.keys())
-        except SafetensorError as error:
-            raise StoreError(
-                f"the record in {entry.path} is damaged ({error}). Delete that file to go on without it."
-            ) from error
+        self._pieces = pieces
+
+    @staticmethod
+    def open(place: Place, entry: Entry) -> JournalRecord:
+        """Map the record's files."""
+        return JournalRecord(entry, [JournalPiece(place, piece) for piece in entry.pieces])
+
+    @property
+    def names(self) -> frozenset[str]:
+        """The arrays that the record has."""
+        return frozenset[str]().union(*(piece.arrays for piece in self._pieces))
 
     def array(self, name: str) -> np.ndarray:
-        """An array of the record, as it was written; KeyError where the record has none."""
-        if name not in self.names:
+        """An array of the record, sketches and label counts added over its pieces; KeyError where it has none."""
+        found = [piece.arrays[name] for piece in self._pieces if name in piece.arrays]
+        if not found:
             raise KeyError(name)
-        array: np.ndarray = self._file.get_tensor(name)
-        return array
+        return np.sum(found, axis=0, dtype=found[0].dtype) if name in SUMS and len(found) > 1 else found[0]
 
     def rows(self, rows: slice) -> Float32[np.ndarray, "row dim"]:
-        """Some rows of the record's matrix."""
-        part = self._file.get_slice(SNAPSHOT)[rows]
-        return unpack(part) if part.dtype == np.uint16 else part
+        """Some rows of the matrix (start and stop given); read only where they lie in one piece as float32.
+
+        Raises StoreError where the record's pieces do not hold each of them once.
+        """
+        parts, reached = [], rows.start
+        for piece in sorted(self._pieces, key=lambda piece: piece.rows.start):
+            start, stop = max(rows.start, piece.rows.start), min(rows.stop, piece.rows.stop)
+            if start < stop and start == reached:
+                part = piece.arrays[SNAPSHOT][start - piece.rows.start : stop - piece.rows.start]
+                parts.append(unpack(part) if part.dtype == np.uint16 else part)
+                reached = stop
+        if reached != rows.stop:
+            raise StoreError(
+                f"step {self.entry.step}: the journal's pieces hold the rows {rows.start} to {reached - 1}, needed "
+                f"up to {rows.stop - 1}; the ranks' row ranges must cover each row once."
+            )
+        return parts[0] if len(parts) == 1 else np.concatenate(parts)

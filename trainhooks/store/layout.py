@@ -18,11 +18,24 @@ SNAPSHOT_STEP = "snapshot_step"
 SNAPSHOT = "output_embedding"
 LABEL_COUNTS = "label_counts"
 SKETCH = "sketch"
+SKETCH_BUCKET = "sketch_bucket"
 GROUP = "group"
 TOKEN_COUNT = "token_count"
 TOKEN_TEXT = "token_text"
 RESERVED = frozenset(
-    {STEP, SNAPSHOT_STEP, SNAPSHOT, LABEL_COUNTS, SKETCH, GROUP, TOKEN_COUNT, TOKEN_TEXT, "token", "dim"}
+    {
+        STEP,
+        SNAPSHOT_STEP,
+        SNAPSHOT,
+        LABEL_COUNTS,
+        SKETCH,
+        SKETCH_BUCKET,
+        GROUP,
+        TOKEN_COUNT,
+        TOKEN_TEXT,
+        "token",
+        "dim",
+    }
 )
 DTYPES = ("float64", "float32", "int64", "int32", "int16", "int8")
 MISSING_COUNT = -1
@@ -66,7 +79,7 @@ class Layout:
     @property
     def dim_sizes(self) -> dict[str, int]:
         """The size of every dimension that a variable may have behind `step`."""
-        sizes = {"token": self.vocab, "dim": self.dim, GROUP: len(self.groups), SKETCH: self.sketch_size}
+        sizes = {"token": self.vocab, "dim": self.dim, GROUP: len(self.groups), SKETCH_BUCKET: self.sketch_size}
         for variable in self.variables:
             sizes.update(variable.sizes)
         return sizes
@@ -155,7 +168,7 @@ def _size_problems(layout: Layout) -> Iterator[str]:
 
 
 def _variable_problems(layout: Layout) -> Iterator[str]:
-    sizes = {"token": layout.vocab, "dim": layout.dim, GROUP: len(layout.groups), SKETCH: layout.sketch_size}
+    sizes = {"token": layout.vocab, "dim": layout.dim, GROUP: len(layout.groups), SKETCH_BUCKET: layout.sketch_size}
     own = set(sizes) | RESERVED
     names = Counter(variable.name for variable in layout.variables)
     yield from (f"variable {name} is declared {times} times" for name, times in names.items() if times > 1)

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import os
-import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import zarr
-from zarr.abc.store import Store
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.files import METADATA
-from trainhooks.store.fold import clear_whole_run, open_arrays
-from trainhooks.store.journal import Entry, scan
+from trainhooks.store.fold import of_length, open_array, write_metadata
+from trainhooks.store.journal import complete_entries, list_pieces
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
-from trainhooks.store.root import JOURNAL, Restart, Root, array_metadata, commit, is_store, read_root
+from trainhooks.store.lock import LOCK
+from trainhooks.store.place import LocalPlace, Place
+from trainhooks.store.record import missing_value
+from trainhooks.store.root import (
+    JOURNAL,
+    MANIFEST,
+    METADATA,
+    Restart,
+    Root,
+    commit,
+    drop_manifests,
+    is_store,
+    read_manifest,
+    read_root,
+)
 from trainhooks.store.schema import array_specs, create_array
+from trainhooks.store.zarr_store import PlaceStore
 
 MODES = ("create", "overwrite", "resume")
 
@@ -38,9 +50,9 @@ def check_place(path: str | Path, *, mode: str) -> None:
     if not os.path.isdir(ancestor) and ancestor != path.absolute():
         raise StoreError(f"cannot create the store {path}: {ancestor} is no folder. Choose another path.")
     if mode == "resume":
-        read_root(path)
+        read_root(LocalPlace(path))
     else:
-        _is_taken(path, overwrite=mode == "overwrite")
+        is_taken(LocalPlace(path), overwrite=mode == "overwrite")
     try:
         with tempfile.TemporaryFile(dir=ancestor):
             pass
@@ -48,107 +60,136 @@ def check_place(path: str | Path, *, mode: str) -> None:
         raise StoreError(f"cannot write the store {path}: {error}. Choose another path.") from error
 
 
-def create(path: Path, layout: Layout, store: Store, *, overwrite: bool) -> Root:
-    """Lay an empty store out at `path`.
+def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, PlaceStore]:
+    """Lay an empty store out at `place`.
 
     Raises StoreError where something is there that must not be replaced.
     """
-    _make_room(path, overwrite=overwrite)
-    (path / JOURNAL).mkdir(parents=True, exist_ok=True)
-    root = Root(layout=layout, provenance=layout.provenance)
+    if is_taken(place, overwrite=overwrite):
+        _remove_store(place)
+    store = PlaceStore(place)
     # first of all the mark that this folder is ours, so that an interrupted creation can be overwritten
-    commit(path, root)
+    root, _ = commit(place, Root(layout=layout, provenance=layout.provenance), {})
     contents = _fixed_contents(layout)
+    arrays: dict[str, dict[str, Any]] = {}
     for spec in array_specs(layout):
         array = create_array(store, spec)
+        arrays[spec.name] = dict(array.metadata.to_dict())
+        write_metadata(store, spec.name, arrays[spec.name])
         if spec.name in contents:
             array[:] = contents[spec.name]
-    names = [spec.name for spec in array_specs(layout)]
-    root = replace(root, arrays={name: array_metadata(path, name) for name in names})
-    commit(path, root)
-    return root
+    root, size = commit(place, replace(root, arrays=arrays), store.files)
+    drop_manifests(place, but=root.manifest)
+    store.bytes_written += size
+    return root, store
 
 
-def resume(path: Path, layout: Layout, store: Store, *, restart_step: int | None) -> Root:
+def resume(place: Place, layout: Layout, *, restart_step: int | None) -> tuple[Root, PlaceStore]:
     """Cut an existing store after `restart_step` (None: keep everything) and make its arrays ready to go on.
 
     The journal's files that are cut no longer count; the caller deletes them.
 
     Raises StoreError where there is no store, or its layout is another one (every difference is listed).
     """
-    root = read_root(path)
+    root = read_root(place)
+    store = PlaceStore(place, files=read_manifest(place, root))
     found = [*differences(root.layout, layout), *_token_differences(store, root, layout)]
     if found:
         raise StoreError(
-            f"{path} was made with another layout; go on with the same one, or write to another path:\n- "
+            f"{place} was made with another layout; go on with the same one, or write to another path:\n- "
             + "\n- ".join(found)
         )
-    root = _cut(root, layout, store, restart_step=restart_step, entries=scan(path, root.restarts))
-    commit(path, root)
-    (path / JOURNAL).mkdir(exist_ok=True)
-    arrays = open_arrays(store, layout)
-    for name, array in arrays.items():
-        wanted = tuple(root.arrays[name]["shape"])
-        if array.shape != wanted:
-            array.resize(wanted)
-    clear_whole_run(arrays, layout)
-    return root
+    root = _cut(root, layout, store, restart_step=restart_step)
+    for name in _growing(root):
+        for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
+            del store.files[key]
+    root, _ = commit(place, root, store.files)
+    _settle(store, root)
+    root, _ = commit(place, root, store.files)
+    drop_manifests(place, but=root.manifest)
+    return root, store
 
 
-def folded_steps(store: Store, root: Root, name: str) -> np.ndarray:
+def _settle(store: PlaceStore, root: Root) -> None:
+    """Make the files say what the committed root says: after a cut, and after a fold that was interrupted."""
+    for name in _growing(root):
+        metadata = root.arrays[name]
+        for key in [key for key in store.place.list(name) if "/c/" in key and key not in store.files]:
+            store.place.delete(key)
+        # what an interrupted fold wrote anew is as good as it was, and no longer what the manifest says
+        last = (metadata["shape"][0] - 1) // _chunk_length(metadata)
+        for key in [key for key in store.files if key.startswith(f"{name}/c/{last}/") or key == f"{name}/c/{last}"]:
+            store.relist(key)
+        write_metadata(store, name, metadata)
+    for variable in root.layout.variables:
+        if variable.whole_run and root.records:
+            open_array(store, variable.name, root.arrays[variable.name])[:] = missing_value(variable.dtype)
+
+
+def _growing(root: Root) -> Iterator[str]:
+    return (spec.name for spec in array_specs(root.layout) if spec.dims[0] in (STEP, SNAPSHOT_STEP))
+
+
+def _chunk_length(metadata: Mapping[str, Any]) -> int:
+    return int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+
+
+def _beyond(metadata: Mapping[str, Any], keys: list[str]) -> list[str]:
+    """Those chunk keys (name/c/0/...) that hold nothing of the array's shape."""
+    chunks = -(-metadata["shape"][0] // _chunk_length(metadata))
+    return [key for key in keys if int(key.rpartition("/c/")[2].split("/")[0]) >= chunks]
+
+
+def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
     """The steps (`step` or `snapshot_step`) that are folded into the arrays, int64; empty where there are none."""
     length = root.snapshots if name == SNAPSHOT_STEP else root.records
     if not length:
         return np.empty(0, dtype=np.int64)
-    steps: np.ndarray = np.asarray(zarr.open_array(store, path=name, mode="r")[:length], dtype=np.int64)
-    return steps
+    return np.asarray(open_array(store, name, root.arrays[name])[:], dtype=np.int64)
 
 
-def _cut(root: Root, layout: Layout, store: Store, *, restart_step: int | None, entries: list[Entry]) -> Root:
+def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None) -> Root:
     last = np.inf if restart_step is None else restart_step
     steps = folded_steps(store, root, STEP)
     records = int((steps <= last).sum())
-    snapshots = int((folded_steps(store, root, SNAPSHOT_STEP) <= last).sum())
-    folded = steps[-1] if len(steps) else -1
+    snapshot_steps = folded_steps(store, root, SNAPSHOT_STEP)
+    snapshots = int((snapshot_steps <= last).sum())
+    folded = int(max(steps, default=-1))
+    entries = complete_entries(list_pieces(store.place), root.restarts, (folded, int(max(snapshot_steps, default=-1))))
     waiting = sum(1 for entry in entries if folded < entry.step <= last)
     before, now = root.provenance, layout.provenance
     changed = {key: now[key] for key in now if key not in before or before[key] != now[key]}
     restart = Restart(root.attempt + 1, restart_step, records + waiting, changed)
-    shapes = {spec.name: list(spec.shape(records=records, snapshots=snapshots)) for spec in array_specs(root.layout)}
-    arrays = {
-        name: {**metadata, "shape": shapes[name]} if name in shapes else metadata
-        for name, metadata in root.arrays.items()
-    }
+    lengths = {STEP: records, SNAPSHOT_STEP: snapshots}
+    arrays = dict(root.arrays)
+    for spec in array_specs(root.layout):
+        if spec.dims[0] in lengths:
+            arrays[spec.name] = of_length(arrays[spec.name], lengths[spec.dims[0]])
     return replace(root, attempt=restart.attempt, restarts=(*root.restarts, restart), complete=False, arrays=arrays)
 
 
-def _make_room(path: Path, *, overwrite: bool) -> None:
-    if _is_taken(path, overwrite=overwrite):
-        _remove_store(path)
-
-
-def _is_taken(path: Path, *, overwrite: bool) -> bool:
+def is_taken(place: Place, *, overwrite: bool) -> bool:
     """Whether a store is there that may be replaced. Raises StoreError where something may not be."""
-    if path.exists() and not path.is_dir():
-        raise StoreError(f"{path} is a file; a store is a folder. Choose another path.")
-    if not path.exists() or not any(child.name != JOURNAL or any(child.iterdir()) for child in path.iterdir()):
-        return False  # nothing, or what a creation left that was stopped at once
-    if not is_store(path):
-        raise StoreError(f"{path} holds files and is not a trainhooks store. Choose an empty or a new folder.")
+    if isinstance(place, LocalPlace) and place.path.exists() and not place.path.is_dir():
+        raise StoreError(f"{place} is a file; a store is a folder. Choose another path.")
+    # what a creation leaves that was stopped at once is nothing
+    if all(name == LOCK or MANIFEST.fullmatch(name) or name.endswith(".partial") for name in place.children()):
+        return False
+    if not is_store(place):
+        raise StoreError(f"{place} holds files and is not a trainhooks store. Choose an empty or a new folder.")
     if not overwrite:
         raise StoreError(
-            f'{path} holds a store already. Pass mode="overwrite" to replace it, or mode="resume" to go on with it.'
+            f'{place} holds a store already. Pass mode="overwrite" to replace it, or mode="resume" to go on with it.'
         )
     return True
 
 
-def _remove_store(path: Path) -> None:
+def _remove_store(place: Place) -> None:
     """Delete the arrays and the journal, and last the root that marks the folder; other files stay."""
-    for child in path.iterdir():
-        ours = child.name == JOURNAL or (child / METADATA).is_file()
-        if child.is_dir() and not child.is_symlink() and ours:
-            shutil.rmtree(child)
-    (path / METADATA).unlink()
+    for name in list(place.children()):
+        if name == JOURNAL or MANIFEST.fullmatch(name) or place.exists(f"{name}/{METADATA}"):
+            place.delete(name)
+    place.delete(METADATA)
 
 
 def _fixed_contents(layout: Layout) -> Mapping[str, np.ndarray]:
@@ -162,13 +203,13 @@ def _fixed_contents(layout: Layout) -> Mapping[str, np.ndarray]:
     return contents
 
 
-def _token_differences(store: Store, root: Root, layout: Layout) -> list[str]:
+def _token_differences(store: PlaceStore, root: Root, layout: Layout) -> list[str]:
     """Token counts and text that the run gives and the store does not hold in the same way."""
     given = {name: value for name, value in _fixed_contents(layout).items() if name in (TOKEN_COUNT, TOKEN_TEXT)}
     found = []
     for name, value in given.items():
         if name not in root.arrays:
             found.append(f"{name}: in the run, not in the store")
-        elif not np.array_equal(np.asarray(zarr.open_array(store, path=name, mode="r")[:]), value):
+        elif not np.array_equal(np.asarray(open_array(store, name, root.arrays[name])[:]), value):
             found.append(f"{name}: other values in the store than in the run")
     return found

@@ -11,8 +11,8 @@ import zarr
 from jaxtyping import Float32, Int64
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import stacked
-from trainhooks.store.journal import JournalRecord, scan
+from trainhooks.store.fold import open_array, stacked
+from trainhooks.store.journal import JournalPiece, JournalRecord, complete_entries, list_pieces
 from trainhooks.store.layout import (
     GROUP,
     LABEL_COUNTS,
@@ -24,9 +24,10 @@ from trainhooks.store.layout import (
     TOKEN_COUNT,
     TOKEN_TEXT,
 )
+from trainhooks.store.place import Place, open_place
 from trainhooks.store.root import Root, read_root
-from trainhooks.store.schema import array_specs
 from trainhooks.store.snapshots import Snapshots
+from trainhooks.store.zarr_store import PlaceStore
 from trainhooks.variable import Variable
 
 if TYPE_CHECKING:
@@ -35,12 +36,15 @@ if TYPE_CHECKING:
 _READ_ATTEMPTS = 10
 
 
-def open_store(path: str | Path) -> Store:
+def open_store(path: str | Path | Place, *, follow: bool = False) -> Store:
     """Open a store for reading, also while a run writes it: the result is its state at this moment.
+
+    With `follow=True` it goes along with a running writer: asking for `steps` or `complete` looks again, and what is
+    read afterwards is as of that look.
 
     Raises StoreError where there is no store at `path`, or one of another format, or a damaged one.
     """
-    return Store(Path(path))
+    return Store(open_place(path), follow=follow)
 
 
 class Store:
@@ -50,27 +54,50 @@ class Store:
     numbers: -1) where it was not measured. `snapshots` is the sequence of output embeddings.
     """
 
-    def __init__(self, path: Path) -> None:
-        self.path = path
-        root, records = _read_consistently(path)
-        self._root = root
-        self._layout = root.layout
-        group = zarr.open_group(path, mode="r", zarr_format=3, use_consolidated=True)
-        names = {spec.name for spec in array_specs(root.layout)} | {TOKEN_COUNT, TOKEN_TEXT}
-        self._arrays = {name: _array(group, name) for name in names if name in root.arrays}
-        folded = self._folded(STEP)
-        last = folded[-1] if len(folded) else -1
-        self._journal = [record for record in records if record.entry.step > last]
-        self.steps: Int64[np.ndarray, "record"] = np.concatenate([folded, _steps(self._journal)])
-        folded = self._folded(SNAPSHOT_STEP) if self._layout.snapshots else np.empty(0, dtype=np.int64)
-        last = folded[-1] if len(folded) else -1
-        self._snapshot_journal = [r for r in records if r.entry.has_snapshot and r.entry.step > last]
+    def __init__(self, place: Place, *, follow: bool = False) -> None:
+        self.path = Path(str(place))
+        self._zarr = PlaceStore(place, read_only=True)
+        self._follow = follow
+        self._seen: tuple[str, tuple[str, ...]] | None = None
+        self.refresh()
+
+    def refresh(self) -> bool:
+        """Look again: what was written since counts from now on. Returns whether there was anything new.
+
+        Raises StoreError as `open_store` does.
+        """
+        root, files = _read_consistently(self._zarr.place)
+        seen = (root.manifest, tuple(file.piece.key for file in files))
+        if seen == self._seen:
+            return False
+        self._seen = seen
+        self._root, self._layout = root, root.layout
+        self.__dict__.pop("sketch", None)
+        steps, snapshot_steps = self._folded(STEP), np.empty(0, dtype=np.int64)
+        if self._layout.snapshots:
+            snapshot_steps = self._folded(SNAPSHOT_STEP)
+        folded = int(max(steps, default=-1)), int(max(snapshot_steps, default=-1))
+        opened = {file.piece.key: file for file in files}
+        entries = complete_entries([file.piece for file in files], root.restarts, folded)
+        waiting = [JournalRecord(entry, [opened[piece.key] for piece in entry.pieces]) for entry in entries]
+        self._journal = [record for record in waiting if record.entry.step > folded[0]]
+        self._snapshot_journal = [r for r in waiting if r.entry.has_snapshot and r.entry.step > folded[1]]
+        self._steps = np.concatenate([steps, _steps(self._journal)])
         self.snapshots = Snapshots(
-            self._arrays.get(SNAPSHOT),
-            steps=np.concatenate([folded, _steps(self._snapshot_journal)]),
+            self._array(SNAPSHOT) if self._layout.snapshots else None,
+            steps=np.concatenate([snapshot_steps, _steps(self._snapshot_journal)]),
             journal=self._snapshot_journal,
             block=self._layout.block,
+            vocab=self._layout.vocab,
         )
+        return True
+
+    @property
+    def steps(self) -> Int64[np.ndarray, "record"]:
+        """The steps of all records."""
+        if self._follow:
+            self.refresh()
+        return self._steps
 
     @property
     def snapshot_steps(self) -> Int64[np.ndarray, "snapshot"]:
@@ -105,7 +132,14 @@ class Store:
     @property
     def complete(self) -> bool:
         """Whether the writer has closed the store since its last record."""
+        if self._follow:
+            self.refresh()
         return self._root.complete
+
+    @property
+    def dropped(self) -> int:
+        """Records that a full queue turned away, up to the last fold."""
+        return self._root.dropped
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -140,14 +174,14 @@ class Store:
     @cached_property
     def token_counts(self) -> Int64[np.ndarray, "vocab"] | None:
         """The corpus counts, None where the run gave none."""
-        return np.asarray(self._arrays[TOKEN_COUNT][:]) if TOKEN_COUNT in self._arrays else None
+        return self._folded(TOKEN_COUNT) if TOKEN_COUNT in self._root.arrays else None
 
     @cached_property
     def token_texts(self) -> list[str] | None:
         """The tokens' text, None where the run gave none."""
-        if TOKEN_TEXT not in self._arrays:
+        if TOKEN_TEXT not in self._root.arrays:
             return None
-        return [str(text) for text in np.asarray(self._arrays[TOKEN_TEXT][:])]
+        return [str(text) for text in self._folded(TOKEN_TEXT)]
 
     def output_embedding(self, step: int | np.integer) -> Float32[np.ndarray, "vocab dim"]:
         """The matrix at `step`. Raises ValueError where that step has none."""
@@ -166,7 +200,7 @@ class Store:
         position = self._position(step)
         folded = len(self.snapshots) - len(self._snapshot_journal)
         if position < folded:
-            counts = np.asarray(self._arrays[LABEL_COUNTS][position])
+            counts = np.asarray(self._array(LABEL_COUNTS)[position])
         else:
             record = self._snapshot_journal[position - folded]
             counts = stacked([record], LABEL_COUNTS, (self.vocab,), "int64")[0]
@@ -197,7 +231,10 @@ class Store:
         raise KeyError(f"{self.path} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
 
     def _folded(self, name: str) -> np.ndarray:
-        return np.asarray(self._arrays[name][:])
+        return np.asarray(self._array(name)[:])
+
+    def _array(self, name: str) -> zarr.Array:
+        return open_array(self._zarr, name, self._root.arrays[name])
 
     def _rows(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.concatenate([self._folded(name), stacked(self._journal, name, shape, dtype)])
@@ -210,29 +247,22 @@ class Store:
         raise ValueError(f"{self.path} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
 
 
-def _array(group: zarr.Group, name: str) -> zarr.Array:
-    array = group[name]
-    if not isinstance(array, zarr.Array):
-        raise StoreError(f"{group.store_path}: {name} is a group, needed an array.")
-    return array
-
-
 def _steps(records: list[JournalRecord]) -> np.ndarray:
     return np.array([record.entry.step for record in records], dtype=np.int64)
 
 
-def _read_consistently(path: Path) -> tuple[Root, list[JournalRecord]]:
+def _read_consistently(place: Place) -> tuple[Root, list[JournalPiece]]:
     """The journal, then the root: what is folded in between is in both, and dropped from the journal later.
 
     Open files stay readable when a writer deletes them; where one goes before it is opened, look again.
     """
     for _ in range(_READ_ATTEMPTS):
-        restarts = read_root(path).restarts
+        restarts = read_root(place).restarts
         try:
-            records = [JournalRecord(entry) for entry in scan(path, restarts)]
+            files = [JournalPiece(place, piece) for piece in list_pieces(place)]
         except FileNotFoundError:
             continue
-        root = read_root(path)
+        root = read_root(place)
         if root.restarts == restarts:
-            return root, records
-    raise StoreError(f"{path} changes faster than it can be read. Try again when the run is slower or has ended.")
+            return root, files
+    raise StoreError(f"{place} changes faster than it can be read. Try again when the run is slower or has ended.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trainhooks.store.layout import LABEL_COUNTS, MISSING_COUNT, SKETCH, SNAPSHOT, Layout
-from trainhooks.store.precision import PACKABLE_BITS, pack, round_mantissa
+from trainhooks.store.precision import FLOAT32_MANTISSA_BITS, PACKABLE_BITS, pack, round_mantissa
 from trainhooks.variable import Variable
 
 
@@ -18,8 +18,12 @@ def record_arrays(
     sketch: np.ndarray | None,
     snapshot: np.ndarray | None,
     label_counts: np.ndarray | None,
+    rows: tuple[int, int] | None = None,
 ) -> dict[str, np.ndarray]:
-    """One record as the journal keeps it: each array by name, cast, rounded and packed.
+    """One record, or a rank's piece of it, as arrays by name: cast, but the matrix neither copied nor rounded yet.
+
+    `rows` (start, stop) are those of the matrix that `snapshot` holds; None stands for all of them. Label counts are
+    left out where there is no snapshot.
 
     Raises ValueError, with every problem found, where something does not fit the layout.
     """
@@ -28,18 +32,26 @@ def record_arrays(
     if sketch is not None:
         problems += _sketch_problems(layout, sketch)
     if snapshot is not None:
-        problems += _snapshot_problems(layout, snapshot)
+        problems += _snapshot_problems(layout, snapshot, rows or (0, layout.vocab))
     if label_counts is not None:
         problems += _count_problems(layout, label_counts)
     _raise(problems)
     if sketch is not None:
         arrays[SKETCH] = np.asarray(sketch, dtype=np.float32)
     if snapshot is not None:
-        rounded = round_mantissa(snapshot, kept_bits=layout.kept_bits)
-        arrays[SNAPSHOT] = pack(rounded) if layout.kept_bits <= PACKABLE_BITS else rounded
+        arrays[SNAPSHOT] = snapshot
         if label_counts is not None:
             arrays[LABEL_COUNTS] = np.asarray(label_counts, dtype=np.int64)
     return arrays
+
+
+def rounded(layout: Layout, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A record's arrays as the journal keeps them: the matrix rounded to the layout's precision, and packed."""
+    kept = dict(arrays)
+    if SNAPSHOT in kept and layout.kept_bits < FLOAT32_MANTISSA_BITS:
+        matrix = round_mantissa(kept[SNAPSHOT], kept_bits=layout.kept_bits)
+        kept[SNAPSHOT] = pack(matrix) if layout.kept_bits <= PACKABLE_BITS else matrix
+    return kept
 
 
 def whole_run_arrays(layout: Layout, values: Mapping[str, object], *, records: int) -> dict[str, np.ndarray]:
@@ -112,10 +124,12 @@ def _sketch_problems(layout: Layout, sketch: np.ndarray) -> list[str]:
     return [] if sketch.shape == shape else [f"the sketch has shape {sketch.shape}, needed {shape}"]
 
 
-def _snapshot_problems(layout: Layout, snapshot: np.ndarray) -> list[str]:
-    shape = (layout.vocab, layout.dim)
+def _snapshot_problems(layout: Layout, snapshot: np.ndarray, rows: tuple[int, int]) -> list[str]:
     if not layout.snapshots:
         return ["a snapshot was given, but the layout has snapshots=False"]
+    if not 0 <= rows[0] <= rows[1] <= layout.vocab:
+        return [f"rows {rows[0]}:{rows[1]} of the matrix were given; it has rows 0 to {layout.vocab - 1}"]
+    shape = (rows[1] - rows[0], layout.dim)
     problems = [] if snapshot.shape == shape else [f"the snapshot has shape {snapshot.shape}, needed {shape}"]
     if snapshot.dtype != np.float32:
         problems.append(f"the snapshot is {snapshot.dtype}, needed float32; pass snapshot.astype(np.float32)")

@@ -1,25 +1,32 @@
 """The root's metadata: the store's declaration, and the commit that says how far each array counts.
 
 The root's `zarr.json` holds, in one file that is replaced at once, the attributes under "trainhooks" and the
-consolidated metadata of every array. An array's own `zarr.json` may be ahead of it; the root is what counts.
+consolidated metadata of every array. An array's own `zarr.json` may be ahead of it; the root is what counts. It also
+names the manifest, which lists every other file with its size and checksum, and has a checksum of its own.
 """
 
 from __future__ import annotations
 
 import json
+import re
+import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.files import METADATA, replace_file, sync
 from trainhooks.store.layout import SNAPSHOT_STEP, STEP, Layout
+from trainhooks.store.place import Place, open_place
 from trainhooks.store.schema import array_specs
 
-FORMAT = 0
+FORMAT = 1
 KEY = "trainhooks"
+METADATA = "zarr.json"
 JOURNAL = ".journal"
+MANIFEST = re.compile(r"\.manifest-(?P<crc32>[0-9a-f]{8})\.json")
+_UNSUMMED = b'"checksum": "00000000"'
+_SUM = re.compile(rb'"checksum": "([0-9a-f]{8})"')
 
 
 @dataclass(frozen=True)
@@ -43,13 +50,18 @@ class Restart:
 
 @dataclass(frozen=True)
 class Root:
-    """What the root declares. `arrays` maps each array's name to its committed Zarr metadata."""
+    """What the root declares. `arrays` maps each array's name to its committed Zarr metadata.
+
+    `dropped` counts the records that a full queue turned away, `manifest` is the key of the list of files.
+    """
 
     layout: Layout
     provenance: Mapping[str, Any]
     attempt: int = 0
     restarts: tuple[Restart, ...] = ()
     complete: bool = False
+    dropped: int = 0
+    manifest: str = ""
     arrays: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
     @property
@@ -69,11 +81,15 @@ class Root:
         """The Zarr v3 group metadata of the root."""
         declared = {
             "format": FORMAT,
+            # before anything that a run gives, so that the first match is this one
+            "checksum": "00000000",
             "layout": self.layout.to_json(),
             "provenance": dict(self.provenance),
             "attempt": self.attempt,
             "restarts": [restart.to_json() for restart in self.restarts],
             "complete": self.complete,
+            "dropped": self.dropped,
+            "manifest": self.manifest,
         }
         return {
             "zarr_format": 3,
@@ -87,55 +103,76 @@ class Root:
         }
 
 
-def commit(path: Path, root: Root) -> int:
-    """Replace the root's metadata at once; returns the bytes written."""
-    text = json.dumps(root.to_json(), allow_nan=False)
-    size = replace_file(path / METADATA, lambda temporary: temporary.write_text(text, encoding="utf-8"))
-    sync(path)
-    return size
+def commit(place: Place, root: Root, files: Mapping[str, tuple[int, str]]) -> tuple[Root, int]:
+    """Write the manifest of `files`, then replace the root's metadata at once; returns the root, and bytes written."""
+    listed = {key: list(files[key]) for key in sorted(files)}
+    manifest = json.dumps({"files": listed}, separators=(",", ":")).encode()
+    root = replace(root, manifest=f".manifest-{zlib.crc32(manifest):08x}.json")
+    size = place.put(root.manifest, manifest).size
+    text = json.dumps(root.to_json(), allow_nan=False).encode()
+    sealed = text.replace(_UNSUMMED, b'"checksum": "%08x"' % zlib.crc32(text), 1)
+    return root, size + place.put(METADATA, sealed).size
 
 
-def array_metadata(path: Path, name: str) -> dict[str, Any]:
-    """The metadata in an array's own folder, which may be ahead of the root's."""
-    document: dict[str, Any] = json.loads((path / name / METADATA).read_text(encoding="utf-8"))
-    return document
+def drop_manifests(place: Place, *, but: str) -> None:
+    """Delete the manifests that no root names any more."""
+    for name in list(place.children()):
+        if MANIFEST.fullmatch(name) and name != but:
+            place.delete(name)
 
 
-def is_store(path: Path) -> bool:
-    """Whether the folder is one of ours, of whatever format version."""
+def read_manifest(place: Place, root: Root) -> dict[str, tuple[int, str]]:
+    """Every file of the store but root, manifest, lock and journal: key -> (bytes, CRC-32 as 8 hex digits).
+
+    Raises StoreError where the manifest is missing or damaged.
+    """
     try:
-        document = json.loads((path / METADATA).read_text(encoding="utf-8"))
-        return KEY in document["attributes"]
+        text = place.read(root.manifest)
+    except FileNotFoundError:
+        raise StoreError(f"{place} has lost its manifest, {root.manifest}. Restore it from a copy.") from None
+    if root.manifest != f".manifest-{zlib.crc32(text):08x}.json":
+        raise StoreError(f"{place}/{root.manifest} is damaged: its checksum does not fit. Restore it from a copy.")
+    return {key: (int(size), str(checksum)) for key, (size, checksum) in json.loads(text)["files"].items()}
+
+
+def is_store(where: str | Path | Place) -> bool:
+    """Whether a place holds one of our stores, of whatever format version."""
+    try:
+        return KEY in json.loads(open_place(where).read(METADATA))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
 
-def read_root(path: Path) -> Root:
-    """The committed root of the store at `path`.
+def read_root(place: Place) -> Root:
+    """The committed root of the store at `place`.
 
     Raises StoreError, with every problem found, where there is no store, or one of another format, or a damaged one.
     """
     try:
-        document = json.loads((path / METADATA).read_text(encoding="utf-8"))
+        text = place.read(METADATA)
+        document = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"no store at {path}: it has no {METADATA}. Check the path.") from None
+        raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.") from None
     except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {path / METADATA}: {error}.") from error
+        raise StoreError(f"cannot read {place}/{METADATA}: {error}.") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None
     declared = attributes.get(KEY) if isinstance(attributes, dict) else None
     if not isinstance(declared, dict):
         raise StoreError(
-            f'{path} is not a trainhooks store: its attributes have no "{KEY}". Open it with zarr or xarray.'
+            f'{place} is not a trainhooks store: its attributes have no "{KEY}". Open it with zarr or xarray.'
         )
     if declared.get("format") != FORMAT:
         raise StoreError(
-            f"{path} has format {declared.get('format')!r}; this version reads format {FORMAT}. "
+            f"{place} has format {declared.get('format')!r}; this version reads format {FORMAT}. "
             "Install the version of trainhooks that wrote it."
         )
-    return _parse(path, document, declared)
+    found = _SUM.search(text)
+    if found is None or int(found[1], 16) != zlib.crc32(_SUM.sub(_UNSUMMED, text, count=1)):
+        raise StoreError(f"{place}/{METADATA} is damaged: its checksum does not fit. Restore it from a copy.")
+    return _parse(place, document, declared)
 
 
-def _parse(path: Path, document: Mapping[str, Any], declared: Mapping[str, Any]) -> Root:
+def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any]) -> Root:
     try:
         root = Root(
             layout=Layout.from_json(declared["layout"]),
@@ -143,16 +180,18 @@ def _parse(path: Path, document: Mapping[str, Any], declared: Mapping[str, Any])
             attempt=int(declared["attempt"]),
             restarts=tuple(Restart(**restart) for restart in declared["restarts"]),
             complete=bool(declared["complete"]),
+            dropped=int(declared["dropped"]),
+            manifest=str(declared["manifest"]),
             arrays=dict(document["consolidated_metadata"]["metadata"]),
         )
         problems = _array_problems(root)
     except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
         raise StoreError(
-            f"{path / METADATA} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
+            f"{place}/{METADATA} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
     if problems:
         raise StoreError(
-            f"{path} does not hold what it declares:\n- "
+            f"{place} does not hold what it declares:\n- "
             + "\n- ".join(problems)
             + '\nIf its creation was interrupted, start anew with mode="overwrite".'
         )

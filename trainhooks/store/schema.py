@@ -18,6 +18,7 @@ from trainhooks.store.layout import (
     LABEL_COUNTS,
     MISSING_COUNT,
     SKETCH,
+    SKETCH_BUCKET,
     SNAPSHOT,
     SNAPSHOT_STEP,
     STEP,
@@ -31,7 +32,8 @@ from trainhooks.variable import Variable
 INNER_ROWS = 64
 MAX_SHARD_BYTES = 2 * 1024**3
 SMALL_CHUNK_STEPS = 1024
-_SMALL_CHUNK_BYTES = 1 << 20
+# large enough that 10,000 snapshots of 50,304 x 768 stay under 2,000 files, small enough to be rewritten at each fold
+_SMALL_CHUNK_BYTES = 64 << 20
 # what codecs and files can add to the raw bytes: blosc's header and crc32c a chunk, its entry in a shard's index,
 # metadata (in the array and consolidated in the root), and one journal file's header
 _CHUNK_OVERHEAD = 64
@@ -164,8 +166,8 @@ def _record_specs(layout: Layout) -> Iterator[ArraySpec]:
     if layout.sketch_size:
         about = {"description": "fixed-seed linear sketch of each parameter group", "unit": "1"}
         row = (len(layout.groups), layout.sketch_size)
-        chunks = (layout.block, *row)
-        yield ArraySpec(SKETCH, (STEP, GROUP, SKETCH), row, "float32", chunks, attributes=about)
+        dims = (STEP, GROUP, SKETCH_BUCKET)
+        yield _growing(SKETCH, dims, row=row, dtype="float32", block=layout.block, about=about)
 
 
 def _variable_spec(layout: Layout, variable: Variable) -> ArraySpec:
@@ -186,7 +188,7 @@ def _snapshot_specs(layout: Layout) -> Iterator[ArraySpec]:
     about: dict[str, Any] = {"description": "optimizer updates done at each snapshot", "unit": "step"}
     yield _growing(SNAPSHOT_STEP, (SNAPSHOT_STEP,), block=layout.block, about=about)
     about = {"description": "rows of the output embedding", "unit": "1", "mantissa_bits": layout.kept_bits}
-    inner = (layout.block, min(INNER_ROWS, layout.vocab), layout.dim)
+    inner = (layout.block, inner_rows(layout), layout.dim)
     yield ArraySpec(
         SNAPSHOT,
         (SNAPSHOT_STEP, "token", "dim"),
@@ -199,9 +201,13 @@ def _snapshot_specs(layout: Layout) -> Iterator[ArraySpec]:
         attributes=about | error_bounds(layout.kept_bits),
     )
     about = {"description": "labels trained on, by token, up to each snapshot; -1: not counted", "unit": "label"}
-    chunks = (layout.block, layout.vocab)
     dims = (SNAPSHOT_STEP, "token")
-    yield ArraySpec(LABEL_COUNTS, dims, (layout.vocab,), "int64", chunks, attributes=about)
+    yield _growing(LABEL_COUNTS, dims, row=(layout.vocab,), block=layout.block, about=about)
+
+
+def inner_rows(layout: Layout) -> int:
+    """Rows of the output embedding in an inner chunk."""
+    return min(INNER_ROWS, layout.vocab)
 
 
 def shard_rows(layout: Layout) -> int:
@@ -209,7 +215,7 @@ def shard_rows(layout: Layout) -> int:
 
     One inner chunk's rows where even those are larger.
     """
-    inner = min(INNER_ROWS, layout.vocab)
+    inner = inner_rows(layout)
     pieces = -(-layout.vocab // inner)
     most = max(1, MAX_SHARD_BYTES // (4 * layout.block * layout.dim * inner))
     parts = -(-pieces // most)

@@ -23,12 +23,12 @@ class Snapshots:
     """
 
     def __init__(
-        self, folded: zarr.Array | None, *, steps: np.ndarray, journal: Sequence[JournalRecord], block: int
+        self, folded: zarr.Array | None, *, steps: np.ndarray, journal: Sequence[JournalRecord], block: int, vocab: int
     ) -> None:
         self._array = folded
         self._journal = journal
         self._folded = len(steps) - len(journal)
-        self._block = block
+        self._block, self._vocab = block, vocab
         self._cache_start = 0
         self._cache: np.ndarray | None = None
         self.steps: Int64[np.ndarray, "snapshot"] = steps
@@ -42,7 +42,7 @@ class Snapshots:
             raise IndexError(f"snapshot {position} of {len(self)}; indices are {-len(self)} to {len(self) - 1}.")
         position %= len(self)
         if position >= self._folded:
-            return self._journal[position - self._folded].rows(slice(None))
+            return self._waiting(position)
         if self._cache is None or not 0 <= position - self._cache_start < len(self._cache):
             self._read_around(position)
         assert self._cache is not None
@@ -52,10 +52,14 @@ class Snapshots:
     def at(self, index: int) -> Float32[np.ndarray, "vocab dim"]:
         """The matrix at one position (0 and up), without keeping its neighbours in memory."""
         if index >= self._folded:
-            return self._journal[index - self._folded].rows(slice(None))
+            return self._waiting(index)
         assert self._array is not None
         matrix: np.ndarray = np.asarray(self._array[index])
         return matrix
+
+    def _waiting(self, index: int) -> np.ndarray:
+        # copy: what lies in a single piece is the file itself, and read only
+        return np.array(self._journal[index - self._folded].rows(slice(0, self._vocab)))
 
     def path_of(self, token: int) -> Float32[np.ndarray, "snapshot dim"]:
         """One token's row at every snapshot; reads only the chunks that hold it."""

@@ -1,102 +1,249 @@
-"""Writing a store: append records, finish the run, close."""
+"""Writing a store: append records, finish the run, close. Everything here happens in the caller's thread."""
 
 from __future__ import annotations
 
 import operator
+import threading
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.files import DurableStore
-from trainhooks.store.fold import fold_records, fold_snapshots, growing_names, open_arrays, snapshot_names
-from trainhooks.store.journal import Entry, clean, scan, write_entry
-from trainhooks.store.layout import SNAPSHOT_STEP, STEP, Layout
-from trainhooks.store.opening import MODES, create, folded_steps, resume
-from trainhooks.store.record import record_arrays, whole_run_arrays
-from trainhooks.store.root import JOURNAL, Root, array_metadata, commit
+from trainhooks.store.fold import fold_records, fold_snapshots, open_array, write_metadata
+from trainhooks.store.journal import Entry, clean, complete_entries, list_pieces, write_piece
+from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
+from trainhooks.store.lock import Lock
+from trainhooks.store.opening import MODES, create, folded_steps, is_taken, resume
+from trainhooks.store.place import Place, open_place
+from trainhooks.store.record import record_arrays, rounded, whole_run_arrays
+from trainhooks.store.root import JOURNAL, Root, commit, read_root
+from trainhooks.store.zarr_store import PlaceStore
+
+Values = Mapping[str, np.ndarray | np.generic | float | int]
 
 
 class StoreWriter:
-    """Writes one run's store at `path`; everything is on disk when a method returns.
+    """Writes one run's store at `path`, a folder (or a `Place`); a record is durable when `append` returns.
 
     `mode` is "create" (nothing may be there), "overwrite" (replaces a store, and nothing but a store) or "resume"
     (goes on with one; records beyond `restart_step` are cut, None keeps all, and the restart is noted).
-    A record lies in the journal until its block is full, then it is folded into the Zarr arrays.
+    `durability` is "process" (survives the process' death) or "power" (files are synced). `pieces` is the number of
+    ranks that write each record: this one writes piece 0, each other one its own by a `PieceWriter`. `threads`
+    compress while a block is folded.
 
-    Raises StoreError where the path cannot be used so, ValueError for arguments that make no sense.
+    A record lies in the journal until its block is full, then it is folded into the Zarr arrays. A store has one
+    writer: it is locked until `close`, or until the writer is collected.
+
+    Raises StoreError where the path cannot be used so or another writer has it, ValueError for arguments that make
+    no sense.
     """
 
     def __init__(
-        self, path: str | Path, layout: Layout, *, mode: str = "create", restart_step: int | None = None
+        self,
+        path: str | Path | Place,
+        layout: Layout,
+        *,
+        mode: str = "create",
+        restart_step: int | None = None,
+        durability: str = "process",
+        pieces: int = 1,
+        threads: int = 1,
     ) -> None:
         if mode not in MODES:
             raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
         if restart_step is not None and mode != "resume":
             raise ValueError(f'restart_step={restart_step} needs mode="resume", got mode={mode!r}.')
-        self.path = Path(path)
+        if min(pieces, threads) < 1:
+            raise ValueError(f"got pieces={pieces} and threads={threads}; both must be 1 or more.")
+        self.place = open_place(path, durability=durability)
+        self.path = Path(str(self.place))
         self.layout = layout
-        self._bytes = 0
+        self._pieces, self._threads = pieces, threads
+        self._journal_bytes = 0
         self._finished = self._closed = False
-        self._store = DurableStore(self.path)
-        self._root: Root
+        self._guard = threading.Lock()  # of what append and fold share
+        self._pending: list[Entry] = []
+        self._last = -1
+        self.dropped = 0
         with self._disk("open"):
+            self._open(mode, restart_step)
+
+    def _open(self, mode: str, restart_step: int | None) -> None:
+        if mode == "resume":
+            read_root(self.place)
+        else:
+            is_taken(self.place, overwrite=mode == "overwrite")
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._lock = Lock(self.place)
+        try:
+            self._root: Root
+            self._store: PlaceStore
             if mode == "resume":
-                self._root = resume(self.path, layout, self._store, restart_step=restart_step)
+                self._root, self._store = resume(self.place, self.layout, restart_step=restart_step)
             else:
-                self._root = create(self.path, layout, self._store, overwrite=mode == "overwrite")
-            self._arrays = open_arrays(self._store, layout)
+                self._root, self._store = create(self.place, self.layout, overwrite=mode == "overwrite")
+            self.dropped = self._root.dropped
             self._folded_step, self._folded_snapshot = (
                 int(max(folded_steps(self._store, self._root, name), default=-1)) for name in (STEP, SNAPSHOT_STEP)
             )
-            self._keep_waiting(scan(self.path, self._root.restarts))
-            self._fold(whole=False)
+            self._find_pieces()
+            clean(self.place, keep=self._pending)
+            self._last = max([self._folded_step, *(entry.step for entry in self._pending)])
+            self.fold()
+        except BaseException:
+            self._lock.release()
+            raise
 
     @property
     def bytes_written(self) -> int:
-        """Bytes given to the file system so far: journal, arrays and metadata, rewritten ones again."""
-        return self._bytes + self._store.bytes_written
+        """Bytes given to the place so far: journal, arrays and metadata, rewritten ones again."""
+        return self._journal_bytes + self._store.bytes_written
 
     @property
     def last_step(self) -> int | None:
-        """The step of the last record, None where there is none."""
-        last = max([self._folded_step, *(entry.step for entry in self._pending)])
+        """The step of the last record written, None where there is none."""
+        return None if self._last < 0 else self._last
+
+    @property
+    def durable_step(self) -> int | None:
+        """The last step up to which every record is durable, all its pieces in place; None where there is none."""
+        if self._pieces == 1:
+            return self.last_step
+        with self._guard:
+            self._find_pieces()
+            last = max([self._folded_step, *(entry.step for entry in self._pending)])
         return None if last < 0 else last
+
+    @property
+    def attempt(self) -> int:
+        """0, and one more at each resumption; other ranks' pieces carry it."""
+        return self._root.attempt
 
     def append(
         self,
         step: int | np.integer,
-        values: Mapping[str, np.ndarray | np.generic | float | int],
+        values: Values,
         *,
         sketch: np.ndarray | None = None,
         snapshot: np.ndarray | None = None,
         label_counts: np.ndarray | None = None,
+        rows: tuple[int, int] | None = None,
     ) -> None:
         """Add the record of `step`, which must lie beyond the last one; it is durable when this returns.
 
         `values` has an array for each variable that was measured, shaped as declared; missing ones read as NaN
-        (whole numbers: -1). `sketch` is [group, sketch]; `snapshot` is float32 [vocab, dim] and is rounded here to
-        the layout's precision; `label_counts` [vocab] are kept beside a snapshot and nowhere else.
+        (whole numbers: -1). `sketch` is [group, sketch_bucket]; `snapshot` is float32 [vocab, dim] and is rounded
+        here to the layout's precision; `label_counts` [vocab] are kept beside a snapshot and nowhere else. Where
+        several ranks write, `snapshot` holds the rows `rows` (start, stop), and sketches and counts add up.
 
         Raises ValueError, and writes nothing, where the record does not fit the layout or comes after `finish`;
         StoreError where the disk refuses.
         """
+        step = self.check_step(step)
+        arrays = record_arrays(
+            self.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
+        )
+        self.journal(step, arrays, rows=rows)
+        self.fold()
+
+    def check_step(self, step: int | np.integer, *, last: int | None = None) -> int:
+        """The step as an int. Raises ValueError where the run has ended, or the step is not beyond the last one.
+
+        `last` is the last step where it is not written yet.
+        """
         step = operator.index(step)
         if self._closed or self._finished:
-            raise ValueError(f"the run in {self.path} has ended; open it with mode='resume' to add records.")
-        last = self.last_step
+            raise ValueError(f"the run in {self.place} has ended; open it with mode='resume' to add records.")
+        last = self.last_step if last is None else last
         if step < 0 or (last is not None and step <= last):
             raise ValueError(f"got step {step}; steps are 0 or more and increase, and the last one is {last}.")
-        arrays = record_arrays(self.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts)
+        return step
+
+    def journal(self, step: int, arrays: Mapping[str, np.ndarray], *, rows: tuple[int, int] | None = None) -> None:
+        """Make a checked record (or this rank's piece of it) durable, and fold nothing."""
+        self._lock.check()
+        has_snapshot = SNAPSHOT in arrays
         with self._disk(f"write step {step} to"):
-            entry, size = write_entry(self.path, arrays, step=step, attempt=self._root.attempt)
-            self._bytes += size
-            self._pending.append(entry)
-        with self._disk(f"fold step {step} into the arrays of"):
-            self._fold(whole=False)
+            piece, size = write_piece(
+                self.place,
+                rounded(self.layout, arrays),
+                step=step,
+                attempt=self.attempt,
+                pieces=self._pieces,
+                rows=(rows or (0, self.layout.vocab)) if has_snapshot else None,
+                has_snapshot=has_snapshot,
+            )
+        with self._guard:
+            self._journal_bytes += size
+            self._last = step
+            if self._pieces == 1:
+                self._pending.append(Entry(step, self.attempt, has_snapshot, (piece,)))
+
+    @property
+    def backlog(self) -> int:
+        """Records in the journal that wait to be folded."""
+        with self._guard:
+            return len(self._pending)
+
+    def fold(self, *, whole: bool = False) -> None:
+        """Fold the blocks that are full (`whole`: everything), commit, and delete what the journal need not keep.
+
+        One thread at a time; another one may go on with `journal`. Raises StoreError where the disk refuses: the
+        journal then still has what was not folded.
+        """
+        with self._guard:
+            if self._pieces > 1:
+                self._find_pieces()
+            pending = list(self._pending)
+        block, snapshots = self.layout.block, self._root.snapshots
+        unfolded = [entry for entry in pending if entry.step > self._folded_step]
+        waiting = [entry for entry in pending if entry.has_snapshot and entry.step > self._folded_snapshot]
+        if not whole:
+            waiting = waiting[: (snapshots + len(waiting)) // block * block - snapshots]
+        if not waiting and (not unfolded or (len(unfolded) < block and not whole)):
+            return
+        last = pending[-1].step
+        with self._disk(f"fold step {last} into the arrays of"):
+            self._fold(unfolded, waiting)
+        self._folded_step = max([self._folded_step, *(entry.step for entry in unfolded)])
+        self._folded_snapshot = max([self._folded_snapshot, *(entry.step for entry in waiting)])
+        self._forget(pending)
+
+    def _fold(self, unfolded: Sequence[Entry], waiting: Sequence[Entry]) -> None:
+        grown: dict[str, dict[str, Any]] = {}
+        if waiting:
+            start = self._root.snapshots
+            grown |= fold_snapshots(
+                self._store, self._root.arrays, self.layout, waiting, start=start, threads=self._threads
+            )
+        # records go along with snapshots, so that every snapshot's step is among the steps
+        if unfolded:
+            grown |= fold_records(self._store, self._root.arrays, self.layout, unfolded, start=self._root.records)
+        for name, metadata in grown.items():
+            write_metadata(self._store, name, metadata)
+        self._commit(replace(self._root, arrays={**self._root.arrays, **grown}, complete=False))
+
+    def _forget(self, entries: Sequence[Entry]) -> None:
+        """Delete those entries of which everything is folded."""
+        done = {entry for entry in entries if not self._waits(entry)}
+        with self._guard:
+            self._pending = [entry for entry in self._pending if entry not in done]
+        with self._disk("delete folded records of"):
+            for entry in done:
+                for piece in entry.pieces:
+                    self.place.delete(piece.key)
+
+    def _waits(self, entry: Entry) -> bool:
+        return entry.step > self._folded_step or (entry.has_snapshot and entry.step > self._folded_snapshot)
+
+    def _find_pieces(self) -> None:
+        """Take up what is whole in the journal; a record that is not holds up those behind it."""
+        folded = self._folded_step, self._folded_snapshot
+        self._pending = complete_entries(list_pieces(self.place), self._root.restarts, folded)
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, [records, ...] each; those left out stay NaN. No record may follow.
@@ -104,66 +251,42 @@ class StoreWriter:
         Raises ValueError where a name or shape does not fit, or after `close`; StoreError where the disk refuses.
         """
         if self._closed:
-            raise ValueError(f"the store {self.path} is closed; call finish() before close().")
-        records = self._root.records + len(self._unfolded())
+            raise ValueError(f"the store {self.place} is closed; call finish() before close().")
+        records = self._root.records + sum(1 for entry in self._pending if entry.step > self._folded_step)
         arrays = whole_run_arrays(self.layout, values, records=records)
+        self.fold(whole=True)
         with self._disk("finish"):
-            self._fold(whole=True)
             for name, array in arrays.items():
-                self._arrays[name][:] = array
+                open_array(self._store, name, self._root.arrays[name])[:] = array
+            self._commit(self._root)
         self._finished = True
 
     def close(self) -> None:
-        """Fold what is left in the journal and mark the store complete. May be called again.
+        """Fold what is left in the journal, mark the store complete, and let it go. May be called again.
 
         Raises StoreError where the disk refuses; the journal then still has what was not folded.
         """
         if self._closed:
             return
+        self.fold(whole=True)
         with self._disk("close"):
-            self._fold(whole=True)
-            self._commit(complete=True)
-            with suppress(OSError):  # a stranger's file in there is no reason to fail: everything is folded
-                (self.path / JOURNAL).rmdir()
+            self._commit(replace(self._root, complete=True))
+            if not any(True for _ in self.place.children(JOURNAL)):
+                self.place.delete(JOURNAL)
+        self.abandon()
+
+    def abandon(self) -> None:
+        """Let the store go as it is: the journal keeps what is not folded, and the store is not complete."""
         self._closed = True
+        self._lock.release()
 
-    def _unfolded(self) -> list[Entry]:
-        return [entry for entry in self._pending if entry.step > self._folded_step]
-
-    def _fold(self, *, whole: bool) -> None:
-        """Fold full blocks (`whole`: everything), commit, and delete what the journal no longer has to keep."""
-        block, snapshots = self.layout.block, self._root.snapshots
-        unfolded = self._unfolded()
-        waiting = [entry for entry in self._pending if entry.has_snapshot and entry.step > self._folded_snapshot]
-        if not whole:
-            waiting = waiting[: (snapshots + len(waiting)) // block * block - snapshots]
-        if not waiting and (not unfolded or (len(unfolded) < block and not whole)):
-            return
-        # records go along with snapshots, so that every snapshot's step is among the steps
-        if unfolded:
-            fold_records(self._arrays, self.layout, unfolded, start=self._root.records)
-        if waiting:
-            fold_snapshots(self._arrays, self.layout, waiting, start=snapshots)
-        self._commit(complete=False)
-        self._folded_step = max([self._folded_step, *(entry.step for entry in unfolded)])
-        self._folded_snapshot = max([self._folded_snapshot, *(entry.step for entry in waiting)])
-        self._keep_waiting(self._pending)
-
-    def _keep_waiting(self, entries: Sequence[Entry]) -> None:
-        """Delete all but the entries of which something is not folded yet."""
-        self._pending = [
-            entry
-            for entry in entries
-            if entry.step > self._folded_step or (entry.has_snapshot and entry.step > self._folded_snapshot)
-        ]
-        clean(self.path, keep=self._pending)
-
-    def _commit(self, *, complete: bool) -> None:
-        names = [*growing_names(self.layout), *snapshot_names(self.layout)]
-        arrays = {**self._root.arrays, **{name: array_metadata(self.path, name) for name in names}}
-        root = replace(self._root, arrays=arrays, complete=complete)
-        self._bytes += commit(self.path, root)
-        self._root = root
+    def _commit(self, root: Root) -> None:
+        self._lock.check()
+        before = self._root.manifest
+        self._root, size = commit(self.place, replace(root, dropped=self.dropped), self._store.files)
+        self._store.bytes_written += size
+        if before != self._root.manifest:
+            self.place.delete(before)
 
     @contextmanager
     def _disk(self, action: str) -> Iterator[None]:
@@ -171,6 +294,59 @@ class StoreWriter:
             yield
         except OSError as error:
             raise StoreError(
-                f"cannot {action} the store {self.path}: {error}. Check that the folder is writable and the disk "
+                f"cannot {action} the store {self.place}: {error}. Check that the folder is writable and the disk "
                 "has room; acknowledged records are safe in the store."
             ) from error
+
+
+class PieceWriter:
+    """Writes one rank's pieces of a run's records, beside the `StoreWriter` that writes piece 0 and folds.
+
+    `piece` is 1 to `pieces` - 1, `rows` (start, stop) are the rows of the matrix that this rank holds. `attempt` is the
+    store writer's. Nothing is gathered: a record counts once all its pieces are in place.
+
+    Raises ValueError for numbers that make no sense, StoreError where there is no store at `path`.
+    """
+
+    def __init__(
+        self,
+        path: str | Path | Place,
+        *,
+        piece: int,
+        pieces: int,
+        rows: tuple[int, int],
+        attempt: int,
+        durability: str = "process",
+    ) -> None:
+        if not 1 <= piece < pieces:
+            raise ValueError(f"got piece {piece} of {pieces}; piece 0 is the store writer's, others are 1 and more.")
+        self._place = open_place(path, durability=durability)
+        self._layout = read_root(self._place).layout
+        self._piece, self._pieces, self._rows, self._attempt = piece, pieces, rows, attempt
+
+    def append_piece(
+        self,
+        step: int,
+        *,
+        snapshot: np.ndarray | None = None,
+        sketch: np.ndarray | None = None,
+        label_counts: np.ndarray | None = None,
+    ) -> None:
+        """Make this rank's part of the record durable: its rows, and its sums of the sketch and of label counts.
+
+        Raises ValueError where it does not fit the layout, OSError where the disk refuses.
+        """
+        arrays = record_arrays(
+            self._layout, {}, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=self._rows
+        )
+        has_snapshot = SNAPSHOT in arrays
+        write_piece(
+            self._place,
+            rounded(self._layout, arrays),
+            step=step,
+            attempt=self._attempt,
+            piece=self._piece,
+            pieces=self._pieces,
+            rows=self._rows if has_snapshot else None,
+            has_snapshot=has_snapshot,
+        )

@@ -1,0 +1,169 @@
+"""One writer a store: a lock file that says who holds it, and is taken over from the dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import threading
+import time
+import uuid
+import weakref
+from dataclasses import asdict, dataclass
+from functools import cache
+from pathlib import Path
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.place import Place
+
+LOCK = ".lock"
+HEARTBEAT_SECONDS = 15.0
+STALE_SECONDS = 120.0
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who holds a store: host, process, when that process began (a process id is used again), and a sign of life."""
+
+    host: str
+    pid: int
+    started: str
+    token: str
+    beat: float
+
+    @staticmethod
+    def parse(text: bytes) -> Holder | None:
+        """The holder that a lock file names; None where it cannot be read."""
+        try:
+            return Holder(**json.loads(text))
+        except (ValueError, TypeError):
+            return None
+
+    def encode(self) -> bytes:
+        """The lock file's content."""
+        return json.dumps(asdict(self)).encode()
+
+    def alive(self) -> bool:
+        """Whether the holder still runs; on another host, whether it gave a sign of life within two minutes."""
+        if self.host != socket.gethostname():
+            return time.time() - self.beat < STALE_SECONDS
+        return process_start(self.pid) == self.started
+
+    def __str__(self) -> str:
+        mine = ", this process" if (self.host, self.pid) == (socket.gethostname(), os.getpid()) else ""
+        return f"process {self.pid} on {self.host}{mine}"
+
+
+def process_start(pid: int) -> str | None:
+    """When a process of this host began, as text that no other process with its id has; None where none runs."""
+    try:
+        # what follows the command's name, which may hold anything: state, ..., and field 22, the start
+        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if fields[0] in "ZX" else f"{_boot()}/{fields[19]}"
+    except FileNotFoundError:
+        if Path("/proc/self/stat").exists():
+            return None
+    shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return shown.stdout.strip() or None
+
+
+@cache
+def _boot() -> str:
+    try:
+        return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="utf-8").strip()
+    except OSError:
+        return ""
+
+
+class Lock:
+    """Holds a store from here to `release`, and says so every 15 seconds.
+
+    It also ends when it is collected, or the process ends. Raises StoreError, which names the holder, where another
+    writer holds the store.
+    """
+
+    def __init__(self, place: Place) -> None:
+        me = process_start(os.getpid()) or ""
+        self._place = place
+        self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time())
+        self._content = self._take()
+        self._stop = threading.Event()
+        self.lost = False
+        self._end = weakref.finalize(self, _release, place, self._holder.token, os.getpid(), self._stop)
+        threading.Thread(
+            target=_keep_alive, args=(weakref.ref(self), self._stop), name="trainhooks-lock", daemon=True
+        ).start()
+
+    def release(self) -> None:
+        """Let the store go. May be called again."""
+        self._end()
+
+    def check(self) -> None:
+        """Raise StoreError where another writer has taken the store over (this process had stood still)."""
+        if self.lost:
+            raise StoreError(
+                f"another writer has taken {self._place} over while this process gave no sign of life. "
+                'Stop this run, or go on from its last checkpoint with mode="resume" once the other has ended.'
+            )
+
+    def beat(self) -> None:
+        """Give a sign of life; notice where the lock has gone to another."""
+        content = Holder(**{**asdict(self._holder), "beat": time.time()}).encode()
+        if self._place.put_if(LOCK, content, current=self._content):
+            self._content = content
+        else:
+            self.lost = True
+
+    def _take(self) -> bytes:
+        content = self._holder.encode()
+        while not self._place.put_if(LOCK, content, current=None):
+            try:
+                found = self._place.read(LOCK)
+            except FileNotFoundError:
+                continue
+            holder = Holder.parse(found)
+            if holder is not None and holder.alive():
+                raise StoreError(
+                    f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
+                    "recorder first, or write to another path."
+                )
+            if self._place.put_if(LOCK, content, current=found):
+                break
+        return content
+
+
+def holder_of(place: Place) -> Holder | None:
+    """The living writer that holds a store; None where there is none."""
+    try:
+        holder = Holder.parse(place.read(LOCK))
+    except FileNotFoundError:
+        return None
+    return holder if holder is not None and holder.alive() else None
+
+
+def _release(place: Place, token: str, pid: int, stop: threading.Event) -> None:
+    stop.set()
+    if os.getpid() != pid:  # a forked child does not hold what its parent holds
+        return
+    try:
+        for _ in range(2):  # a heartbeat that was under way may come between
+            content = place.read(LOCK)
+            holder = Holder.parse(content)
+            if holder is None or holder.token != token or place.delete_if(LOCK, current=content):
+                return
+    except OSError:  # gone, or on a medium that went away: a dead process' lock binds nobody
+        return
+
+
+def _keep_alive(lock: weakref.ref[Lock], stop: threading.Event) -> None:
+    while not stop.wait(HEARTBEAT_SECONDS):
+        held = lock()
+        if held is None:
+            return
+        try:
+            held.beat()
+        except OSError:  # try again at the next beat; the writer's own errors say more
+            continue
+        finally:
+            del held

@@ -1,0 +1,248 @@
+"""Where a store lies: whole files by key, so that a folder and an object store need one write path.
+
+A key is a relative path with `/`. A file is there whole or not at all, whatever stops the process.
+"""
+
+from __future__ import annotations
+
+import mmap
+import os
+import shutil
+import uuid
+import zlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from trainhooks.store.errors import StoreError
+
+TEMPORARY = ".partial"
+DURABILITIES = ("process", "power")
+Data = bytes | bytearray | memoryview
+
+
+@runtime_checkable
+class Output(Protocol):
+    """What a streamed write gets: bytes go in, in order."""
+
+    def write(self, data: Data, /) -> int:
+        """Take bytes; returns how many."""
+
+
+class Checksummed:
+    """Passes bytes on to a file, and knows their number and their CRC-32 (zlib's)."""
+
+    def __init__(self, file: Output) -> None:
+        self._file = file
+        self.size = 0
+        self.crc32 = 0
+
+    def write(self, data: Data, /) -> int:
+        """Write all of `data`; returns its bytes."""
+        view = memoryview(data).cast("B")
+        rest = view
+        while len(rest):
+            rest = rest[self._file.write(rest) :]
+        self.crc32 = zlib.crc32(view, self.crc32)
+        self.size += len(view)
+        return len(view)
+
+
+class Place(ABC):
+    """Files by key. Reads raise FileNotFoundError, and every method OSError, where the medium refuses."""
+
+    @abstractmethod
+    def put(self, key: str, data: Data) -> Checksummed:
+        """Write a file at once; it is as durable as the place promises when this returns. Says size and checksum."""
+
+    @abstractmethod
+    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
+        """Let `write` fill a new file; it has the key that `write` returns from then on, and not before."""
+
+    @abstractmethod
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """A file's bytes, or a range of them."""
+
+    @abstractmethod
+    def read_end(self, key: str, count: int) -> bytes:
+        """A file's last `count` bytes, all of it where it has fewer."""
+
+    @abstractmethod
+    def view(self, key: str) -> memoryview:
+        """A whole file, mapped where the medium can; it stays readable when the file is deleted or replaced."""
+
+    @abstractmethod
+    def exists(self, key: str) -> bool:
+        """Whether there is a file (or a folder of files) at `key`."""
+
+    @abstractmethod
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """Keys of all files below the folder `prefix`, in no order; none where there is no such folder."""
+
+    @abstractmethod
+    def children(self, prefix: str = "") -> Iterator[str]:
+        """Names of the files and folders directly in the folder `prefix`."""
+
+    @abstractmethod
+    def delete(self, key: str) -> None:
+        """Delete a file, or a folder with all that is in it; nothing where there is none."""
+
+    @abstractmethod
+    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """Write a file only if it holds `current` now (None: if there is none); whether it was written."""
+
+    @abstractmethod
+    def delete_if(self, key: str, *, current: bytes) -> bool:
+        """Delete a file only if it holds `current` now; whether it was deleted."""
+
+
+class LocalPlace(Place):
+    """A folder. `durability` is "process" (survives the process' death) or "power" (files and folders are synced).
+
+    Raises ValueError for another durability.
+    """
+
+    def __init__(self, path: str | Path, *, durability: str = "process") -> None:
+        if durability not in DURABILITIES:
+            raise ValueError(f"durability {durability!r} is not known; use one of {', '.join(DURABILITIES)}.")
+        self.path = Path(path)
+        self._power = durability == "power"
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def put(self, key: str, data: Data) -> Checksummed:
+        """See `Place.put`."""
+
+        def write(file: Checksummed) -> str:
+            file.write(data)
+            return key
+
+        return self.put_streamed(write)
+
+    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
+        """See `Place.put_streamed`; the temporary file lies in the store's own folder."""
+        temporary = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
+        try:
+            with open(temporary, "wb", buffering=0) as raw:
+                file = Checksummed(raw)
+                target = self.path / write(file)
+                if self._power:
+                    sync(raw.fileno())
+            made = self._make_folder(target.parent)
+            temporary.replace(target)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+        if self._power:
+            for folder in {target.parent, *(folder.parent for folder in made)}:
+                sync_folder(folder)
+        return file
+
+    def _make_folder(self, folder: Path) -> list[Path]:
+        """Make a folder and those above it; returns those that were not there."""
+        missing = [one for one in (folder, *folder.parents) if not one.exists()]
+        folder.mkdir(parents=True, exist_ok=True)
+        return missing
+
+    def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
+        """See `Place.read`."""
+        with open(self.path / key, "rb") as file:
+            file.seek(start)
+            return file.read() if stop is None else file.read(max(0, stop - start))
+
+    def read_end(self, key: str, count: int) -> bytes:
+        """See `Place.read_end`."""
+        with open(self.path / key, "rb") as file:
+            file.seek(max(0, os.fstat(file.fileno()).st_size - count))
+            return file.read()
+
+    def view(self, key: str) -> memoryview:
+        """See `Place.view`."""
+        with open(self.path / key, "rb") as file:
+            if not os.fstat(file.fileno()).st_size:
+                return memoryview(b"")
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def exists(self, key: str) -> bool:
+        """See `Place.exists`."""
+        return (self.path / key).exists()
+
+    def list(self, prefix: str = "") -> Iterator[str]:
+        """See `Place.list`."""
+        for folder, _, names in os.walk(self.path / prefix):
+            inside = Path(folder).relative_to(self.path)
+            yield from ((inside / name).as_posix() for name in names)
+
+    def children(self, prefix: str = "") -> Iterator[str]:
+        """See `Place.children`."""
+        with suppress(FileNotFoundError, NotADirectoryError):
+            yield from os.listdir(self.path / prefix)
+
+    def delete(self, key: str) -> None:
+        """See `Place.delete`."""
+        target = self.path / key
+        if target.is_dir() and not target.is_symlink():
+            shutil.rmtree(target)
+        else:
+            target.unlink(missing_ok=True)
+
+    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """See `Place.put_if`."""
+        with self._alone():
+            if self._content(key) != current:
+                return False
+            self.put(key, data)
+            return True
+
+    def delete_if(self, key: str, *, current: bytes) -> bool:
+        """See `Place.delete_if`."""
+        with self._alone():
+            if self._content(key) != current:
+                return False
+            self.delete(key)
+            return True
+
+    def _content(self, key: str) -> bytes | None:
+        try:
+            return self.read(key)
+        except FileNotFoundError:
+            return None
+
+    @contextmanager
+    def _alone(self) -> Iterator[None]:
+        """No other process is in here for the same folder; where the file system has no locks, nothing is promised."""
+        import fcntl
+
+        descriptor = os.open(self.path, os.O_RDONLY)
+        try:
+            with suppress(OSError):
+                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            yield
+        finally:
+            os.close(descriptor)
+
+
+def open_place(where: str | Path | Place, *, durability: str = "process") -> Place:
+    """The place that a path names. Raises StoreError for a URL, ValueError for an unknown durability."""
+    if isinstance(where, Place):
+        return where
+    if "://" in str(where):
+        raise StoreError(f"{where} is a URL; this version writes folders. Pass a local path.")
+    return LocalPlace(where, durability=durability)
+
+
+def sync(descriptor: int) -> None:
+    """Wait until an open file's content, or a folder's entries, are on the disk."""
+    os.fsync(descriptor)
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until a folder's entries are on the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        sync(descriptor)
+    finally:
+        os.close(descriptor)

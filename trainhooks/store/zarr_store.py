@@ -1,0 +1,110 @@
+"""What zarr-python sees of a place: chunks go through the same write path as everything else, and are listed."""
+
+from __future__ import annotations
+
+import asyncio
+import zlib
+from collections.abc import AsyncIterator, Iterable, MutableMapping
+
+from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
+from zarr.core.buffer import Buffer, BufferPrototype
+
+from trainhooks.store.place import Checksummed, Place
+
+FileList = MutableMapping[str, tuple[int, str]]
+
+
+class PlaceStore(Store):
+    """A Zarr store over a place. `files` lists what was written: key -> (bytes, CRC-32 as 8 hex digits)."""
+
+    supports_writes = True
+    supports_deletes = True
+    supports_listing = True
+
+    def __init__(self, place: Place, *, files: FileList | None = None, read_only: bool = False) -> None:
+        super().__init__(read_only=read_only)
+        self.place = place
+        self.files: FileList = {} if files is None else files
+        self.bytes_written = 0
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, PlaceStore) and other.place is self.place
+
+    def __hash__(self) -> int:
+        return id(self.place)
+
+    def __str__(self) -> str:
+        return str(self.place)
+
+    def with_read_only(self, read_only: bool = False) -> PlaceStore:
+        """The same place, for reading alone."""
+        return PlaceStore(self.place, files=self.files, read_only=read_only)
+
+    def note(self, key: str, written: Checksummed) -> None:
+        """List a file that was written beside zarr."""
+        self.files[key] = (written.size, f"{written.crc32:08x}")
+        self.bytes_written += written.size
+
+    def relist(self, key: str) -> None:
+        """List a file as it lies there now; no more where it has gone."""
+        try:
+            content = self.place.view(key)
+        except FileNotFoundError:
+            self.files.pop(key, None)
+        else:
+            self.files[key] = (len(content), f"{zlib.crc32(content):08x}")
+
+    async def get(self, key: str, prototype: BufferPrototype, byte_range: ByteRequest | None = None) -> Buffer | None:
+        """A file or a range of it; None where there is none."""
+        try:
+            data = await asyncio.to_thread(self._read, key, byte_range)
+        except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            return None
+        return prototype.buffer.from_bytes(data)
+
+    async def get_partial_values(
+        self, prototype: BufferPrototype, key_ranges: Iterable[tuple[str, ByteRequest | None]]
+    ) -> list[Buffer | None]:
+        """Several files or ranges."""
+        return list(await asyncio.gather(*(self.get(key, prototype, part) for key, part in key_ranges)))
+
+    async def exists(self, key: str) -> bool:
+        """Whether there is such a file."""
+        return await asyncio.to_thread(self.place.exists, key)
+
+    async def set(self, key: str, value: Buffer) -> None:
+        """Write a file, and list it."""
+        self._check_writable()
+        self.note(key, await asyncio.to_thread(self.place.put, key, value.to_bytes()))
+
+    async def delete(self, key: str) -> None:
+        """Delete a file, and list it no more."""
+        self._check_writable()
+        await asyncio.to_thread(self.place.delete, key)
+        self.files.pop(key, None)
+
+    async def list(self) -> AsyncIterator[str]:
+        """Every file's key."""
+        async for key in self.list_prefix(""):
+            yield key
+
+    async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
+        """The keys of files whose key begins so."""
+        folder = prefix.rpartition("/")[0]
+        for key in await asyncio.to_thread(lambda: list(self.place.list(folder))):
+            if key.startswith(prefix):
+                yield key
+
+    async def list_dir(self, prefix: str) -> AsyncIterator[str]:
+        """Names directly in a folder."""
+        for name in await asyncio.to_thread(lambda: list(self.place.children(prefix))):
+            yield name
+
+    def _read(self, key: str, part: ByteRequest | None) -> bytes:
+        if isinstance(part, RangeByteRequest):
+            return self.place.read(key, part.start, part.end)
+        if isinstance(part, OffsetByteRequest):
+            return self.place.read(key, part.offset)
+        if isinstance(part, SuffixByteRequest):
+            return self.place.read_end(key, part.suffix)
+        return self.place.read(key)
