@@ -1,11 +1,12 @@
 import math
 
+import jaxtyping
 import pytest
 import torch
-from planted_deletion import planted
+from intervene.planted_deletion import planted
 
 from trainhooks.intervene.compensate import VARIANTS, build_codes, edited_head, rank_code
-from trainhooks.intervene.curves import deletion_curves
+from trainhooks.intervene.curves import deletion_curves, thinned
 from trainhooks.intervene.orders import deletion_orders, probability_slope, second_moment
 
 
@@ -99,11 +100,28 @@ def test_an_added_vector_and_the_order_of_positions_change_nothing():
         ({"bias": torch.full((400,), torch.nan)}, "not finite"),
     ],
 )
-def test_what_cannot_be_measured_is_refused(change, match):
+def test_what_cannot_be_measured_is_refused(change, match, monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the code's own check is what is tested
     weight, hidden, labels, document = planted()
     arguments = {"labels": labels, "document": document, "codes": []} | change
     with pytest.raises(ValueError, match=match):
         deletion_curves(weight, hidden, **arguments)
+
+
+def test_thinned_random_orders_are_those_of_their_positions_alone():
+    weight, hidden, labels, document = planted()
+    orders = deletion_orders(weight, hidden, slope=torch.ones(24), names=("norm",), random=1)
+    options = {"codes": build_codes(weight, hidden, orders=orders, variants=("zero",)), "fractions": (0.5,)}
+    found = deletion_curves(weight, hidden, labels=labels, document=document, thin=3, **options)
+    kept = torch.arange(320) % 16 % 3 == 0
+    assert torch.equal(thinned(document, 3), kept)
+    alone = deletion_curves(weight, hidden[kept], labels=labels[kept], document=document[kept], **options)
+    every = deletion_curves(weight, hidden, labels=labels, document=document, **options)
+    torch.testing.assert_close(found.mean()[:, 1], alone.mean()[:, 1], atol=1e-6, rtol=1e-5)
+    torch.testing.assert_close(found.mean()[:, [0, 2]], every.mean()[:, [0, 2]], atol=1e-6, rtol=1e-5)
+    assert found.evaluated.sum(1).tolist() == [320, 120, 320]
+    with pytest.raises(ValueError, match="thin is 0"):
+        deletion_curves(weight, hidden, labels=labels, document=document, thin=0, **options)
 
 
 def test_a_number_of_dimensions_out_of_range_is_refused():

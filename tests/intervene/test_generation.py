@@ -53,4 +53,4 @@ def test_mauve_is_high_for_one_distribution_and_low_for_two():
     assert generation.mauve_score(first, second) > 0.8
     assert generation.mauve_score(first, -second) < 0.1
     with pytest.raises(ValueError, match="20 in each arm"):
-        generation.mauve_score(first[:5], second)
+        generation.mauve_score(first[:5], second[:5])

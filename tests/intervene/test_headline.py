@@ -16,7 +16,8 @@ def curves(slopes, *, documents=8):
     sums = torch.zeros(len(slopes), 4, 4, documents, dtype=torch.float64)
     sums[:, :, 1] = torch.tensor(slopes).double()[:, None, None] * torch.tensor(fractions).double()[:, None] * 10
     positions = torch.full((documents,), 10.0, dtype=torch.float64)
-    return Curves(tuple(map(plain_code, orders)), fractions, (1, 2, 2, 3), sums, positions, positions)
+    codes = tuple(map(plain_code, orders))
+    return Curves(codes, fractions, (1, 2, 2, 3), sums, positions.expand(len(codes), -1), positions, positions)
 
 
 def test_the_largest_fraction_is_the_crossing_of_a_line():
@@ -51,4 +52,4 @@ def test_draws_keep_the_number_of_documents():
 
 def test_bounds_must_be_positive():
     with pytest.raises(ValueError, match="above 0"):
-        largest_fraction(torch.zeros(1, 4).double(), fractions=(1.0,), js_bound=0)
+        largest_fraction(torch.zeros(1, 4).double(), fractions=(1.0,), js_bound=0.0)

@@ -1,6 +1,7 @@
+import jaxtyping
 import pytest
 import torch
-from planted_deletion import planted
+from intervene.planted_deletion import planted
 
 from trainhooks.intervene.orders import ORDERS, deletion_orders, probability_slope, rising, second_moment
 
@@ -45,7 +46,8 @@ def test_equal_scores_go_by_falling_index():
     assert rising(torch.tensor([1.0, 0, 1, 0])).tolist() == [3, 1, 2, 0]
 
 
-def test_widths_and_emptiness_are_refused():
+def test_widths_and_emptiness_are_refused(monkeypatch):
+    monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)  # the code's own check is what is tested
     weight, hidden, *_ = planted()
     with pytest.raises(ValueError, match="24 dimensions"):
         deletion_orders(weight, hidden, slope=torch.ones(23))

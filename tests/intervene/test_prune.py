@@ -2,12 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from planted_deletion import planted
+from intervene.planted_deletion import planted
+from intervene.planted_lm import llama, neox, target, texts
 
-from trainhooks.intervene.contexts import Contexts
-from trainhooks.intervene.orders import deletion_orders, probability_slope
-from trainhooks.intervene.prune import prune, prune_over, pruned_target
+from trainhooks.intervene.compensate import VARIANTS, edited_head
+from trainhooks.intervene.contexts import Contexts, collect_contexts
+from trainhooks.intervene.orders import ORDERS, deletion_orders, probability_slope
+from trainhooks.intervene.prune import check_savable, code_labels, prune, pruned_target
 from trainhooks.intervene.target import Target
+from trainhooks.intervene.tokenizer import Tokenizer
 
 
 def halves(**options):
@@ -45,12 +48,12 @@ def test_saliency_gains_significantly_and_a_permuted_slope_does_not():
 def test_the_result_says_itself_as_text_and_as_numbers():
     weight, calibration, test = halves()
     options = {"calibration": calibration, "test": test, "random": 3, "fractions": (0.3, 0.6)}
-    ((step, found),) = prune_over([(7, weight, calibration, test)], random=3, fractions=(0.3, 0.6))
-    assert step == 7
+    found = prune(weight, **options)
     assert found.to_dict() == prune(weight, **options).to_dict()
     assert "compensated/unique" in found.render()
     assert "rank_k" in found.render()
-    assert len(found.to_dict()["codes"]) == 3 * 8 + 1
+    labels = [code["code"] for code in found.to_dict()["codes"]]
+    assert labels == code_labels(ORDERS, VARIANTS, random=3)
 
 
 def test_unknown_orders_and_variants_are_named():
@@ -69,8 +72,8 @@ def test_a_pruned_model_is_saved_and_says_the_same_when_loaded(tmp_path, untie):
     )
     config.tie_word_embeddings = True
     model = transformers.LlamaForCausalLM(config).eval().requires_grad_(False)
-    backend = SimpleNamespace(save=lambda path: None)
-    tokenizer = SimpleNamespace(size=400, backend=backend)
+    backend = SimpleNamespace(save=lambda path: None, get_vocab=lambda **_: {"last": 399})
+    tokenizer = Tokenizer(backend)
     weight, calibration, test = halves()
     model.lm_head.weight.copy_(weight)
     target = Target(model, tokenizer, weight, None, "planted", tied=True)
@@ -85,3 +88,32 @@ def test_a_pruned_model_is_saved_and_says_the_same_when_loaded(tmp_path, untie):
     assert torch.equal(model.lm_head.weight, weight)
     with pytest.raises(ValueError, match="zero/ascending"):
         pruned_target(target, found, code="zero/none", fraction=0.5)
+
+
+def test_context_means_are_held_by_a_norm_with_bias_exactly(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    one = target(neox())
+    first, second = (collect_contexts(one, texts(12, seed=i), context_length=30) for i in (0, 1))
+    found = prune(one.weight, calibration=first, test=second, variants=("context_mean",), random=0, fractions=(0.5,))
+    code = found.curves.codes[0]
+    pruned_target(one, found, code=code.label, fraction=0.5).save(tmp_path)
+    loaded = transformers.AutoModelForCausalLM.from_pretrained(tmp_path).eval()
+    ids = torch.arange(20)[None]
+    weight, bias = edited_head(one.weight, code=code, deleted=8)
+    expected = one.with_head(weight, bias=bias).model(input_ids=ids).logits
+    torch.testing.assert_close(loaded(input_ids=ids).logits, expected, atol=1e-4, rtol=1e-4)
+    assert not torch.allclose(expected, one.model(input_ids=ids).logits, atol=1e-2)
+
+
+def test_what_cannot_be_saved_is_known_before_the_run():
+    one = target(llama())
+    known = code_labels(("norm",), ("zero", "context_mean"), random=1, seed=4)
+    assert known == ["zero/norm", "zero/random-4", "context_mean/norm", "context_mean/random-4", "rank_k"]
+    check_savable(one, code="zero/norm", fraction=0.3, known=known)
+    for code, fraction, said in (
+        ("context_mean/norm", 0.3, "zero or compensated"),
+        ("zero/size", 0.3, "got code"),
+        ("zero/norm", 1.5, "at 1.5"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            check_savable(one, code=code, fraction=fraction, known=known)

@@ -1,6 +1,7 @@
 import dataclasses
 import math
 
+import numpy as np
 import pytest
 import torch
 from intervene.planted_lm import llama, neox, planted, target, texts
@@ -13,8 +14,9 @@ from trainhooks.intervene.effects import document_draws, effects, log_ratio_draw
 from trainhooks.intervene.outputs import outputs, token_log_p
 from trainhooks.intervene.samples import few_sample_curve
 from trainhooks.intervene.solve import find_joint_scales, find_scales, joint_log_p
-from trainhooks.intervene.steer import Bench, has_constant_gauge, steer, steer_over
-from trainhooks.intervene.steering import run_steering
+from trainhooks.intervene.steer import Bench, has_constant_gauge, steer
+from trainhooks.intervene.steering import run_steering, token_frequency
+from trainhooks.tokens import TokenCounts
 
 
 @pytest.fixture(scope="module")
@@ -129,7 +131,7 @@ def test_least_spread_of_no_mean_is_zero():
 def test_a_planted_code_is_steered_to_one_percent():
     weight = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
     one = dataclasses.replace(target(llama()), weight=weight)
-    found = steer(one, planted(), planted(seed=1), tokens=[1, 5], ratios=[0.1, 0.5, 2, 5], directions=SOLVED[1:])
+    found = steer(one, planted(), planted(seed=1), tokens=[1, 5], ratios=[0.1, 0.5, 2.0, 5.0], directions=SOLVED[1:])
     ok = [edit for edit in found.edits if edit.feasible]
     assert len(ok) >= 28
     for edit in ok:
@@ -142,7 +144,7 @@ def test_a_rare_token_follows_the_papers_scale():
     weight = torch.randn(40, 16, generator=torch.Generator().manual_seed(3))
     one = dataclasses.replace(target(llama()), weight=weight)
     rarest = int((weight @ torch.ones(16)).argmin())
-    found = steer(one, planted(), planted(seed=1), tokens=[rarest], ratios=[0.2, 2, 5], directions=["least_norm"])
+    found = steer(one, planted(), planted(seed=1), tokens=[rarest], ratios=[0.2, 2.0, 5.0], directions=["least_norm"])
     for edit in found.edits:
         assert edit.predicted == pytest.approx(edit.requested, rel=0.1)
 
@@ -173,16 +175,22 @@ def test_only_a_layer_norm_with_bias_has_a_constant_gauge(real):
     assert has_constant_gauge(two, collect_contexts(two, texts(6), context_length=30))
 
 
-def test_few_samples_and_steps(real):
+def test_few_samples(real):
     one, first, second = real
     bench = Bench.build(one, first, second)
     curve = few_sample_curve(bench, tokens=[3], ratios=[2.0], vocab_size=40, sizes=(1, 8), draws=20)
     assert [point.documents for point in curve] == [1, 8]
     assert curve[0].cosine.median() < curve[1].cosine.median() <= 1
-    series = [(0, one.weight), (5, one.weight * 1.5)]
-    kept = list(steer_over(one, series, first, second, tokens=[3], directions=["least_norm"]))
-    assert [step for step, _ in kept] == [0, 5]
-    assert kept[0][1].edits != kept[1][1].edits
+
+
+def test_counts_decide_the_bins_and_one_document_is_refused(real):
+    one, first, second = real
+    counts = torch.arange(40).double()
+    found = steer(one, first, second, tokens=1, ratios=[2.0], directions=["logit_bias"], counts=counts)
+    assert [edit.token for edit in found.edits] == [39]
+    single = dataclasses.replace(second, document=torch.zeros_like(second.document))
+    with pytest.raises(ValueError, match="test 1; needed 2"):
+        steer(one, first, single, tokens=1, ratios=[2.0])
 
 
 def test_from_files_to_a_saved_model(tmp_path):
@@ -208,3 +216,12 @@ def test_from_files_to_a_saved_model(tmp_path):
     assert (saved / "model.safetensors").is_file()
     with pytest.raises(ValueError, match="one direction"):
         run_steering(tmp_path / "model", text=[tmp_path / "text.txt"], save=saved)
+
+
+def test_counts_come_from_a_file(tmp_path):
+    one = target(llama())
+    TokenCounts(np.arange(40)).save(tmp_path / "counts.npz")
+    assert token_frequency(tmp_path / "counts.npz", one).tolist() == list(range(40))
+    TokenCounts(np.arange(39)).save(tmp_path / "fewer.npz")
+    with pytest.raises(ValueError, match="39"):
+        token_frequency(tmp_path / "fewer.npz", one)

@@ -33,3 +33,10 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
 
     app.command(run)
     return run
+
+
+def refuse_beside_over(given: dict[str, object]) -> None:
+    """Raises ValueError for options that mean one model where a series of them was asked for."""
+    for name, value in given.items():
+        if value is not None:
+            raise ValueError(f"{name} is for one model, and --over for many: leave one of them out.")

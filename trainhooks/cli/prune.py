@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
-from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
 
 
 @command
@@ -27,6 +27,7 @@ def prune(
     context_length: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
     positions: Annotated[int, Positive] = 4096,
     seed: int = 0,
+    over: str | None = None,
     fraction: float = 0.3,
     code: str = "zero/ascending",
     untie: Flag = False,
@@ -65,6 +66,10 @@ def prune(
         Positions in each half.
     seed
         Of the split, the windows, the random orders and the intervals.
+    over
+        Steps to go along, all or as in 0,1,2,4 or 0:300:50: MODEL is a folder of whole models step{N}, or with
+        --store the body that each of the store's output embeddings is put in. Prints the largest fraction of every
+        order against the step; each step costs a whole run, so take --variant zero and fewer positions.
     fraction
         Of the dimensions to delete in the model that is saved.
     code
@@ -79,11 +84,39 @@ def prune(
     from trainhooks.intervene.compensate import VARIANTS
     from trainhooks.intervene.contexts import collect_contexts, read_documents, split_documents
     from trainhooks.intervene.orders import ORDERS
+    from trainhooks.intervene.prune import check_savable, code_labels, pruned_target, token_mask_of
     from trainhooks.intervene.prune import prune as run_prune
-    from trainhooks.intervene.prune import pruned_target, token_mask_of
     from trainhooks.intervene.target import load_target
 
+    options: dict[str, Any] = {
+        "orders": order or ORDERS,
+        "variants": variant or VARIANTS,
+        "random": random,
+        "js_bound": js_bound,
+        "loss_bound": loss_bound,
+        "seed": seed,
+    }
+    if over is not None:
+        from trainhooks.intervene.over import HEAD, WHOLE, moments, prune_along
+
+        refuse_beside_over({"--save": save, "--step": step})
+        series = moments(
+            model,
+            text=text,
+            over=over,
+            store=store,
+            tokenizer=tokenizer,
+            context_length=context_length,
+            max_positions=positions,
+            seed=seed,
+        )
+        along = prune_along(series, note=WHOLE if store is None else HEAD.format(model=model), **options)
+        print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
+        return
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)
+    if save is not None:
+        known = code_labels(options["orders"], options["variants"], random=random, seed=seed)
+        check_savable(target, code=code, fraction=fraction, known=known)
     halves = [
         collect_contexts(target, part, context_length=context_length, max_positions=positions, seed=seed)
         for part in split_documents(read_documents(text), seed=seed)
@@ -94,12 +127,7 @@ def prune(
         test=halves[1],
         bias=target.bias,
         mask=token_mask_of(target),
-        orders=order or ORDERS,
-        variants=variant or VARIANTS,
-        random=random,
-        js_bound=js_bound,
-        loss_bound=loss_bound,
-        seed=seed,
+        **options,
     )
     print(json_format.dumps(found.to_dict(), indent=2) if json else found.render())
     if target.tied and not json:

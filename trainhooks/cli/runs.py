@@ -21,13 +21,14 @@ def demo(
     loop: Literal["plain", "lightning", "transformers"] = "plain",
     device: Literal["auto", "cpu", "cuda"] = "auto",
     seed: int = 0,
+    checkpoints: Flag = False,
 ) -> None:
     """Pretrain a small language model with everything on, and say what its output embedding learnt when.
 
     Parameters
     ----------
     out
-        Folder for the store and the TensorBoard events; what an earlier demo left there is overwritten.
+        Folder for the store, the TensorBoard events and the trained model; what an earlier demo left is overwritten.
     steps
         Optimizer updates; by default the size's own (300 for tiny).
     size
@@ -40,10 +41,21 @@ def demo(
         auto takes a GPU where there is one.
     seed
         Of the initial weights and of the data order.
+    checkpoints
+        Save whole models too, at steps 0, 1, 2, 4 ... and the last: a suite for analyze, steer and prune.
     """
     from trainhooks.demo.run import run_demo
 
-    run_demo(out=out, steps=steps, size=size, corpus_paths=corpus, loop=loop, device=device, seed=seed)
+    run_demo(
+        out=out,
+        steps=steps,
+        size=size,
+        corpus_paths=corpus,
+        loop=loop,
+        device=device,
+        seed=seed,
+        checkpoints=checkpoints,
+    )
 
 
 @command

@@ -8,7 +8,7 @@ from typing import Annotated
 
 from cyclopts import Parameter, validators
 
-from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
 
 
 @command
@@ -26,6 +26,8 @@ def steer(
     context_length: Annotated[int, Parameter(validator=validators.Number(gte=2))] = 128,
     positions: Annotated[int, Positive] = 8192,
     seed: int = 0,
+    counts: Path | None = None,
+    over: str | None = None,
     untie: Flag = False,
     save: Path | None = None,
     json: Flag = False,
@@ -60,6 +62,11 @@ def steer(
         Positions in each half.
     seed
         Of the split, the windows, the random directions and the intervals.
+    counts
+        A file of token counts, for the frequency bins; by default the labels of the text are counted.
+    over
+        Steps to go along, all or as in 0,1,2,4 or 0:300:50: MODEL is a folder of whole models step{N}, or with
+        --store the body that each of the store's output embeddings is put in. Prints errors against the step.
     untie
         Edit the output side only where the input embedding is the same matrix.
     save
@@ -70,6 +77,29 @@ def steer(
     from trainhooks.intervene.directions import REFERENCES, SOLVED
     from trainhooks.intervene.steering import run_steering
 
+    if over is not None:
+        from trainhooks.intervene.over import HEAD, WHOLE, moments, steer_along
+
+        refuse_beside_over({"--save": save, "--step": step, "--counts": counts})
+        along = steer_along(
+            moments(
+                model,
+                text=text,
+                over=over,
+                store=store,
+                tokenizer=tokenizer,
+                context_length=context_length,
+                max_positions=positions,
+                seed=seed,
+            ),
+            note=WHOLE if store is None else HEAD.format(model=model),
+            tokens=tokens or pick,
+            ratios=ratios,
+            directions=direction or (*SOLVED, *REFERENCES),
+            seed=seed,
+        )
+        print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
+        return
     report = run_steering(
         model,
         text=text,
@@ -83,6 +113,7 @@ def steer(
         max_positions=positions,
         seed=seed,
         untie=untie,
+        counts=counts,
         save=save,
     )
     print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")

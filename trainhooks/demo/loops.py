@@ -22,7 +22,7 @@ Hooks = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Training:
-    """How to train: `steps` updates of `batch` windows each, on `device`."""
+    """How to train: `steps` updates of `batch` windows each, on `device`; `after_update` gets the number of each."""
 
     steps: int
     batch: int
@@ -33,6 +33,7 @@ class Training:
     clip: float = 1.0
     device: str = "cpu"
     progress: bool = True
+    after_update: Callable[[int], None] = lambda step: None
 
     @property
     def on_gpu(self) -> bool:
@@ -65,7 +66,7 @@ def train_plain(model: nn.Module, windows: Dataset[Tensor], training: Training, 
     batches = _forever(DataLoader(windows, batch_size=training.batch, drop_last=True))
     steps = range(training.steps)
     with Recorder(model, total_steps=training.steps, **hooks) as recorder:
-        for _ in track(steps, "training") if training.progress else steps:
+        for step in track(steps, "training") if training.progress else steps:
             ids = next(batches).to(training.device)
             recorder.begin_step(ids[:, 1:])
             with torch.autocast(training.device, torch.bfloat16, enabled=training.on_gpu):
@@ -78,6 +79,7 @@ def train_plain(model: nn.Module, windows: Dataset[Tensor], training: Training, 
             scheduler.step()
             optimizer.zero_grad()
             recorder.after_update(loss=loss.detach(), learning_rate=learning_rate)
+            training.after_update(step + 1)
     return recorder
 
 
@@ -95,6 +97,9 @@ def train_lightning(model: nn.Module, windows: Dataset[Tensor], training: Traini
         def training_step(self, batch: dict[str, Tensor]) -> Tensor:
             loss: Tensor = self.model(**batch).loss
             return loss
+
+        def on_train_batch_end(self, *_: Any) -> None:
+            training.after_update(self.trainer.global_step)
 
         def configure_gradient_clipping(self, optimizer: Any, *_: Any, **__: Any) -> None:
             # Lightning's own clipping refuses fused optimizers under mixed precision
@@ -127,9 +132,13 @@ def train_lightning(model: nn.Module, windows: Dataset[Tensor], training: Traini
 
 def train_transformers(model: nn.Module, windows: Dataset[Tensor], training: Training, hooks: Hooks) -> Recorder:
     """The same run with the HF Trainer."""
-    from transformers import Trainer, TrainingArguments
+    from transformers import Trainer, TrainerCallback, TrainingArguments
 
     from trainhooks.integrations.transformers import TrainHooks
+
+    class AfterUpdate(TrainerCallback):
+        def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+            training.after_update(state.global_step)
 
     callback = TrainHooks(**hooks)
     with tempfile.TemporaryDirectory() as folder:
@@ -153,7 +162,7 @@ def train_transformers(model: nn.Module, windows: Dataset[Tensor], training: Tra
             train_dataset=windows,
             data_collator=as_batch,
             optimizers=training.optimizer(model),
-            callbacks=[callback],
+            callbacks=[callback, AfterUpdate()],
         )
         trainer.train()
     return callback.recorder

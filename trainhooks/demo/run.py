@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
 from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
@@ -37,9 +39,13 @@ def run_demo(
     device: str = "auto",
     seed: int = 0,
     max_bytes: int | None = None,
+    checkpoints: bool = False,
     console: Console | None = None,
 ) -> Store:
     """Pretrain, record, and print what happened; returns the store that was made.
+
+    `out` gets the store `run.zarr`, the TensorBoard `events`, the trained `model`, which the store's last step belongs
+    to, and with `checkpoints` a suite of whole models at log-spaced steps, `checkpoints/step{N}`.
 
     Raises ValueError for a corpus that is empty or too small, or a GPU that is not there; OSError for a folder
     that can't be written. All before training starts.
@@ -62,6 +68,11 @@ def run_demo(
     )
     model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
     console.print(_describe(model, corpus, training, preset, loop))
+    clear_models(out)
+    if checkpoints:
+        suite = CheckpointSuite(out / "checkpoints", model, corpus.tokenizer, last=training.steps)
+        suite(0)
+        training = replace(training, after_update=suite)
     for stale in events.glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one curve
         stale.unlink()
     recorder = LOOPS[loop](
@@ -80,10 +91,14 @@ def run_demo(
             "provenance": {"size": size, "loop": loop, "seed": seed, "steps": training.steps, "batch": batch},
         },
     )
+    save_model(out / "model", model=model, tokenizer=corpus.tokenizer)
     store = open_store(store_path)
     _print_results(store, recorder, console)
     console.print(
-        f"\nstore   {store_path}\nevents  {events}    (tensorboard --logdir {events})", highlight=False, soft_wrap=True
+        f"\nstore   {store_path}\nevents  {events}    (tensorboard --logdir {events})\nmodel   {out / 'model'}"
+        + (f"\nsuite   {out / 'checkpoints'}" if checkpoints else ""),
+        highlight=False,
+        soft_wrap=True,
     )
     return store
 

@@ -38,7 +38,7 @@ class FrequencyBins:
         picked: list[int] = []
         for number, edge in enumerate(self.edges):
             first = 0 if number == 0 else self.edges[number - 1]
-            share = (count - len(picked)) // (len(self.edges) - number)
+            share = -(-(count - len(picked)) // (len(self.edges) - number))
             ranks = torch.linspace(first, edge - 1, min(share, edge - first) + 1, dtype=torch.float64)[:-1]
             picked += by_rank[ranks.long()].tolist()
         return picked

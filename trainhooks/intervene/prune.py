@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,11 +11,11 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trainhooks.intervene.compensate import VARIANTS, build_codes, edited_head
+from trainhooks.intervene.compensate import RANK, VARIANTS, build_codes, edited_head
 from trainhooks.intervene.contexts import Contexts
 from trainhooks.intervene.curves import FRACTIONS, MEASURES, Curves, deletion_curves
 from trainhooks.intervene.headline import Gain, Interval, fraction_intervals, saliency_gain
-from trainhooks.intervene.orders import ORDERS, deletion_orders, probability_slope
+from trainhooks.intervene.orders import ORDERS, RANDOM, deletion_orders, probability_slope
 from trainhooks.intervene.target import Target
 
 
@@ -99,12 +99,14 @@ def prune(
     js_bound: float = 0.02,
     loss_bound: float = 0.05,
     seed: int = 0,
+    thin: int = 2,
 ) -> Pruning:
     """Every order with every variant, and the rank-k reference, along the fractions.
 
-    Slope, means and second moments come from `calibration`, every figure from `test`. `slope` [dim] replaces the
-    probe's own (a permuted one is a control). A variant has a gain where the orders hold `ascending` and at least
-    three random ones. Cost as `deletion_curves`. Raises ValueError as the parts do.
+    Slope, means and second moments come from `calibration`, every figure from `test`; random orders see every
+    `thin`-th position of a document (`deletion_curves`). `slope` [dim] replaces the probe's own (a permuted one is a
+    control). A variant has a gain where the orders hold `ascending` and at least three random ones. Cost as
+    `deletion_curves`. Raises ValueError as the parts do.
 
     Source: Cho et al. 2025, arXiv 2406.01468, the claim; order and bounds are this package's own.
     """
@@ -120,6 +122,7 @@ def prune(
         codes=codes,
         fractions=fractions,
         bias=bias,
+        thin=thin,
     )
     bounds: dict[str, Any] = {"js_bound": js_bound, "loss_bound": loss_bound}
     gains = {}
@@ -128,30 +131,38 @@ def prune(
     return Pruning(curves, tuple(fraction_intervals(curves, seed=seed, **bounds)), gains, js_bound, loss_bound)
 
 
-def prune_over(
-    steps: Iterable[tuple[int, Float[Tensor, "vocab dim"], Contexts, Contexts]], **options: Any
-) -> Iterator[tuple[int, Pruning]]:
-    """`prune` along a run: (step, weight, calibration, test) in, (step, result) out, one at a time.
-
-    Contexts are those of the step where its whole model is at hand; with the last step's for every step, the figures
-    say what an output embedding of that time would do behind the final body, and should be labelled so.
-    """
-    for step, weight, calibration, test in steps:
-        yield step, prune(weight, calibration=calibration, test=test, **options)
-
-
 def pruned_target(target: Target, pruning: Pruning, *, code: str, fraction: float, untie: bool = True) -> Target:
     """The model with a code's dimensions deleted, as `Target.with_head` makes it.
 
+    `context_mean` is a bias for each token; where the model's class has none, the last norm holds the deleted
+    dimensions at their means instead (scale 0, bias mu_i), which is the same model exactly.
     A tied input embedding keeps its matrix with `untie`, which is what was measured; without, it loses the same
     dimensions and hidden states change. Raises ValueError for an unknown code or a fraction outside (0, 1].
     """
     known = {each.label: each for each in pruning.curves.codes}
-    if code not in known or not 0 < fraction <= 1:
-        raise ValueError(f"got code {code!r} at {fraction}; needed a fraction in (0, 1] and one of {', '.join(known)}.")
+    check_savable(target, code=code, fraction=fraction, known=list(known))
     number = round(fraction * target.weight.shape[1])
+    mean, order = known[code].mean, known[code].order
+    if mean is not None and order is not None and not target.keeps_bias:
+        gone = order.dimensions[:number]
+        return target.with_constant(gone, mean[gone])
     weight, bias = edited_head(target.weight, code=known[code], deleted=number, bias=target.bias)
     return target.with_head(weight, bias=bias, untie=untie)
+
+
+def check_savable(target: Target, *, code: str, fraction: float, known: Sequence[str]) -> None:
+    """Raises ValueError for a code that is not among the `known` labels, a fraction outside (0, 1], and a
+    `context_mean` that neither the head (no bias) nor the last norm (no bias) of the model can hold."""
+    if code not in known or not 0 < fraction <= 1:
+        raise ValueError(f"got code {code!r} at {fraction}; needed a fraction in (0, 1] and one of {', '.join(known)}.")
+    if code.startswith("context_mean/") and not target.keeps_bias:
+        target.with_constant(torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+
+def code_labels(orders: Sequence[str], variants: Sequence[str], *, random: int, seed: int = 0) -> list[str]:
+    """The labels of the codes that `prune` will make."""
+    names = [*orders, *(f"{RANDOM}-{number}" for number in range(seed, seed + random))]
+    return [f"{variant}/{name}" for variant in variants for name in names] + [RANK]
 
 
 def token_mask_of(target: Target) -> Bool[Tensor, "vocab"]:

@@ -39,7 +39,7 @@ def find_scales(
     wanted = ratios * log_p.exp().mean()
     size = shift.square().mean().sqrt()
     if not bool(size > 0) or not bool(size.isfinite()):
-        return torch.where(ratios == 1, 0.0, math.nan)
+        return torch.full_like(ratios, math.nan).masked_fill_(ratios == 1, 0)
     grid = torch.logspace(-3, 2, _GRID, dtype=torch.float64) / size
     grid = torch.cat([torch.zeros(1, dtype=torch.float64), grid])
     brackets = [_first_crossing(odds, shift * sign, grid, wanted) for sign in (1.0, -1.0)]

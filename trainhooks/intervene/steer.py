@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -103,14 +103,18 @@ class Bench:
     bins: FrequencyBins
 
     @classmethod
-    def build(cls, target: Target, calibration: Contexts, test: Contexts) -> Bench:
+    def build(
+        cls, target: Target, calibration: Contexts, test: Contexts, *, counts: Float64[Tensor, "vocab"] | None = None
+    ) -> Bench:
         """Two passes over vocabulary-sized logits and the fit of the slope.
 
-        Frequency is how often a token is a label in the calibration text, ties by the model's mean probability.
+        Frequency is `counts`, else how often a token is a label in the calibration text; ties go by the model's mean
+        probability.
         """
         before = outputs(target.weight, target.bias, calibration)
         slope = probability_slope(target.weight, before.alpha, vocab_size=target.tokenizer.size)
-        seen = torch.bincount(calibration.labels, minlength=target.vocab).double() + before.alpha
+        labels = torch.bincount(calibration.labels, minlength=target.vocab).double()
+        seen = (labels if counts is None else counts) + before.alpha
         seen[target.tokenizer.size :] = 0
         return cls(
             weight=target.weight,
@@ -134,20 +138,27 @@ def steer(
     directions: Sequence[str] = (*SOLVED, *REFERENCES),
     draws: int = 8,
     resamples: int = 1000,
+    counts: Float64[Tensor, "vocab"] | None = None,
     seed: int = 0,
 ) -> Steering:
     """Every token by every direction to every ratio, one at a time, and all tokens together.
 
     Slope and scale come from `calibration`, everything reported from `test`, whose hidden states are of the model's
     real forward pass; since only logit w moves, the edited head's output follows exactly. `tokens` are ids or text, or
-    how many to pick over the frequency bins, the commonest first. `draws` are random directions a reference.
+    how many to pick over the frequency bins, the commonest first; `counts` as in `Bench.build`. `draws` are random
+    directions a reference.
 
     Raises ValueError for a text that is not one token, a ratio that is not above 0, an unknown direction, and for a
     part that has one document only (no interval).
     """
     wanted = torch.tensor(list(ratios), dtype=torch.float64)
     check_ratios(wanted)
-    bench = Bench.build(target, calibration, test)
+    if min(calibration.documents, test.documents) < 2:
+        raise ValueError(
+            f"calibration has {calibration.documents} documents and test {test.documents}; needed 2 or more in each, "
+            "for intervals over documents. Give more files, more positions or a smaller context_length."
+        )
+    bench = Bench.build(target, calibration, test, counts=counts)
     picked = bench.bins.pick(tokens) if isinstance(tokens, int) else [target.tokenizer.token_id(t) for t in tokens]
     if not picked or not len(wanted):
         raise ValueError(f"got {len(picked)} tokens and {len(wanted)} ratios; needed one or more of each.")
@@ -167,25 +178,6 @@ def steer(
         loss=-float(bench.before_test.label_log_p.mean()),
         constant_gauge=has_constant_gauge(target, calibration),
     )
-
-
-def steer_over(
-    target: Target,
-    series: Iterable[tuple[int, Float[Tensor, "vocab dim"]]],
-    calibration: Contexts,
-    test: Contexts,
-    *,
-    tokens: Sequence[int | str],
-    ratios: Sequence[float] = (0.5, 2.0),
-    directions: Sequence[str] = (*SOLVED, *REFERENCES),
-) -> Iterator[tuple[int, Steering]]:
-    """(step, steering) along a run's output embeddings, from the same contexts: hidden states are `target`'s own.
-
-    Only the head goes through training here; a whole model's trajectory needs contexts of each checkpoint.
-    """
-    for step, matrix in series:
-        moved = target.with_head(matrix)
-        yield step, steer(moved, calibration, test, tokens=tokens, ratios=ratios, directions=directions)
 
 
 def has_constant_gauge(target: Target, contexts: Contexts) -> bool:

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from jaxtyping import Float64
+from torch import Tensor
+
 from trainhooks.intervene.apply import RealPass, apply_edit, mean_probability
 from trainhooks.intervene.contexts import choose_windows, read_documents, run_windows, split_documents
 from trainhooks.intervene.directions import REFERENCES, SOLVED, make_directions
+from trainhooks.intervene.report import finite
 from trainhooks.intervene.samples import FewSamples, few_sample_curve
 from trainhooks.intervene.steer import RATIOS, Bench, Edit, Steering, steer
 from trainhooks.intervene.target import Target, load_target
+from trainhooks.tokens import TokenCounts
 
 _HEADER = (
     f"{'direction':<13}{'ratio':>6} {'feasible':>9} {'achieved':>9} {'error':>7} {'in 95%':>7} {'as bias':>8} "
@@ -39,7 +44,7 @@ class SteeringReport:
         ]
         plain: dict[str, Any] = {"model": self.model, "notes": self.notes, "few_samples": few}
         plain |= {"steering": asdict(self.steering), "real_pass": [asdict(one) for one in self.real]}
-        cleaned: dict[str, Any] = _finite(plain)
+        cleaned: dict[str, Any] = finite(plain)
         return cleaned
 
     def render(self) -> str:
@@ -58,7 +63,11 @@ class SteeringReport:
         for edit in s.edits:
             groups.setdefault((edit.direction, edit.requested), []).append(edit)
         lines += [_row(name, ratio, edits) for (name, ratio), edits in groups.items()]
-        lines += ["", "Median error by frequency (rank among the calibration text's labels)", *_by_bin(s.edits)]
+        lines += [
+            "",
+            "Median error by frequency (rank among the calibration text's labels, or in the counts given)",
+            *_by_bin(s.edits),
+        ]
         lines += [f"together: {_joint(s)}"] if s.joint else []
         lines += [
             f"real pass, {one.direction}, token {one.token} x {one.requested:g}: {one.untied:.4f} "
@@ -89,10 +98,12 @@ def run_steering(
     calibration: float = 0.5,
     seed: int = 0,
     untie: bool = False,
+    counts: str | Path | None = None,
     save: str | Path | None = None,
 ) -> SteeringReport:
     """Steer a model on text; see `steer`. With `save` the edit is written as a model: one direction, one ratio, all
-    tokens together. A tied input embedding takes the edit too, unless `untie`.
+    tokens together; a tied input embedding takes the edit too, unless `untie`. `counts` is a file of `TokenCounts`,
+    for the frequency bins.
 
     Raises ValueError as `load_target`, `read_documents`, `split_documents`, `collect_contexts` and `steer` do, and
     where `save` is asked for with several directions or ratios.
@@ -102,18 +113,27 @@ def run_steering(
             "saving needs the tokens named, one ratio and one direction: pass --tokens, --ratios and --direction."
         )
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)
+    frequency = None if counts is None else token_frequency(counts, target)
     known, unseen = split_documents(read_documents(text), calibration=calibration, seed=seed)
     window: dict[str, Any] = {"context_length": context_length, "max_positions": max_positions, "seed": seed}
     windows, held_out = (choose_windows(target, part, **window) for part in (known, unseen))
     first, second = (run_windows(target, part, max_positions=max_positions) for part in (windows, held_out))
-    found = steer(target, first, second, tokens=tokens, ratios=ratios, directions=directions, seed=seed)
-    bench = Bench.build(target, first, second)
+    found = steer(
+        target, first, second, tokens=tokens, ratios=ratios, directions=directions, counts=frequency, seed=seed
+    )
+    bench = Bench.build(target, first, second, counts=frequency)
     chosen = list(dict.fromkeys(edit.token for edit in found.edits))
     real = tuple(_real_pass(target, bench, edit, held_out) for edit in _to_check(found))
     few = few_sample_curve(bench, tokens=chosen, ratios=ratios, vocab_size=target.tokenizer.size, seed=seed)
     if save is not None:
         _edited(target, bench, found, chosen, untie=untie).save(save)
     return SteeringReport(str(model), _notes(target, found, untie), found, real, tuple(few))
+
+
+def token_frequency(counts: str | Path, target: Target) -> Float64[Tensor, "vocab"]:
+    """Counts of a file, 0 for padding rows. Raises ValueError where their number is not that of the tokenizer's ids."""
+    found = TokenCounts.load(counts)
+    return torch.from_numpy(found.for_rows(target.vocab, vocab_size=target.tokenizer.size)).double()
 
 
 def _to_check(found: Steering) -> list[Edit]:
@@ -214,11 +234,3 @@ def _joint(found: Steering) -> str:
         error = f"{statistics.median(pairs):.1%}" if joint.feasible else "infeasible"
         parts.append(f"{joint.direction} x {joint.requested:g} {error}")
     return "; ".join(parts)
-
-
-def _finite(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _finite(inner) for key, inner in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
 from trainhooks.intervene.tokenizer import Tokenizer, load_tokenizer
@@ -62,13 +62,40 @@ class Target:
         model = _with_parameters(self.model, self.head, weight, new_bias, both=self.tied and not untie)
         return Target(model, self.tokenizer, weight, new_bias, self.name, tied=self.tied and not untie)
 
+    @property
+    def keeps_bias(self) -> bool:
+        """Whether the model's class has a bias in its head, so that one set here survives saving."""
+        return getattr(_meta_head(self.model), "bias", None) is not None
+
+    def with_constant(self, dimensions: Int64[Tensor, "some"], values: Float[Tensor, "some"]) -> Target:
+        """The same model with some dimensions of every hidden state held at given values by the last norm itself:
+        its scale there is 0 and its bias the value. The output embedding stays, and so does a tied input embedding.
+
+        Raises ValueError where no norm with scale and bias stands before the head.
+        """
+        head = self.head
+        if head.norm_weight is None or head.norm_bias is None or head.norm_offset is None:
+            raise ValueError(
+                f"the last norm of {self.name} has no bias (an RMSNorm has none), so it cannot hold dimensions at "
+                "their means. Save a code of the variant zero or compensated."
+            )
+        scale, bias = head.norm_weight.detach().clone(), head.norm_bias.detach().clone()
+        scale[dimensions] = -head.norm_offset
+        bias[dimensions] = values.to(bias)
+        model: Any = copy.copy(self.model)
+        model.__dict__ = self.model.__dict__ | {"_modules": dict(self.model._modules)}
+        parameters = {"weight": nn.Parameter(scale, requires_grad=False), "bias": nn.Parameter(bias, False)}
+        norm = next(module for module in self.model.modules() if _holds(module, head.norm_weight))
+        path = next(path for path, module in self.model.named_modules() if module is norm)
+        _put(model, path, _shallow(norm, _parameters=dict(norm._parameters) | parameters))
+        return Target(model, self.tokenizer, self.weight, self.bias, self.name, tied=self.tied)
+
     def save(self, folder: str | Path) -> None:
         """Write the model and its tokenizer so that `transformers` loads them from `folder`.
 
         Raises ValueError where the head has a bias that the model's class does not know: it would be lost.
         """
-        fresh = _meta_head(self.model)
-        if self.bias is not None and getattr(fresh, "bias", None) is None:
+        if self.bias is not None and not self.keeps_bias:
             raise ValueError(
                 f"{type(self.model).__name__} has no bias in its head, so loading would lose the one set here. Save an "
                 "edit of the output embedding (a direction other than logit_bias)."
@@ -107,7 +134,7 @@ def load_target(
             "tokenizer=, the one that belongs to this model."
         )
     target = Target(loaded, found, weight, bias, str(model), head.tied)
-    return target if store is None else target.with_head(_of_store(store, step))
+    return target if store is None else target.with_head(store_matrix(store, step))
 
 
 def _load(name: str) -> nn.Module:
@@ -124,7 +151,8 @@ def _load(name: str) -> nn.Module:
     return module.eval().requires_grad_(False)
 
 
-def _of_store(path: str | Path, step: int | None) -> Tensor:
+def store_matrix(path: str | Path, step: int | None = None) -> Float[Tensor, "vocab dim"]:
+    """The output embedding of a store's step, by default the last. Raises ValueError for a store without any."""
     from trainhooks.store import open_store
 
     store = open_store(path)
@@ -160,6 +188,10 @@ def _with_parameters(
     if not both and head.tied:
         new.all_tied_weights_keys = {}
     return new
+
+
+def _holds(module: nn.Module, parameter: Tensor) -> bool:
+    return any(own is parameter for own in module._parameters.values())
 
 
 def _shallow(module: nn.Module, **replaced: Any) -> nn.Module:

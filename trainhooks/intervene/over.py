@@ -1,0 +1,188 @@
+"""Interventions over training: the model at each step with its contexts, and a figure against the step."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from trainhooks.intervene.contexts import Contexts, choose_windows, read_documents, run_windows, split_documents
+from trainhooks.intervene.directions import REFERENCES, SOLVED
+from trainhooks.intervene.orders import RANDOM
+from trainhooks.intervene.prune import Pruning, prune, token_mask_of
+from trainhooks.intervene.report import finite
+from trainhooks.intervene.steer import RATIOS, Steering, steer
+from trainhooks.intervene.target import Target, load_target, store_matrix
+from trainhooks.suites.listing import list_suite
+
+WHOLE = "Every step is its own whole model: hidden states, slope and figures are that checkpoint's."
+HEAD = (
+    "Only the head is of the step; body and hidden states are those of {model} at every step: no such model ever was."
+)
+
+
+@dataclass(frozen=True)
+class Moment:
+    """A step's model with its calibration and test contexts; the windows of text are the same at every step."""
+
+    step: int
+    target: Target
+    calibration: Contexts
+    test: Contexts
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """A figure against the step: `rows`, by rising step, each with `step` and the names in `columns`.
+
+    `note` says whose hidden states they are. A figure that is not defined is NaN, None in `to_dict`.
+    """
+
+    note: str
+    columns: tuple[str, ...]
+    rows: tuple[dict[str, float], ...]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Ready for JSON."""
+        cleaned: dict[str, Any] = finite({"note": self.note, "rows": self.rows})
+        return cleaned
+
+    def render(self) -> str:
+        """A table, a step a line."""
+        width = {name: max(8, len(name)) for name in self.columns}
+        lines = [self.note, f"{'step':>8}" + "".join(f"  {name:>{width[name]}}" for name in self.columns)]
+        for row in self.rows:
+            cells = "".join(f"  {row[name]:>{width[name]}.3f}" for name in self.columns)
+            lines.append(f"{row['step']:>8g}{cells}")
+        return "\n".join(lines) + "\n"
+
+
+def moments(
+    model: str | Path,
+    *,
+    text: Sequence[str | Path],
+    over: str = "all",
+    store: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    context_length: int = 128,
+    max_positions: int = 8192,
+    seed: int = 0,
+) -> Iterator[Moment]:
+    """The steps of a run from the last to the first, one model in memory at a time.
+
+    Without `store`, `model` is a folder of whole checkpoints (`list_suite`) and contexts are each checkpoint's own.
+    With it, the store's output embeddings stand one after the other in the body of `model`. `over` selects steps as
+    `parse_steps` does, "all" takes all. Raises ValueError for a suite that is not of folders, and as `list_suite`,
+    `load_target`, `split_documents` and `choose_windows`.
+    """
+    suite = list_suite(model if store is None else store, steps=None if over == "all" else over)
+    parts = split_documents(read_documents(text), seed=seed)
+    window: dict[str, Any] = {"context_length": context_length, "max_positions": max_positions, "seed": seed}
+    if store is not None:
+        body = load_target(model, tokenizer=tokenizer)
+        first, second = (_contexts(body, part, window) for part in parts)
+        for step in reversed(suite.steps):
+            yield Moment(step, body.with_head(store_matrix(store, step)), first, second)
+        return
+    if suite.kind not in ("folder", "list"):
+        raise ValueError(
+            f"{model} is a {suite.kind}; whole models at each step are read from folders. Download the steps into "
+            "folders step{N}, or give a store together with the model whose body it goes into."
+        )
+    for entry in reversed(suite.entries):
+        target = load_target(entry.place, tokenizer=tokenizer)
+        first, second = (_contexts(target, part, window) for part in parts)
+        yield Moment(entry.step, target, first, second)
+
+
+def prune_along(series: Iterator[Moment], *, note: str, **options: Any) -> Trajectory:
+    """`prune` at each moment: for each variant the largest fraction in ascending order, the random orders' mean, and
+    what saliency gains with its interval; `loss` of the unmodified model, nats. `options` are those of `prune`.
+
+    Raises ValueError as `prune`.
+    """
+    return _collect(series, lambda moment: _prune_figures(_pruned(moment, options)), note)
+
+
+def steer_along(
+    series: Iterator[Moment],
+    *,
+    note: str,
+    tokens: Sequence[int | str] | int = 20,
+    ratios: Sequence[float] = RATIOS,
+    directions: Sequence[str] = (*SOLVED, *REFERENCES),
+    seed: int = 0,
+) -> Trajectory:
+    """`steer` at each moment, the same tokens at all (those picked at the last step): for each direction the median
+    |log(achieved / r)| over tokens and ratios on test documents, infeasible ones left out, and for those made of the
+    slope the same at the paper's scale log r, without a search (`.paper`).
+
+    Raises ValueError as `steer`.
+    """
+    chosen: list[Sequence[int | str] | int] = [tokens]
+
+    def figures(moment: Moment) -> dict[str, float]:
+        found = steer(
+            moment.target,
+            moment.calibration,
+            moment.test,
+            tokens=chosen[-1],
+            ratios=ratios,
+            directions=directions,
+            seed=seed,
+        )
+        chosen.append(list(dict.fromkeys(edit.token for edit in found.edits)))
+        return _steer_figures(found)
+
+    return _collect(series, figures, note)
+
+
+def _contexts(target: Target, documents: Sequence[str], window: dict[str, Any]) -> Contexts:
+    windows = choose_windows(target, documents, **window)
+    return run_windows(target, windows, max_positions=window["max_positions"])
+
+
+def _pruned(moment: Moment, options: dict[str, Any]) -> Pruning:
+    target = moment.target
+    own: dict[str, Any] = {"bias": target.bias, "mask": token_mask_of(target)}
+    return prune(target.weight, calibration=moment.calibration, test=moment.test, **own, **options)
+
+
+def _collect(series: Iterator[Moment], figures: Callable[[Moment], dict[str, float]], note: str) -> Trajectory:
+    rows = [{"step": float(moment.step), **figures(moment)} for moment in series]
+    rows.sort(key=lambda row: row["step"])
+    return Trajectory(note, tuple(name for name in rows[0] if name != "step"), tuple(rows))
+
+
+def _prune_figures(found: Pruning) -> dict[str, float]:
+    figures = {"loss": float(found.curves.loss.sum() / found.curves.positions.sum())}
+    ordered = [(code, value.value) for code, value in zip(found.curves.codes, found.largest, strict=True) if code.order]
+    for variant in dict.fromkeys(code.variant for code, _ in ordered):
+        own = [(code.order.name, value) for code, value in ordered if code.order and code.variant == variant]
+        figures |= {f"{variant}/{name}": value for name, value in own if name != RANDOM}
+        shuffled = [value for name, value in own if name == RANDOM]
+        if shuffled:
+            figures[f"{variant}/random"] = statistics.fmean(shuffled)
+        if variant in found.gains:
+            gain = found.gains[variant].fraction
+            figures |= {f"{variant} gain": gain.value, f"{variant} low": gain.low, f"{variant} high": gain.high}
+    return figures
+
+
+def _steer_figures(found: Steering) -> dict[str, float]:
+    figures = {"loss": found.loss}
+    for name in dict.fromkeys(edit.direction for edit in found.edits):
+        edits = [edit for edit in found.edits if edit.direction == name and edit.requested != 1]
+        figures[name] = _median_error([(edit.achieved, edit.requested) for edit in edits if edit.feasible])
+        if name in ("elementwise", "saliency", "least_norm"):
+            figures[f"{name}.paper"] = _median_error([(edit.predicted, edit.requested) for edit in edits])
+    return figures
+
+
+def _median_error(pairs: list[tuple[float, float]]) -> float:
+    from math import inf, log, nan
+
+    errors = [abs(log(got / wanted)) if got > 0 else inf for got, wanted in pairs]
+    return statistics.median(errors) if errors else nan
