@@ -6,17 +6,12 @@ import pkgutil
 import re
 from collections import Counter
 from pathlib import Path
-from typing import runtime_checkable
 
 import numpy as np
 import pytest
 import torch
 
 import trainhooks.metrics
-from trainhooks.suites.base import Checkpoint
-
-runtime_checkable(Checkpoint)  # before modules are read whose annotations are checked with it
-
 from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
 from trainhooks.analyze.text import TextProbe
 from trainhooks.metrics.base import Metric
@@ -25,6 +20,7 @@ from trainhooks.metrics.group_convergence import FINAL_VARIABLES
 from trainhooks.recorder import OWN_VARIABLES
 from trainhooks.store.layout import Layout
 from trainhooks.store.schema import array_specs
+from trainhooks.variable import Variable
 
 NUMBERS = Path(__file__).parents[1] / "docs" / "numbers.md"
 COUNTS = np.array([0, 3, 0, 20, 1, 400, 7, 2], dtype=np.int64)
@@ -63,12 +59,17 @@ def build(metric: type[Metric]) -> Metric:
         pytest.fail(f"{metric.__name__} takes what this test does not know ({error}): add it to GIVEN.")
 
 
+def offline_variables() -> list[Variable]:
+    """What an analysis of checkpoints with a text adds."""
+    rows, text = FinalRows.of(torch.from_numpy(COUNTS)), TextProbe("text.txt", counts=COUNTS)
+    return [*rows.variables, *GROUP_VARIABLES, *text.series_variables]
+
+
 def stored_names() -> list[str]:
     """Every array that a recorder with every metric, or an analysis with a text, would lay out."""
     metrics = [*default_metrics(COUNTS), *(build(metric) for metric in metric_classes())]
-    rows, text = FinalRows.of(torch.from_numpy(COUNTS)), TextProbe("text.txt", counts=COUNTS)
-    offline = [*rows.variables, *GROUP_VARIABLES, *text.series_variables]
-    declared = [*OWN_VARIABLES, *FINAL_VARIABLES, *offline, *(v for metric in metrics for v in metric.variables)]
+    live = [*OWN_VARIABLES, *FINAL_VARIABLES, *(v for metric in metrics for v in metric.variables)]
+    declared = [*live, *offline_variables()]
     layout = Layout(
         vocab=len(COUNTS),
         dim=2,

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -85,6 +86,36 @@ def test_strict_stops_and_keeps_what_was_done(suite, tmp_path):
     assert open_store(tmp_path / "a.zarr").steps.tolist() == [0, 1, 2]
 
 
+def test_strict_stops_at_what_the_audit_cannot_read(suite, tmp_path):
+    cut(suite, 4)
+    with pytest.raises(ValueError, match="step 4"):
+        run(suite, tmp_path / "a.zarr", strict=True, audit=True)
+    assert not (tmp_path / "a.zarr").exists()
+
+
+def test_a_final_state_that_is_not_finite_is_told(suite, tmp_path):
+    tensors = load_file(suite / "step16" / "model.safetensors")
+    tensors["lm_head.weight"][3] = float("nan")
+    write_checkpoint(suite, 16, tensors)
+    assert any("every figure that refers to it is NaN" in note for note in run(suite, tmp_path / "a.zarr").notes)
+
+
+def test_resume_refuses_a_store_of_another_kind(suite, tmp_path):
+    """The same steps, but other weights, rows or contents; and a live run's."""
+    run(suite, tmp_path / "a.zarr", steps="0,1")
+    other = write_suite(tmp_path / "other", [0, 1], seed=1)
+    for name, source, settings in (
+        ("final_embedding_hash", other, {}),
+        ("min_count", suite, {"min_count": 20}),
+        ("measured_counts_hash", suite, {"counts": OFTEN + 1}),
+        ("params", suite, {"params": "all"}),
+        ("matrices", suite, {"snapshots": True}),
+    ):
+        with pytest.raises(ValueError, match=name):
+            run(source, tmp_path / "a.zarr", mode="resume", steps="0,1", **settings)
+    assert run(suite, tmp_path / "a.zarr", mode="resume", steps="0,1").steps == ()
+
+
 def test_the_final_state_is_the_last_that_can_be_read(suite, tmp_path):
     cut(suite, 16)
     report = run(suite, tmp_path / "a.zarr")
@@ -162,7 +193,7 @@ def test_half_precision(suite, tmp_path):
         ({"preset": "gpt"}, "not known"),
         ({"mode": "append"}, "not known"),
         ({"params": "*.nothing"}, "no parameter matches"),
-        ({"scheduler": "tcp://x", "executor": object()}, "one of them"),
+        ({"scheduler": "tcp://x", "executor": ThreadPoolExecutor(1)}, "one of them"),
     ],
 )
 def test_what_makes_no_sense(suite, tmp_path, settings, told):

@@ -102,8 +102,7 @@ def head_to_final(
         "convergence.head_unit_distance_to_final": unit_distance(
             whole.norm, whole.reference_norm, distance=whole.distance
         ),
-        # the products' rounding over a norm of 0 would be inf, not NaN
-        "convergence.head_cosine_to_final": _where_both(whole.cosine, whole.norm, whole.reference_norm),
+        "convergence.head_cosine_to_final": whole.cosine,
     }
     return values | (_by_bin(pair, rows.bins, count=rows.bin_count) if rows.bins is not None else {})
 
@@ -111,17 +110,11 @@ def head_to_final(
 def _by_bin(pair: RowPairs, bins: Tensor, *, count: int) -> dict[str, Tensor]:
     moved = mean_by_bin(pair.distances.double().square(), bins, count=count)
     final = mean_by_bin(pair.reference_norms.double().square(), bins, count=count)
-    cosines = _where_both(pair.cosines(), pair.norms, pair.reference_norms)
     return {
         "convergence.head_distance_to_final_by_bin": ratio(moved, final).sqrt(),
-        "convergence.head_cosine_to_final_by_bin": mean_by_bin(cosines, bins, count=count),
+        "convergence.head_cosine_to_final_by_bin": mean_by_bin(pair.cosines(), bins, count=count),
         "convergence.head_row_norm_by_bin": mean_by_bin(pair.norms, bins, count=count),
     }
-
-
-def _where_both(value: Tensor, norm: Tensor, other: Tensor) -> Tensor:
-    """The value, NaN where either norm is 0."""
-    return torch.where((norm > 0) & (other > 0), value, torch.full_like(value, float("nan")))
 
 
 def groups_to_final(

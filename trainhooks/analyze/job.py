@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
+from hashlib import sha256
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
 from trainhooks.analyze.standin import StandIn, stand_in
+from trainhooks.analyze.text import TextProbe
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.model import NamedTensors, parameter_at
@@ -34,7 +36,8 @@ class Job:
 
     `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
     its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
-    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker.
+    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `mark`
+    is the identity of the final output embedding; `text`, prepared, is read by every model, None for no text.
     """
 
     suite: Suite
@@ -51,6 +54,8 @@ class Job:
     make_metrics: MakeMetrics | None = None
     sketch_size: int = 1021
     threads: int = 1
+    mark: str = ""
+    text: TextProbe | None = None
 
     def metrics(self) -> list[Metric]:
         """New instances of all metrics."""
@@ -68,8 +73,24 @@ class Job:
 
     @property
     def own_variables(self) -> tuple[Variable, ...]:
-        """What is measured of the way to the final state."""
-        return (*self.final_rows.variables, *GROUP_VARIABLES)
+        """What is measured of the way to the final state, and on a text."""
+        of_text = () if self.text is None else self.text.series_variables
+        return (*self.final_rows.variables, *GROUP_VARIABLES, *of_text)
+
+    @property
+    def settings(self) -> dict[str, object]:
+        """What two analyses share that can go on with each other's store, as JSON."""
+        counts = None if self.counts is None else sha256(np.ascontiguousarray(self.counts).tobytes()).hexdigest()
+        return {
+            "initial_step": self.entries[0].step,
+            "final_step": self.final.step,
+            "final_embedding_hash": self.mark,
+            "params": self.params,
+            "measured_counts_hash": counts,
+            "min_count": self.min_count,
+            "excluded_tokens": list(self.exclude),
+            "text_hash": None if self.text is None else self.text.mark,
+        }
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -11,9 +12,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measured, open_entry, wanted_groups
+from trainhooks.analyze.loading import check_models
 from trainhooks.analyze.report import AnalysisReport
+from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
 from trainhooks.analyze.workers import (
     Outcomes,
     Workers,
@@ -37,7 +41,13 @@ from trainhooks.tokens import TokenCounts
 
 Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
+Tell = Callable[[str], object]
 PRESETS = ("pythia",)
+
+
+def tell_stderr(message: str) -> None:
+    """Print a message to the standard error stream."""
+    print(message, file=sys.stderr)
 
 
 def analyze(
@@ -61,6 +71,11 @@ def analyze(
     token_texts: Sequence[str] | None = None,
     revision_pattern: str | None = None,
     head: str | None = None,
+    text: str | Path | None = None,
+    tokenizer: str | Path | None = None,
+    positions: int = MAX_POSITIONS,
+    context_length: int = CONTEXT_LENGTH,
+    tell: Tell = tell_stderr,
     preset: str | None = None,
     precision: str | int = "float32",
     sketch_size: int = DEFAULT_SIZE,
@@ -80,8 +95,12 @@ def analyze(
     - `workers` local processes (None: up to 4; 1: this process), each with `threads` of torch; or those of a Dask
       cluster at `scheduler`, or an `executor`. Numbers are the same to the bit whatever the workers, for one
       `threads` and one kind of machine.
+    - `text`: a UTF-8 file that every model reads, for `text.*`, `probability.*` and `channel.*` (see `TextProbe`): up
+      to `positions` positions in windows of `context_length` tokens of `tokenizer`, by default the final checkpoint's.
+      Each model is loaded; what that costs goes to `tell` before.
     - `audit`: look for broken checkpoints first, by their output embeddings, and leave them out.
-    - `strict`: stop at the first checkpoint that fails; else it is reported and passed over.
+    - `strict`: stop at the first checkpoint that fails, or that the audit cannot read; else it is reported and passed
+      over.
     - `mode`: "create", "overwrite", or "resume": go on after the last step in the store, which is made where there is
       none. `preset` "pythia": its 154 steps and its 50277 ids, the rows beyond being padding.
     - `progress` is called with the checkpoints done and all of them.
@@ -92,9 +111,13 @@ def analyze(
     began = time.monotonic()
     suite = _listed(suite, steps=steps, revision_pattern=revision_pattern, preset=preset)
     vocab_size = PYTHIA_VOCAB if preset == "pythia" and vocab_size is None else vocab_size
+    if text is not None:
+        _check_text(suite, text, counts=counts)
     make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
     found = audit_suite(suite, params=head or HEAD) if audit else None
     broken = {} if found is None else {s: f"step {s}: {reason}" for s, reason in found.broken.items()}
+    if strict and found is not None and (unread := _unread(found)):
+        raise CheckpointError(f"{suite.name}: {'; '.join(unread[:3])}. Leave `strict` out to go on without them.")
     token_counts = checked_counts(counts)
     job, failed = _job(suite, broken, params=params, head=head)
     rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=make is not None)
@@ -108,13 +131,21 @@ def analyze(
         sketch_size=sketch_size,
         threads=threads,
     )
+    if text is not None:
+        limits = {"max_positions": positions, "context_length": context_length, "vocab_size": vocab_size}
+        job = replace(job, text=_reading(job, text, tokenizer, limits=limits))
     _check_metrics(job)
     if strict and failed:
         raise CheckpointError(_told(failed))
-    before = made_before(out, job) if mode == "resume" else ()
-    writer = Writer(out, job, counts=token_counts, given=rows, snapshots=snapshots, precision=precision, mode=mode)
+    kept = {"matrices": str(precision) if snapshots else None}
+    before = made_before(out, job, kept=kept) if mode == "resume" else ()
+    writer = Writer(
+        out, job, counts=token_counts, given=rows | kept, snapshots=snapshots, precision=precision, mode=mode
+    )
     indices = [i for i, entry in enumerate(job.entries) if not before or entry.step > before[-1]]
     done: list[int] = []
+    if job.text is not None and indices:
+        tell(job.text.announce(replace(suite, entries=tuple(job.entries[i] for i in indices))))
     if indices or not writer.finished:
         count = default_workers(len(indices)) if workers is None else workers
         with _outcomes(job, indices, workers=count, scheduler=scheduler, executor=executor) as outcomes:
@@ -129,7 +160,7 @@ def analyze(
         resumed=before,
         left_out=broken,
         failed=dict(sorted(failed.items())),
-        notes=tuple(_notes(suite, token_counts, preset=preset, found=found, skipped=skipped)),
+        notes=tuple(_notes(job, token_counts, preset=preset, found=found, skipped=skipped)),
         seconds=time.monotonic() - began,
         audit=found,
     )
@@ -187,17 +218,43 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
         entry = sound[-1]
         try:
             opened = open_entry(suite, entry, head=head)
-            matrix = opened.read_head()
             groups = wanted_groups(opened, params=params)
             if params not in (HEAD, ALL) and params not in groups:
                 raise CheckpointError(f"{opened.checkpoint.name} does not hold all that {params!r} names.")
+            matrix = opened.read_head()
             shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-            return Job(suite, tuple(sound), final=entry, shape=shape, groups=groups, params=params, head=head), failed
+            mark = opened.checkpoint.identity(opened.head.key)
+            names: Any = {"params": params, "head": head, "mark": mark}
+            return Job(suite, tuple(sound), final=entry, shape=shape, groups=groups, **names), failed
         except FAILURES as error:
             failed[entry.step] = str(error)
             sound.pop()
     told = [*broken.values(), *(f"step {step}: {reason}" for step, reason in failed.items())]
     raise ValueError(f"{suite.name} has no checkpoint that can be analyzed. {'; '.join(told[:3]) or 'It is empty.'}")
+
+
+def _unread(found: Audit) -> list[str]:
+    return [finding.message for finding in found.findings if finding.kind in ("unreadable", "no weights")]
+
+
+def _is_finite(job: Job) -> bool:
+    head = open_entry(job.suite, job.final, head=job.head, shape=job.shape).read_head()
+    return bool(head.sum(dtype=torch.float64).isfinite())
+
+
+def _check_text(suite: Suite, text: str | Path, *, counts: object) -> None:
+    if counts is None:
+        raise ValueError("a text is held against token counts: pass counts of its tokenizer.")
+    if not Path(text).is_file():
+        raise FileNotFoundError(f"the text {text} is no file that is here.")
+    check_models(suite)
+
+
+def _reading(job: Job, text: str | Path, tokenizer: str | Path | None, *, limits: Mapping[str, Any]) -> TextProbe:
+    """The text, tokenized, for the job's rows."""
+    assert job.counts is not None
+    probe = TextProbe(text, tokenizer, counts=job.counts, min_count=job.min_count, exclude=job.exclude, **limits)
+    return probe.prepared(job.final.place)
 
 
 @contextmanager
@@ -211,7 +268,7 @@ def _outcomes(
         place = cluster_workers(scheduler)
     elif executor is not None:
         place = given_workers(executor, count=max(workers, 1))
-    elif workers > 1:
+    elif workers > 1 and indices:
         place = local_workers(workers)
     with place as held:
         outcomes: Any = here(job, indices) if held is None else spread(job, indices, held)
@@ -246,7 +303,7 @@ def _told(failed: Mapping[int, str]) -> str:
 
 
 def _notes(
-    suite: Suite, counts: TokenCounts | None, *, preset: str | None, found: Audit | None, skipped: Sequence[int]
+    job: Job, counts: TokenCounts | None, *, preset: str | None, found: Audit | None, skipped: Sequence[int]
 ) -> Iterator[str]:
     if preset == "pythia":
         yield (
@@ -255,10 +312,13 @@ def _notes(
         )
     elif counts is not None and counts.rule:
         yield f"counts: {counts.rule}."
+    suite = job.suite
     if suite.wanted is not None and (missing := sorted(set(suite.wanted) - set(suite.steps))):
         yield f"{len(missing)} steps that were asked for are not there: {', '.join(map(str, missing[:8]))}."
     if found is None:
         yield "no audit: duplicated or broken checkpoints are not left out."
+        if not _is_finite(job):
+            yield f"the final state, step {job.final.step}, is not finite: every figure that refers to it is NaN."
     if skipped:
         yield (
             f"steps {', '.join(map(str, skipped[:8]))} lie before the store's last one and cannot be filled in: begin "

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
+from trainhooks.analyze.loading import load_model, tokenizer_file
 from trainhooks.capture import watch_head_input
 from trainhooks.corpora.documents import load_tokenizer
 from trainhooks.metrics.base import State
@@ -28,7 +29,7 @@ from trainhooks.plan import human
 from trainhooks.probe.products import exact_products
 from trainhooks.probe.target import counts_for_rows
 from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.checkpoint import HUB_PLACE, open_checkpoint
+from trainhooks.suites.checkpoint import open_checkpoint
 from trainhooks.suites.listing import Suite
 from trainhooks.tokens import TokenCounts
 from trainhooks.variable import Variable
@@ -62,9 +63,14 @@ TEXT_VARIABLES = (
         description="log alpha_w, alpha_w the mean over positions of P(w|x); -inf where 0",
     ),
 )
-# what one checkpoint alone cannot say: it needs the one before, or the first
-_OF_SERIES = ("step", "transfer_r2", "untrained_r2", "untrained_variance", "untrained_step")
-_LEFT_OUT = {f"probability.{name}" for name in _OF_SERIES}
+TRANSFER = "probability.transfer_r2"
+# what one checkpoint alone cannot say: its step, the one before it, the first one
+_OF_SERIES = {
+    TRANSFER,
+    *(f"probability.{name}" for name in ("step", "untrained_r2", "untrained_variance", "untrained_step")),
+}
+Fit = Mapping[str, Tensor]
+"""The parts of a probability probe's fit, on the host."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -104,8 +110,21 @@ class TextProbe:
     @property
     def variables(self) -> tuple[Variable, ...]:
         """What `measure` gives: `text.*`, and of the probability probe and channels what one model decides."""
-        kept = (v for v in (*PROBE_VARIABLES, *CHANNEL_VARIABLES) if v.name not in _LEFT_OUT)
-        return (*TEXT_VARIABLES, *kept)
+        return tuple(v for v in self.series_variables if v.name not in _OF_SERIES)
+
+    @property
+    def series_variables(self) -> tuple[Variable, ...]:
+        """What a series of checkpoints holds: the transfer from one to the next and the first one's figures as well."""
+        return (*TEXT_VARIABLES, *PROBE_VARIABLES, *CHANNEL_VARIABLES)
+
+    @property
+    def mark(self) -> str:
+        """A hash of the windows, that two probes share where they read the same tokens. Raises ValueError before
+        `prepared`."""
+        if self.windows is None:
+            raise ValueError(f"{self.text_path} is not tokenized yet; call prepared() first.")
+        shape = "x".join(map(str, self.windows.shape))
+        return sha256(f"{shape}:".encode() + np.ascontiguousarray(self.windows).tobytes()).hexdigest()
 
     def prepared(self, place: str | os.PathLike[str]) -> TextProbe:
         """This probe with its windows, tokenized by `tokenizer_path`, else by the tokenizer of the model at `place`.
@@ -116,7 +135,7 @@ class TextProbe:
         if self.windows is not None:
             return self
         tokenizer, _ = load_tokenizer(
-            str(_tokenizer_file(place if self.tokenizer_path is None else self.tokenizer_path))
+            str(tokenizer_file(place if self.tokenizer_path is None else self.tokenizer_path))
         )
         ids = np.asarray(tokenizer.encode(_read(Path(self.text_path)), add_special_tokens=False).ids, dtype=np.int64)
         if len(ids) < 2:
@@ -135,9 +154,18 @@ class TextProbe:
         Raises CheckpointError where `place` holds no loadable model, lacks weights, has a shorter context or a smaller
         vocabulary, or gives no finite softmax; ValueError where counts do not fit; ImportError without transformers.
         """
+        return self.measure_after(place, before=None)[0]
+
+    def measure_after(
+        self, place: str | os.PathLike[str], *, before: Fit | None
+    ) -> tuple[Mapping[str, np.ndarray | float], Fit | None]:
+        """`measure` with `probability.transfer_r2` from the fit of the checkpoint `before`, and a fit for the next.
+
+        Where nothing can be fitted here, that is `before` itself.
+        """
         windows = self.prepared(place).windows
         assert windows is not None
-        model = _load(place).to(self.device)
+        model = load_model(place).to(self.device)
         rows = len(find_output_embedding(model).weight)
         _check_fit(model, windows, rows=rows, name=str(place))
         counts = counts_for_rows(self.counts, rows=rows, vocab_size=self.vocab_size)
@@ -149,28 +177,31 @@ class TextProbe:
             positions_per_sequence=windows.shape[1],
             max_positions=windows.size,
         )
+        if before is not None:
+            probe.load_state_dict({"fits": [(-1, before)], "untrained": {}})
         tally = _run(model, torch.from_numpy(windows), probe=probe, rows=rows)
         if not int(tally.positions):
             raise CheckpointError(
                 f"{place}: no position of the text has a finite softmax; look for NaN in its weights."
             )
         state = State(step=1, model=model, head=find_output_embedding(model), groups={})
-        figures = {name: v for name, v in probe.compute(state).items() if name not in _LEFT_OUT}
+        figures = {name: v for name, v in probe.compute(state).items() if name not in _OF_SERIES - {TRANSFER}}
         found = tally.figures(counts) | figures
-        return {name: _plain(value) for name, value in found.items()}
+        _, fit = probe.state_dict()["fits"][-1] if "probability.r2" in figures else (-1, before)
+        return {name: _plain(value) for name, value in found.items()}, fit
 
     def announce(self, suite: Suite) -> str:
         """What measuring the suite costs, in words: positions, bytes of weights, memory, operations.
 
-        Estimated from the first checkpoint's headers; no weight is read. Raises CheckpointError where the suite holds
+        Estimated from the last checkpoint's headers; no weight is read. Raises CheckpointError where the suite holds
         no models (a store of matrices), and as `prepared` and `open_checkpoint` do.
         """
-        first = suite.entries[0]
+        last = suite.entries[-1]
         if suite.kind == "store":
             raise CheckpointError(f"{suite.name} is a store of matrices; a text needs models: give their checkpoints.")
-        windows = self.prepared(first.place).windows
+        windows = self.prepared(last.place).windows
         assert windows is not None
-        entries = open_checkpoint(first.place).tensors.values()
+        entries = open_checkpoint(last.place).tensors.values()
         size, parameters = (sum(part) for part in zip(*((e.nbytes, math.prod(e.shape)) for e in entries), strict=True))
         sequences, length = len(windows), windows.shape[1] - 1
         positions, models = sequences * length, len(suite.entries)
@@ -183,7 +214,7 @@ class TextProbe:
         return (
             f"With a text every model is loaded: {positions} positions in {sequences} sequences of {length} tokens of "
             f"{self.text_path}.{caution if few else ''}\n"
-            f"{models} checkpoints to {verb}, {human(size)} each, {human(size * models)} in all (by the first one); "
+            f"{models} checkpoints to {verb}, {human(size)} each, {human(size * models)} in all (by the last one); "
             f"{human(4 * parameters)} of memory for a worker's model in float32; about {work / 1e9:,.3g} GFLOP each."
         )
 
@@ -279,70 +310,6 @@ def _run(model: nn.Module, windows: Int64[Tensor, "sequence length"], *, probe: 
     return tally
 
 
-def _load(place: str | os.PathLike[str]) -> nn.Module:
-    """The causal LM at `place`, in float32 and evaluation mode."""
-    source, revision = _source(place)
-    try:
-        from transformers import AutoModelForCausalLM
-    except ImportError as error:
-        raise ImportError("loading models needs transformers: pip install 'trainhooks[transformers]'.") from error
-    try:
-        with _no_progress_bar():
-            model, report = AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
-            )
-    except ImportError:
-        raise
-    except Exception as error:  # readers of weights raise types of their own, some plain Exception
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{place}: no causal language model can be loaded from it: {told[0]}") from error
-    lost = sorted({*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])})
-    if lost:
-        raise CheckpointError(
-            f"{place} lacks {len(lost)} of the model's tensors, which would be random: {', '.join(lost[:5])}. Its "
-            "weights and its config.json belong to two models, or the file is not complete."
-        )
-    loaded: nn.Module = model.eval()
-    return loaded
-
-
-def _source(place: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """What `from_pretrained` takes: a folder, or a repository and its revision."""
-    path = Path(place)
-    if path.is_dir() and (path / "config.json").is_file():
-        return str(path), None
-    hub = None if os.path.lexists(path) else HUB_PLACE.fullmatch(os.fspath(place))
-    if hub is None:
-        found = "a folder without config.json" if path.is_dir() else "a file" if path.exists() else "not there"
-        raise CheckpointError(
-            f"{place} is {found}; a text needs a whole model, which a state dict (Lightning, torch.save, DCP) does not "
-            "describe. Save it with `save_pretrained`, or leave the text out."
-        )
-    return hub[1], hub[2]
-
-
-def _tokenizer_file(place: str | os.PathLike[str]) -> Path:
-    """The tokenizer.json at a file, in a folder or in a hub repository's revision."""
-    path = Path(place)
-    if path.is_file() and path.suffix == ".json":
-        return path
-    advice = "Pass the path of a tokenizer.json (--tokenizer)."
-    if os.path.lexists(path):
-        if not (path / "tokenizer.json").is_file():
-            raise CheckpointError(f"{place} holds no tokenizer.json. {advice}")
-        return path / "tokenizer.json"
-    hub = HUB_PLACE.fullmatch(os.fspath(place))
-    if hub is None:
-        raise CheckpointError(f"{place} is neither here nor a hub repository, org/name[@revision]. {advice}")
-    from huggingface_hub import hf_hub_download
-
-    try:
-        return Path(hf_hub_download(hub[1], "tokenizer.json", revision=hub[2]))
-    except Exception as error:  # the HTTP client's types depend on its version
-        told = str(error).strip().splitlines() or [type(error).__name__]
-        raise CheckpointError(f"{place}: its tokenizer.json cannot be fetched: {told[0]} {advice}") from error
-
-
 def _read(path: Path) -> str:
     size = path.stat().st_size
     if size > TEXT_LIMIT:
@@ -376,20 +343,6 @@ def _check_fit(model: nn.Module, windows: Int64[np.ndarray, "sequence length"], 
         raise CheckpointError(
             f"{name} has {rows} rows; the text has id {int(windows.max())}: a tokenizer of another model. Pass its own."
         )
-
-
-@contextmanager
-def _no_progress_bar() -> Iterator[None]:
-    """No bar for every checkpoint's weights; the setting comes back after."""
-    from transformers.utils import logging
-
-    shown = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        if shown:
-            logging.enable_progress_bar()
 
 
 def _plain(value: Tensor | float) -> np.ndarray | float:

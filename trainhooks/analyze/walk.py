@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from trainhooks.analyze.final import groups_to_final, head_to_final
 from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, Opened, StandIns, open_entry
+from trainhooks.analyze.text import Fit
 from trainhooks.capture import to_host
 from trainhooks.metrics.base import State
 from trainhooks.metrics.exact_convergence import squared_distances
@@ -35,6 +38,7 @@ class Walk:
         self._initial: tuple[int, Tensor] | None = None
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
+        self._fit: Fit | None = None
 
     @torch.no_grad()
     def measure(self, indices: Sequence[int]) -> Iterator[Measured | Failed]:
@@ -44,9 +48,10 @@ class Walk:
             entry = self._job.entries[index]
             try:
                 opened = self._open(entry)
+                text = self._text_values(entry)
                 groups = self._groups(opened)
                 values = self._head_values(entry, opened)
-                host = to_host({**values, **groups[0]})
+                host = {**to_host({**values, **groups[0]}), **text}
                 yield Measured(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy())
             except FAILURES as error:
                 yield Failed(entry.step, f"{type(error).__name__}: {_first_line(error)}")
@@ -55,6 +60,7 @@ class Walk:
         before = [entry for entry in self._job.entries[:index] if entry.step not in self._skip]
         if self._previous is not None or not before:
             return
+        self._read_text_before(before)
         first = next((entry for entry in before if self._can_be_read(entry)), None)
         if first is None:
             return
@@ -63,6 +69,21 @@ class Walk:
         if self._job.make_metrics is not None and near is not first:
             self._head_values(first, self._open(first))
         self._head_values(near, self._open(near))
+
+    def _read_text_before(self, before: Sequence[Entry]) -> None:
+        """The fit that the next transfer starts from: of the nearest checkpoint before that can be measured."""
+        for entry in reversed(before if self._job.text is not None else ()):
+            with suppress(*FAILURES):
+                self._open(entry)
+                self._text_values(entry)
+                return
+
+    def _text_values(self, entry: Entry) -> dict[str, np.ndarray]:
+        """All figures of the checkpoint's model on the text; its fit is the one before from then on."""
+        if self._job.text is None:
+            return {}
+        found, self._fit = self._job.text.measure_after(entry.place, before=self._fit)
+        return {name: np.asarray(value) for name, value in found.items()}
 
     def _can_be_read(self, entry: Entry) -> bool:
         try:

@@ -9,6 +9,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import BrokenExecutor, Executor, Future, ProcessPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.connection import wait
+from threading import Thread
 from typing import Any
 
 import torch
@@ -101,13 +103,20 @@ def _alone(workers: Workers, job: Job, index: int, deadly: set[int]) -> Outcomes
     yield Failed(step, f"the worker that measured it died, and {TRIES} times more when it was tried again alone")
 
 
+def _end_with_parent() -> None:
+    """End this worker when its parent dies, however it does; a pool's worker would wait for work for ever."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        Thread(target=lambda: (wait([parent.sentinel]), os._exit(1)), daemon=True).start()
+
+
 @contextmanager
 def local_workers(count: int) -> Iterator[Workers]:
     """`count` fresh processes. Raises RuntimeError where they cannot start."""
     context = multiprocessing.get_context("spawn")
 
     def start() -> Executor:
-        return ProcessPoolExecutor(count, mp_context=context)
+        return ProcessPoolExecutor(count, mp_context=context, initializer=_end_with_parent)
 
     def renew() -> Executor:
         workers.executor.shutdown(wait=False)

@@ -23,12 +23,16 @@ from trainhooks.suites.snapshots import is_store
 from trainhooks.tokens import TokenCounts
 
 MODES = ("create", "overwrite", "resume")
+UNTRAINED = {
+    "probability.untrained_r2": "probability.heldout_r2",
+    "probability.untrained_variance": "probability.variance",
+}
 
 
-def made_before(out: str | Path, job: Job) -> tuple[int, ...]:
+def made_before(out: str | Path, job: Job, *, kept: Mapping[str, object]) -> tuple[int, ...]:
     """The steps that the store at `out` holds already; none where there is no store.
 
-    Raises ValueError where it was made of another suite's steps, or against another first or final state.
+    Raises ValueError where it was made of another suite, with other settings, or to keep something else (`kept`).
     """
     path = Path(out).expanduser()
     if not is_store(str(path)):
@@ -36,18 +40,17 @@ def made_before(out: str | Path, job: Job) -> tuple[int, ...]:
     store = open_store(path)
     steps = tuple(int(step) for step in store.steps)
     known = {entry.step for entry in job.entries}
-    wanted = _ends(job)
     found = [
         f"{name}: the store has {store.attributes.get(name)!r}, this analysis {value!r}"
-        for name, value in wanted.items()
+        for name, value in {**job.settings, **kept}.items()
         if store.attributes.get(name) != value
     ]
     if foreign := [step for step in steps if step not in known]:
         found.append(f"steps in the store, not in this analysis: {foreign[:8]}")
     if found:
         raise StoreError(
-            f"{path} was made by another analysis; go on with the same one, or pass mode='overwrite':\n- "
-            + "\n- ".join(found)
+            f"{path} was made by another analysis; go on with the same one, choose another path, or replace it "
+            "(mode='overwrite', --overwrite):\n- " + "\n- ".join(found)
         )
     return steps
 
@@ -80,6 +83,7 @@ class Writer:
         self._sink.check()
         self._metrics = [metric for metric in job.metrics() if "sketch" in metric.needs]
         self._references = References()
+        self._untrained: dict[str, np.ndarray] = {}
 
     @property
     def finished(self) -> bool:
@@ -88,16 +92,22 @@ class Writer:
 
     def __enter__(self) -> Writer:
         self._sink.open(self._layout)
-        sketches = open_store(self._sink.path).sketch if self._goes_on else np.empty((0, 0, 0), np.float32)
-        for sketch in (sketches[:1], sketches[-1:]) if len(sketches) else ():
-            self._references.advance(head=None, sketch=torch.from_numpy(np.array(sketch[0])), needs=frozenset())
+        if self._goes_on and len((store := self._sink.read()).steps):
+            for sketch in (store.sketch[0], store.sketch[-1]):
+                self._references.advance(head=None, sketch=torch.from_numpy(np.array(sketch)), needs=frozenset())
+            if self._job.text is not None:
+                first = {name: np.asarray(store[name][0]) for name in UNTRAINED.values()}
+                self._untrained = _untrained(int(store.steps[0]), first)
         return self
 
-    def __exit__(self, *_error: object) -> None:
-        self._sink.close()
+    def __exit__(self, kind: type[BaseException] | None, *_error: object) -> None:
+        if kind is None:
+            self._sink.close()
+        else:
+            self._sink.leave()
 
     def write(self, measured: Measured) -> Failed | None:
-        """One record, durable when this returns; Failed where its snapshot cannot be read again."""
+        """Queue one record; Failed where its snapshot cannot be read again."""
         snapshot = None
         if self._snapshots:
             try:
@@ -107,7 +117,7 @@ class Writer:
             except FAILURES as error:
                 return Failed(measured.step, str(error))
         sketch = torch.from_numpy(measured.sketch)
-        values = {**measured.values, **self._of_groups(measured, sketch)}
+        values = {**measured.values, **self._of_groups(measured, sketch), **self._of_text(measured)}
         record = Record(
             step=measured.step,
             values=values,
@@ -121,10 +131,18 @@ class Writer:
 
     def finish(self) -> None:
         """What needs all records: convergence from the sketches, as at the end of a live run."""
-        store = open_store(self._sink.path)
+        store = self._sink.read()
         if len(store.steps):
             final = convergence_to_final(torch.from_numpy(store.sketch), torch.from_numpy(store.steps))
             self._sink.finish({name: value.numpy() for name, value in final.items()})
+
+    def _of_text(self, measured: Measured) -> dict[str, np.ndarray]:
+        """The step that the text's figures describe, and those of the first record, repeated."""
+        if self._job.text is None:
+            return {}
+        if not self._untrained:
+            self._untrained = _untrained(measured.step, measured.values)
+        return {"probability.step": np.asarray(float(measured.step)), **self._untrained}
 
     def _of_groups(self, measured: Measured, sketch: Tensor) -> dict[str, np.ndarray]:
         norms = torch.from_numpy(measured.norms)
@@ -145,15 +163,17 @@ class Writer:
         return to_host(values)
 
 
-def _ends(job: Job) -> dict[str, object]:
-    return {"initial_step": job.entries[0].step, "final_step": job.final.step, "params": job.params}
+def _untrained(step: int, values: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The first record's figures on the text, under the names that repeat them."""
+    found = {name: np.asarray(values.get(source, np.nan)) for name, source in UNTRAINED.items()}
+    return {**found, "probability.untrained_step": np.asarray(float(step))}
 
 
 def _layout(
     job: Job, *, counts: TokenCounts | None, given: Mapping[str, object], snapshots: bool, precision: str | int
 ) -> Layout:
     opened = open_entry(job.suite, job.final, head=job.head, shape=job.shape)
-    about = {"suite": job.suite.name, "threads": job.threads, **_ends(job), **given}
+    about = {"suite": job.suite.name, "threads": job.threads, **job.settings, **given}
     provenance = provenance_of(opened.standin.model, counts, given=about)
     head = opened.standin.head
     metrics = (variable for metric in job.metrics() for variable in metric.variables)

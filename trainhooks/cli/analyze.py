@@ -31,6 +31,10 @@ def analyze(
     min_count: Annotated[int, Positive] = 1,
     revision_pattern: str | None = None,
     head: str | None = None,
+    text: Path | None = None,
+    tokenizer: Path | None = None,
+    positions: Annotated[int | None, Positive] = None,
+    context_length: Annotated[int | None, Positive] = None,
     preset: Literal["pythia"] | None = None,
     json: Path | None = None,
 ) -> None:
@@ -59,7 +63,7 @@ def analyze(
     snapshots
         Keep the output embeddings too.
     strict
-        Stop at the first checkpoint that fails.
+        Stop at the first checkpoint that fails, or that the audit cannot read.
     no_audit
         Do not look for broken checkpoints first.
     overwrite
@@ -72,6 +76,15 @@ def analyze(
         A regular expression for the names of checkpoints or revisions, with one group: the step.
     head
         The output embedding's key, where it cannot be found.
+    text
+        A UTF-8 text that every model reads: its loss, its average output probability and the probe on that. This
+        loads models; what it costs is said before.
+    tokenizer
+        A tokenizer.json or a folder with one; by default the final checkpoint's.
+    positions
+        Of the text, up to 8192 by default.
+    context_length
+        Tokens that a model reads at once, 128 by default.
     preset
         pythia: its 154 steps and 50277 ids.
     json
@@ -81,8 +94,11 @@ def analyze(
     from rich.progress import Progress
 
     from trainhooks.analyze import analyze as run
+    from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS
     from trainhooks.tokens import TokenCounts
 
+    if json is not None and not json.parent.is_dir():
+        raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")
     with Progress(console=Console(stderr=True)) as bar:
         task = bar.add_task("checkpoints", total=None)
         report = run(
@@ -101,6 +117,11 @@ def analyze(
             min_count=min_count,
             revision_pattern=revision_pattern,
             head=head,
+            text=text,
+            tokenizer=tokenizer,
+            positions=MAX_POSITIONS if positions is None else positions,
+            context_length=CONTEXT_LENGTH if context_length is None else context_length,
+            tell=bar.console.print,
             preset=preset,
             mode="overwrite" if overwrite else "resume",
             progress=lambda done, total: bar.update(task, completed=done, total=total),

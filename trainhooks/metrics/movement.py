@@ -48,13 +48,13 @@ class RowPairs:
         lengths = k + l
         change = torch.where(lengths == 0, torch.zeros_like(k), (2 * along - d.square()) / lengths)
         xx, yy, dd, radial = (v.square().sum() for v in (k, l, d, change))
-        cosine = (self._dots().sum() / (xx.sqrt() * yy.sqrt())).clamp(-1.0, 1.0)
+        cosine = _cosine(self._dots().sum(), xx.sqrt(), yy.sqrt())
         return Movement(xx.sqrt(), yy.sqrt(), dd.sqrt(), cosine, radial.sqrt(), (dd - radial).clamp(min=0).sqrt())
 
     def cosines(self) -> Float[Tensor, "row"]:
         """Each row's cosine in [-1, 1], float64; NaN where either row is zero."""
         k, l, _, _ = self._wide()  # noqa: E741
-        return (self._dots() / (k * l)).clamp(-1.0, 1.0)
+        return _cosine(self._dots(), k, l)
 
     def _dots(self) -> Tensor:
         k, _, _, along = self._wide()
@@ -63,6 +63,12 @@ class RowPairs:
     def _wide(self) -> list[Tensor]:
         wide = accumulator(self.norms.device)
         return [v.to(wide) for v in (self.norms, self.reference_norms, self.distances, self.along)]
+
+
+def _cosine(dot: Tensor, norm: Tensor, other: Tensor) -> Tensor:
+    """dot / (norm other) in [-1, 1]; NaN where a norm is 0, since the rounding of a dot that should be 0 gives inf."""
+    cosine = (dot / (norm * other)).clamp(-1.0, 1.0)
+    return torch.where((norm == 0) | (other == 0), torch.full_like(cosine, float("nan")), cosine)
 
 
 @dataclass(frozen=True)

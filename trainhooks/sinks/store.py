@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
@@ -9,21 +10,31 @@ from pathlib import Path
 import numpy as np
 
 from trainhooks.sinks.base import Record, Sink
-from trainhooks.store import BackgroundWriter, Layout, Store, StoreWriter, Writing, check_place, open_store
+from trainhooks.store import BackgroundWriter, Layout, Store, StoreWriter, Writing, check_place, is_url, open_store
 
 
 class StoreSink(Sink):
-    """Writes records, snapshots and sketches to the Zarr store at `path` (see `store/SPEC.md`), in the background.
+    """Writes records, snapshots and sketches to a Zarr store in the background (see `store/SPEC.md`).
+
+    `path` is a folder, or a URL such as `s3://bucket/prefix`.
 
     `writing` says how: durability, back-pressure, memory, threads (see `Writing`). A record's matrix is not copied
     again: it is the record's own, and nobody may change it.
     """
 
     def __init__(self, path: str | Path, *, mode: str = "create", writing: Writing | None = None) -> None:
-        self.path = Path(path).expanduser()
+        # a URL stays text: a path would lose one of its slashes
+        self.path = path if isinstance(path, str) and is_url(path) else Path(path).expanduser().absolute()
         self.mode = mode
         self.writing = Writing() if writing is None else writing
+        self.pieces = 1  # ranks that write each record; set before open()
         self._writer: BackgroundWriter | None = None
+
+    @property
+    def attempt(self) -> int:
+        """How often the run was resumed; what other ranks write carries it."""
+        assert self._writer is not None, "open() comes first"
+        return self._writer.attempt
 
     @property
     def durable_step(self) -> int | None:
@@ -34,6 +45,11 @@ class StoreSink(Sink):
     def dropped(self) -> int:
         """Records left out because the queue was full."""
         return 0 if self._writer is None else self._writer.dropped
+
+    @property
+    def folder(self) -> Path | None:
+        """The local folder; None where the store has a URL."""
+        return self.path if isinstance(self.path, Path) else None
 
     def check(self) -> None:
         """Raise StoreError where the store cannot be made at this path; nothing is written."""
@@ -47,6 +63,7 @@ class StoreSink(Sink):
             mode=self.mode,
             restart_step=restart_step,
             durability=self.writing.durability,
+            pieces=self.pieces,
             threads=max(1, self.writing.threads - 1),
         )
         self._writer = BackgroundWriter(writer, writing=self.writing)
@@ -62,6 +79,7 @@ class StoreSink(Sink):
             sketch=record.sketch,
             snapshot=record.snapshot,
             label_counts=record.label_counts,
+            rows=record.rows if record.snapshot is not None else None,
             keep=True,
         )
 
@@ -70,6 +88,17 @@ class StoreSink(Sink):
         if self._writer is not None:
             self._writer.flush()
         return open_store(self.path)
+
+    def wait(self, step: int, *, seconds: float) -> bool:
+        """Wait until every rank's piece of the record of `step` is there; False where it is not after `seconds`."""
+        until = time.monotonic() + seconds
+        if self._writer is not None:
+            self._writer.flush()
+        while (last := self.durable_step) is None or last < step:
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables."""
@@ -80,3 +109,8 @@ class StoreSink(Sink):
         """Fold what is left and mark the store complete."""
         if self._writer is not None:
             self._writer.close()
+
+    def leave(self) -> None:
+        """Make durable what was written and let the store go, not complete: the run will go on."""
+        if self._writer is not None:
+            self._writer.leave()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor
 
@@ -21,6 +21,7 @@ class TensorEntry:
     nbytes: int
 
 
+@runtime_checkable
 class Checkpoint(Protocol):
     """One checkpoint, wherever it lies; opening it has read headers only.
 
