@@ -16,11 +16,15 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
 
 from trainhooks.store import BackgroundWriter, Layout, StoreError, StoreWriter, Writing, open_store
+from trainhooks.store.compact import compact
+from trainhooks.store.profiles import ARCHIVE, LIVE
+from trainhooks.store.verify import verify
 
 BLOCK, VOCAB, DIM = 4, 96, 8
 
@@ -50,6 +54,34 @@ def child(store: Path, *, side: Path) -> None:
             writer.append(step, {}, snapshot=matrix(step), sketch=np.full((1, 4), step, np.float32))
             if (durable := writer.durable_step) is not None:
                 file.write(f"{durable}\n")
+
+
+def compacting_child(store: Path) -> None:
+    """Compact the store with one profile after the other, until killed."""
+    print("ready", flush=True)
+    while True:
+        for profile in (ARCHIVE, LIVE):
+            compact(store, profile=profile)
+
+
+def closing_child(store: Path) -> None:
+    """Resume and close the store again and again: cuts, commits and metadata, and hardly a record."""
+    print("ready", flush=True)
+    while True:
+        StoreWriter(store, layout(), mode="resume").close()
+
+
+def kill_beside(store: Path, *, what: str, seconds: float) -> None:
+    """Close the store, and kill what works on it without adding records."""
+    StoreWriter(store, layout(), mode="resume").close()
+    process = subprocess.Popen([sys.executable, __file__, f"--{what}", str(store)], stdout=subprocess.PIPE)
+    assert process.stdout is not None
+    process.stdout.readline()
+    time.sleep(seconds)
+    process.kill()
+    process.wait()
+    process.stdout.close()
+    assert process.returncode == -signal.SIGKILL, f"the child ended by itself: {process.returncode}"
 
 
 def fail(store: str, records: int) -> None:
@@ -104,28 +136,51 @@ def check(path: Path, *, durable: int | None) -> int:
     return len(steps)
 
 
+def look(path: Path) -> list[str]:
+    """What `verify` notes; raises AssertionError where it finds damage."""
+    found = verify(path)
+    assert found.sound, found.problems
+    return [note.what for note in found.notes if "nothing between" not in note.what]
+
+
 def main() -> None:
     """Kill, check, go on; then close the last store and look at it once more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--longest", type=float, default=0.5, help="seconds that a run lasts at most")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--compact", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--close", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
         child(given.child, side=given.side)
-        return
+    if given.compact:
+        compacting_child(given.compact)
+    if given.close:
+        closing_child(given.close)
     rng = random.Random(given.seed)
     with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
         path = Path(folder) / "run.zarr"
         records = 0
-        for _ in range(given.kills):
+        said: Counter[str] = Counter()
+        for number in range(given.kills):
+            # every fifth kill meets a compaction, and every fifth a closing: what was durable before stays so
+            what = {3: "compact", 4: "close"}.get(number % 5)
+            if what and records:
+                kill_beside(path, what=what, seconds=rng.uniform(0, given.longest))
+                assert check(path, durable=records - 1) == records
+                said.update(look(path))
+                continue
             durable = run_once(path, seconds=rng.uniform(0, given.longest), number=signal.SIGKILL)
             records = check(path, durable=durable)
+            said.update(look(path) if records else [])
         writer = StoreWriter(path, layout(), mode="resume")
         writer.close()
         check(path, durable=records - 1)
+        assert verify(path).sound
+        print(f"verify said after the kills: {dict(said) or 'nothing'}")
         print(f"{given.kills} runs killed; {records} records, each as it was written; nothing durable is lost")
 
 

@@ -1,9 +1,15 @@
-"""What the recorder costs, measured by itself."""
+"""What the recorder costs, measured by itself, and what it leaves out where that is more than it may."""
 
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
+
+REVIEW_STEPS = 20
+"""Updates between two looks at the budget: all ranks look at the same steps, whatever their clocks say."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +30,11 @@ class Cost:
         """Time in the recorder over the time the loop would have taken without it; NaN before the first update."""
         bare = self.wall_seconds - self.seconds
         return self.seconds / bare if self.steps and bare > 0 else float("nan")
+
+    def since(self, earlier: Cost) -> Cost:
+        """What came after `earlier`, a cost of the same recorder."""
+        seconds, wall_seconds = self.seconds - earlier.seconds, self.wall_seconds - earlier.wall_seconds
+        return Cost(self.steps - earlier.steps, seconds, wall_seconds)
 
 
 class Stopwatch:
@@ -63,3 +74,86 @@ class Stopwatch:
     def cost(self) -> Cost:
         """So far."""
         return Cost(self._steps, self._seconds, self._last - (self._first or 0.0))
+
+
+@dataclass(frozen=True)
+class Budget:
+    """The share of the loop's own time that recording may take, 0.02 for 2 %, and what may be left out for it.
+
+    Metrics are computed less often first, the dearest one at a time, its spacing doubled; snapshots only with
+    `thin_snapshots`, where metrics cost next to nothing any more. Raises ValueError for a share that is not above 0.
+    """
+
+    share: float
+    thin_snapshots: bool = False
+
+    def __post_init__(self) -> None:
+        if isinstance(self.share, bool) or not self.share > 0:
+            raise ValueError(f"a budget of {self.share!r}: give a share of the loop's time above 0, such as 0.02.")
+
+
+class Thinning:
+    """Keeps the recorder's cost within a budget by the spacing of its parts: the metrics, then the snapshots.
+
+    `parts` names them, the snapshots last. `spacing` is by part the least number of updates between two times, 0 where
+    the schedule alone decides. `allows` depends on the steps taken and on `thin` alone, so ranks that call the same
+    agree. Parts' seconds are those of the training thread: on a GPU that of launching them.
+    """
+
+    def __init__(self, budget: Budget, *, parts: Sequence[str]) -> None:
+        self.budget, self.parts = budget, tuple(parts)
+        self.spacing = [0] * len(parts)
+        self._last: list[int | None] = [None] * len(parts)
+        self._gap = [1] * len(parts)
+        self._seconds = [0.0] * len(parts)
+        self._seen = Cost(0, 0.0, 0.0)
+
+    def allows(self, part: int, step: int) -> bool:
+        """Whether a part that its schedule asks for at `step` may be taken."""
+        last = self._last[part]
+        return last is None or step == last or step - last >= self.spacing[part]
+
+    @contextmanager
+    def taking(self, part: int, step: int) -> Iterator[None]:
+        """Around the work of a part at `step`."""
+        last = self._last[part]
+        self._gap[part] = 1 if last is None else max(1, step - last)
+        self._last[part] = step
+        begin = time.perf_counter()
+        try:
+            yield
+        finally:
+            self._seconds[part] += time.perf_counter() - begin
+
+    def excess(self, cost: Cost) -> int | None:
+        """The part to thin, given the cost so far and looking at what came since the last look; None for none.
+
+        What is too dear and cannot be helped (everything that may be is thinned already) is None too.
+        """
+        lap = cost.since(self._seen)
+        seconds, self._seconds, self._seen = self._seconds, [0.0] * len(self.parts), cost
+        if not lap.fraction > self.budget.share:
+            return None
+        worth = 0.1 * self.budget.share * (lap.wall_seconds - lap.seconds)
+        metrics = max(range(len(self.parts) - 1), key=seconds.__getitem__, default=None)
+        if metrics is not None and seconds[metrics] > worth:
+            return metrics
+        snapshots = len(self.parts) - 1
+        return snapshots if self.budget.thin_snapshots and self._last[snapshots] is not None else None
+
+    def thin(self, part: int) -> None:
+        """Double the spacing of a part."""
+        self.spacing[part] = 2 * max(self.spacing[part], self._gap[part])
+
+    def state_dict(self) -> dict[str, Any]:
+        """Spacings and last steps, for a run that goes on."""
+        return {"spacing": list(self.spacing), "last": list(self._last), "gap": list(self._gap)}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take back what `state_dict` gave. Raises ValueError where it was saved of other parts."""
+        if len(state["spacing"]) != len(self.parts):
+            raise ValueError(
+                f"the state has spacings of {len(state['spacing'])} parts; here are {', '.join(self.parts)}: "
+                "go on with the same metrics."
+            )
+        self.spacing, self._last, self._gap = (list(state[name]) for name in ("spacing", "last", "gap"))

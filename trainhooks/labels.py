@@ -7,6 +7,7 @@ from jaxtyping import Int
 from torch import Tensor
 
 from trainhooks.capture import add_label_counts
+from trainhooks.distributed import Ranks
 
 
 class LabelTally:
@@ -15,20 +16,41 @@ class LabelTally:
     Bin 0 of the tensors kept here is for what is no label, the last one for ids beyond the vocabulary.
     """
 
-    def __init__(self, vocab: int) -> None:
+    def __init__(self, vocab: int, *, ranks: Ranks | None = None) -> None:
         self._vocab = vocab
         self._seen: Tensor | None = None
         self._pending: Tensor | None = None
+        self._ranks = ranks
+        self._total: Tensor | None = None
+        self._total_is_fresh = False
 
     @property
     def counts(self) -> Int[Tensor, "vocab"] | None:
-        """Labels of the updates done so far; None where none were ever given."""
+        """This rank's labels of the updates done so far; None where none were ever given."""
         return None if self._seen is None else self._seen[1:-1]
 
     @property
     def foreign(self) -> int:
-        """How many ids lay beyond the vocabulary; waits for the device."""
+        """How many of this rank's ids lay beyond the vocabulary; waits for the device."""
         return 0 if self._seen is None else int(self._seen[-1])
+
+    def total(self) -> Int[Tensor, "vocab"] | None:
+        """`counts` of all ranks together (collective unless nothing was counted since the last time)."""
+        total = self._all()
+        return None if total is None else total[1:-1]
+
+    def _all(self) -> Tensor | None:
+        if self._ranks is None or self._ranks.alone:
+            return self._seen
+        if not self._total_is_fresh:
+            given = self._ranks.any(self._seen is not None)
+            mine = self._seen if self._seen is not None and self._ranks.has_data else self._nothing()
+            self._total = self._ranks.sum(mine) if given else None
+            self._total_is_fresh = True
+        return self._total
+
+    def _nothing(self) -> Tensor:
+        return torch.zeros(self._vocab + 2, dtype=torch.int64)
 
     def begin(self, labels: Tensor) -> None:
         """Start counting from zero, if this is the first time that labels are given.
@@ -49,6 +71,7 @@ class LabelTally:
 
     def update_done(self, *, skipped: bool) -> None:
         """The update's labels count now, or never."""
+        self._total_is_fresh = False
         if self._pending is None or self._seen is None:
             return
         if not skipped:
@@ -56,11 +79,17 @@ class LabelTally:
         self._pending.zero_()
 
     def state_dict(self) -> Tensor | None:
-        """The counts, on the host."""
-        return None if self._seen is None else self._seen.cpu()
+        """The counts of all ranks, on the host; collective as `total` is."""
+        total = self._all()
+        return None if total is None else total.cpu()
 
     def load_state_dict(self, state: Tensor | None) -> None:
-        """Go on from these counts. Raises ValueError where they are of another vocabulary."""
+        """Go on from these counts of all ranks, however many there were.
+
+        Raises ValueError where they are of another vocabulary.
+        """
         if state is not None and len(state) != self._vocab + 2:
             raise ValueError(f"the state counts labels of {len(state) - 2} tokens; this model has {self._vocab}.")
-        self._seen = state
+        self._total, self._total_is_fresh = state, True
+        keeps = self._ranks is None or self._ranks.first  # the sum over ranks holds them once
+        self._seen = state if keeps or state is None else self._nothing()

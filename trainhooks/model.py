@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+
+from trainhooks.distributed import is_sharded, whole
 
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -36,6 +38,29 @@ class OutputEmbedding:
     norm_bias: Tensor | None = None
     norm_name: str | None = None
     norm_offset: float | None = 0.0
+
+    def gathered_around(self) -> OutputEmbedding:
+        """The same with bias and norm whole where they are sharded (a collective then); `weight` stays as it is."""
+        around: dict[str, Any] = {name: getattr(self, name) for name in ("bias", "norm_weight", "norm_bias")}
+        if not any(tensor is not None and is_sharded(tensor) for tensor in around.values()):
+            return self
+        return replace(self, **{name: None if tensor is None else whole(tensor) for name, tensor in around.items()})
+
+    @property
+    def matrix(self) -> Tensor:
+        """What scores the tokens [vocab, dim], detached: `weight`, with the share of LoRA's active adapters added.
+
+        `weight` itself where the head has no adapter; else a new tensor, at the cost of one product of their factors.
+        """
+        weight = self.weight.detach()
+        adapter: Any = self.module
+        if not _is_adapter(adapter) or adapter.merged or adapter.disable_adapters:
+            return weight
+        with torch.no_grad():
+            for name in adapter.active_adapters:
+                if name in adapter.lora_A:
+                    weight = weight + adapter.get_delta_weight(name).to(weight)
+        return weight
 
     @property
     def norm_scale(self) -> Tensor | None:
@@ -136,11 +161,12 @@ def parameter_groups(
     groups |= {block: [] for block in blocks.values()}
     groups |= {"final_norm": [], "output_embedding": [], "other": []}
     embeddings = {id(m.weight) for m in core.modules() if isinstance(m, nn.Embedding)}
+    of_head = {id(parameter) for parameter in head.module.parameters()}  # with those of adapters
     for name, parameter in named:
         homes = [block for prefix, block in blocks.items() if name.startswith(prefix + ".")]
         if not homes and id(parameter) in embeddings:
             homes.append("embedding")
-        if parameter is head.weight or parameter is head.bias:
+        if id(parameter) in of_head:
             homes.append("output_embedding")
         elif parameter is head.norm_weight or parameter is head.norm_bias:
             homes.append("final_norm")
@@ -190,6 +216,7 @@ def _head_owners(model: nn.Module) -> list[nn.Module]:
 
 
 def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
+    module = _adapted(core, module)
     weight, bias = module.weight, getattr(module, "bias", None)
     assert isinstance(weight, Tensor)
     name = next((path for path, parameter in named_parameters(core) if parameter is weight), None)
@@ -213,6 +240,27 @@ def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
     )
 
 
+def _is_adapter(module: nn.Module) -> bool:
+    """Whether this is peft's layer around a matrix of which it trains a low-rank change."""
+    return all(hasattr(module, name) for name in ("base_layer", "get_delta_weight", "lora_A"))
+
+
+def _adapted(core: nn.Module, module: nn.Module) -> nn.Module:
+    """The adapter's layer around a head, the head itself where there is none.
+
+    Raises ValueError for adapters whose share is no sum: DoRA's, and those around a sharded head.
+    """
+    outer: nn.Module = next((m for m in core.modules() if _is_adapter(m) and m.base_layer is module), module)
+    if not _is_adapter(outer):
+        return module
+    scaled: Any = getattr(outer, "lora_magnitude_vector", ())
+    weight = outer.weight
+    if len(scaled) or (isinstance(weight, Tensor) and is_sharded(weight)):
+        kind = "DoRA, which rescales rows" if len(scaled) else "LoRA around a sharded matrix"
+        raise ValueError(f"the head has {kind}; its output embedding cannot be followed. Use plain LoRA, unsharded.")
+    return outer
+
+
 def _norm_offset(norm: nn.Module) -> float | None:
     """What the norm adds to its weight before it multiplies: 0, or 1 as in Gemma; None where it does otherwise.
 
@@ -222,6 +270,7 @@ def _norm_offset(norm: nn.Module) -> float | None:
     assert isinstance(weight, Tensor)
     if weight.is_meta or len(weight) % 2:
         return 0.0
+    norm, weight = _unsharded(norm), whole(weight)
     signs = torch.ones_like(weight, memory_format=torch.contiguous_format).detach()
     signs[1::2] = -1
     forward = type(norm).forward  # not the module's call: that would run hooks
@@ -231,6 +280,17 @@ def _norm_offset(norm: nn.Module) -> float | None:
         if torch.allclose(scale.float(), weight.float() + offset, rtol=1e-2, atol=1e-3):
             return offset
     return None
+
+
+def _unsharded(norm: nn.Module) -> nn.Module:
+    """The same norm over whole parameters; itself where none is sharded (a collective where one is)."""
+    if not any(is_sharded(parameter) for parameter in norm.parameters(recurse=False)):
+        return norm
+    still: nn.Module = object.__new__(type(norm))  # copy.copy() would call the constructor of FSDP2's class
+    still.__dict__.update(norm.__dict__)
+    own = {name: None if tensor is None else whole(tensor) for name, tensor in norm._parameters.items()}
+    still.__dict__["_parameters"] = own
+    return still
 
 
 def _last_norm(core: nn.Module, *, dim: int) -> tuple[str | None, nn.Module | None]:

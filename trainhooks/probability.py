@@ -80,7 +80,7 @@ def average_probability(
 
 
 def _sums(head: OutputEmbedding, hidden: Tensor, *, keep: Tensor) -> ProbabilitySums:
-    return probability_sums(head.weight, hidden[keep], bias=head.bias)
+    return probability_sums(head.matrix, hidden[keep], bias=head.bias)
 
 
 def _hidden_states(

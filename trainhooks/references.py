@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, fields
 
+import torch
 from torch import Tensor
 
 NEEDS = frozenset({"initial_head", "previous_head", "sketch", "hidden"})
@@ -34,10 +35,10 @@ class References:
         held = {field.name: getattr(self, field.name) for field in fields(self)}
         return {name: tensor.cpu() for name, tensor in held.items() if tensor is not None}
 
-    def load_state_dict(self, state: dict[str, Tensor], *, like: Tensor) -> None:
-        """Take tensors back, onto the device of `like`."""
+    def load_state_dict(self, state: dict[str, Tensor], *, device: torch.device) -> None:
+        """Take tensors back, onto the device."""
         for name, tensor in state.items():
-            setattr(self, name, tensor.to(like.device))
+            setattr(self, name, tensor.to(device))
 
 
 def head_bytes(needs: Iterable[str], *, vocab: int, dim: int) -> int:

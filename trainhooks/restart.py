@@ -35,7 +35,7 @@ def check_state_given(restart: Restart | None, *, mode: str) -> None:
         )
 
 
-def check_store(restart: Restart | None, *, path: Path) -> None:
+def check_store(restart: Restart | None, *, path: str | Path) -> None:
     """Raise ValueError where the checkpoint is ahead of the store: the records between the two would be missing."""
     if restart is None or restart.recorded is None:
         return

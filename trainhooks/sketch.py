@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from math import isqrt
@@ -122,11 +122,20 @@ class Sketcher:
                 "Make a new Sketcher for them."
             )
         device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
+        held = {name: [(starts.get(name, 0) if starts else 0, tensor)] for name, tensor in tensors.items()}
+        return self.sketch_slices(held, device=device)
+
+    @torch.no_grad()
+    def sketch_slices(
+        self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
+    ) -> Float[Tensor, "group sketch"]:
+        """As `sketch`, of what a rank holds: by parameter name, runs of elements with the index of their first one."""
         zero = torch.zeros(self.size, dtype=torch.float32, device=device)  # a loop may have set another default
         cells = zero.new_zeros(1 + max(self._cell_of.values(), default=-1), self.size)
-        for name, tensor in tensors.items():
-            start = starts.get(name, 0) if starts else 0
-            cells[self._cell_of[name]] += sketch_parameter(tensor, name=name, size=self.size, start=start).to(device)
+        for name, runs in slices.items():
+            for start, values in runs:
+                part = sketch_parameter(values, name=name, size=self.size, start=start)
+                cells[self._cell_of[name]] += part.to(device)
         sums = [cells[held[0]] if len(held) == 1 else sum((cells[c] for c in held), zero) for held in self._cells_in]
         return torch.stack(sums) if sums else zero.new_zeros(0, self.size)
 

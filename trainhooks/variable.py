@@ -12,7 +12,8 @@ class Variable:
 
     `dims` are the dimensions behind the leading `step`; their sizes come from the run (`token`, `dim`, `group`,
     `sketch_bucket`) or from `sizes`. `unit` is "1" for a pure number. `description` goes into the store's
-    attributes: say the convention there. Names carry a family and a quantity, joined by a dot: "probe.heldout_spearman".
+    attributes: say the convention there. Names carry a family and a quantity, joined by a dot:
+    "probe.heldout_spearman".
     `whole_run` variables are written once, when the run ends, because they need its last record.
     """
 

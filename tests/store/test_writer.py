@@ -362,6 +362,7 @@ def test_the_journal_is_plain_safetensors(run, write):
     assert header.pop("__metadata__") == {
         "format": "1",
         "step": "1",
+        "previous": "0",
         "attempt": "0",
         "piece": "0",
         "pieces": "1",

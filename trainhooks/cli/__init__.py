@@ -7,5 +7,6 @@ from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune
 from trainhooks.cli import runs as runs
 from trainhooks.cli import steer as steer
+from trainhooks.cli import store as store
 from trainhooks.cli import suites as suites
 from trainhooks.cli.base import app as app

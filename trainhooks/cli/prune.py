@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json as json_format
+from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -30,6 +31,7 @@ def prune(
     over: str | None = None,
     fraction: float = 0.3,
     code: str = "zero/ascending",
+    generate: Annotated[int | None, Parameter(validator=validators.Number(gte=20))] = None,
     untie: Flag = False,
     save: Path | None = None,
     json: Flag = False,
@@ -71,21 +73,28 @@ def prune(
         --store the body that each of the store's output embeddings is put in. Prints the largest fraction of every
         order against the step; each step costs a whole run, so take --variant zero and fewer positions.
     fraction
-        Of the dimensions to delete in the model that is saved.
+        Of the dimensions to delete in the model that is saved or generates.
     code
-        Which deletion is saved: variant/order, as the table names them.
+        Which deletion is saved or generates: variant/order, as the table names them.
+    generate
+        Let the model as it would be saved, and the unmodified one, write this many texts (3 seeds each) after
+        beginnings of the test documents, to the context's length: MAUVE, distinct-2 and repetition. Refused where
+        unmodified against unmodified text has a MAUVE below 0.9. Needs the extra generation. Costs 6 x this many x
+        context_length tokens of the model, and seconds more for MAUVE: COST.
     untie
         Save with an input embedding of its own where it is the same matrix; otherwise it loses the same dimensions.
     save
         Write the pruned model there.
     json
-        Print JSON instead of text.
+        Print JSON instead of text; a figure that is not defined is null.
     """
     from trainhooks.intervene.compensate import VARIANTS
     from trainhooks.intervene.contexts import collect_contexts, read_documents, split_documents
+    from trainhooks.intervene.generation import draw_prompts, score_generation, unmodified_text
     from trainhooks.intervene.orders import ORDERS
     from trainhooks.intervene.prune import check_savable, code_labels, pruned_target, token_mask_of
     from trainhooks.intervene.prune import prune as run_prune
+    from trainhooks.intervene.report import finite
     from trainhooks.intervene.target import load_target
 
     options: dict[str, Any] = {
@@ -99,7 +108,7 @@ def prune(
     if over is not None:
         from trainhooks.intervene.over import HEAD, WHOLE, moments, prune_along
 
-        refuse_beside_over({"--save": save, "--step": step})
+        refuse_beside_over({"--save": save, "--step": step, "--generate": generate})
         series = moments(
             model,
             text=text,
@@ -114,12 +123,17 @@ def prune(
         print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
         return
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)
-    if save is not None:
+    if save is not None or generate is not None:
         known = code_labels(options["orders"], options["variants"], random=random, seed=seed)
         check_savable(target, code=code, fraction=fraction, known=known)
+    parts = split_documents(read_documents(text), seed=seed)
+    reference = None
+    if generate is not None:  # before the long part: it may be refused
+        prompts = draw_prompts(target, parts[1], samples=generate, context_length=context_length, seed=seed)
+        reference = unmodified_text(target.model, prompts, length=context_length - prompts.shape[1])
     halves = [
         collect_contexts(target, part, context_length=context_length, max_positions=positions, seed=seed)
-        for part in split_documents(read_documents(text), seed=seed)
+        for part in parts
     ]
     found = run_prune(
         target.weight,
@@ -129,8 +143,20 @@ def prune(
         mask=token_mask_of(target),
         **options,
     )
-    print(json_format.dumps(found.to_dict(), indent=2) if json else found.render())
-    if target.tied and not json:
-        print("The input embedding is the same matrix; the figures above are for the output side alone.")
-    if save is not None:
-        pruned_target(target, found, code=code, fraction=fraction, untie=untie).save(save)
+    edited = None
+    if save is not None or reference is not None:
+        edited = pruned_target(target, found, code=code, fraction=fraction, untie=untie)
+    score = None
+    if edited is not None and reference is not None:
+        score = score_generation(target.model, edited.model, reference=reference)
+    if json:
+        generation = {} if score is None else {"generation": {"code": code, "fraction": fraction} | asdict(score)}
+        print(json_format.dumps(finite(found.to_dict() | generation), indent=2, allow_nan=False))
+    else:
+        print(found.render())
+        if target.tied:
+            print("The input embedding is the same matrix; the figures above are for the output side alone.")
+        if score is not None:
+            print(f"{code} at {fraction:g}, the model as saved, generates {score.render()}")
+    if edited is not None and save is not None:
+        edited.save(save)

@@ -59,7 +59,7 @@ def demo(
 
 
 @command
-def inspect(store: Path, *, json: Flag = False) -> None:
+def inspect(store: str, *, json: Flag = False) -> None:
     """Say what is in a store: steps, matrices, metrics, sizes, provenance.
 
     Parameters

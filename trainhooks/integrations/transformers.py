@@ -86,8 +86,9 @@ class TrainHooks(TrainerCallback):
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the recorder's state beside the model's."""
         folder = _checkpoint_folder(args, state)
+        recorder_state = self._host.recorder.state_dict()  # every rank's labels are in it
         if state.is_world_process_zero and os.path.isdir(folder):
-            torch.save(self._host.recorder.state_dict(), os.path.join(folder, STATE_FILE))
+            torch.save(recorder_state, os.path.join(folder, STATE_FILE))
 
     def on_log(self, args: Any, state: Any, control: Any, *, logs: Mapping[str, Any], **kwargs: Any) -> None:
         """The summary of the whole run is the last thing logged before reporters close, in `on_train_end`."""

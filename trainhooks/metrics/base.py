@@ -10,6 +10,7 @@ from typing import Any, Literal
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
+from trainhooks.distributed import Ranks, is_sharded, whole
 from trainhooks.model import OutputEmbedding
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
@@ -19,11 +20,15 @@ from trainhooks.variable import Variable
 class State:
     """The model after `step` optimizer updates, as one record sees it. Read it; never write into it.
 
-    `output_embedding` is `head.weight` [vocab, dim], detached. `initial_head` and `previous_head` are its
+    `output_embedding` is `head.matrix` [vocab, dim], detached. `initial_head` and `previous_head` are its
     values at the first record and at the one before (float32), `sketch` and its kin one linear sketch a parameter
     group (see `trainhooks.sketch`); each is None unless a metric's `needs` names it, and the previous ones are
     None at the first record. `learning_rate_sum` is the sum of the learning rates of the updates since the
     previous record, None where no learning rate is known.
+
+    `ranks` are the processes that train the model together. Where one rank has the whole model (DDP) metrics are
+    computed on rank 0 alone, except those that need "hidden", of which every rank has its own. Where it is sharded
+    (`DTensor`s in `groups` and gradients) every rank computes every metric, and rank 0's values are kept.
 
     `shared` is what the metrics of this record share, by key: one leaves here what another would compute again
     (see `trainhooks.metrics.head_sums`). It is true of these values only, so give an altered state an empty one.
@@ -40,12 +45,22 @@ class State:
     previous_sketch: Float[Tensor, "group sketch"] | None = None
     label_counts: Int[Tensor, "vocab"] | None = None
     learning_rate_sum: float | None = None
+    ranks: Ranks | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
     def output_embedding(self) -> Tensor:
-        """The output embedding [vocab, dim] as it is now, detached from the graph."""
-        return self.head.weight.detach()
+        """The output embedding [vocab, dim] as it is now, detached from the graph.
+
+        Where it is sharded it is gathered at the first use in a record, 4 bytes an element in float32.
+        """
+        weight = self.head.matrix
+        if not is_sharded(weight):
+            return weight
+        if "output_embedding" not in self.shared:
+            self.shared["output_embedding"] = whole(weight)
+        gathered: Tensor = self.shared["output_embedding"]
+        return gathered
 
 
 class Metric(ABC):

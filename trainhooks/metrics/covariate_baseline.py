@@ -17,8 +17,8 @@ from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import mean_over_folds, spearman
-from trainhooks.probe.rows import Pass, Rows, project_rows, shifted_blocks, sum_rows
+from trainhooks.probe.ranks import spearman
+from trainhooks.probe.rows import Pass, Rows, kept_blocks, project_rows, sum_rows, zero_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import as_counts
@@ -92,8 +92,9 @@ class CovariateBaseline(Metric):
             first = replace(first, sums=_first_target(first.sums))
             columns = _scaled(known.columns, like=first.sums)
             sums = _with_columns(embedding, rows, first=first, columns=columns)
-            joint = solve_sums(sums, exact=needs_exact(rows, dim=dim + columns.shape[1]))
-            alone = solve_sums(_last_columns(sums, dim=dim), exact=needs_exact(rows, dim=columns.shape[1]))
+            joint = solve_sums(sums, exact=needs_exact(rows, dim=dim + columns.shape[1]), with_rank=False)
+            last = _last_columns(sums, dim=dim)
+            alone = solve_sums(last, exact=needs_exact(rows, dim=columns.shape[1]), with_rank=False)
             values = _figures(rows, first, found=alone, predicted=_predict(rows, columns, alone), name="heldout")
             predicted = _predict_jointly(embedding, rows, first=first, columns=columns, found=joint)
             values |= _figures(rows, first, found=joint, predicted=predicted, name="joint")
@@ -171,10 +172,9 @@ def _cross(embedding: Tensor, rows: Rows, *, first: Pass, columns: Tensor) -> Fl
     dtype, dim = first.shift.dtype, embedding.shape[1]
     out = torch.zeros(FOLDS, columns.shape[1], dim, dtype=torch.float64, device=embedding.device)
     narrow = columns.T.to(dtype).contiguous()
-    blocks = rows.blocks(dim)
-    pieces = shifted_blocks(embedding, shifts=[first.shift], ids=rows.ids, slices=[where for _, where in blocks])
-    for (fold, _), (where, (x,)) in zip(blocks, pieces, strict=True):
-        x.masked_fill_(~first.finite[where, None], 0)
+    for fold, where, x in kept_blocks(embedding, rows, first=first):
+        if first.rows_less_shift is None:
+            zero_rows(x, ~first.finite[where])
         out[fold] += narrow[:, where] @ x
     return out.mT
 
@@ -217,7 +217,6 @@ def _figures(
     means = torch.cat([found.trained_mean[f].expand(size) for f, size in enumerate(rows.fold_sizes)])
     error, spread = ((y - other).square() @ finite.double() for other in (predicted, means))
     r2 = (1 - error / spread).where(first.sums.total().varies()[0], torch.nan)
-    folds = [fold for fold in rows.fold_slices() if fold.stop - fold.start > 1]
-    ranks = [spearman(y[None, fold], predicted[None, fold], keep=finite[fold]) for fold in folds]
-    mean = mean_over_folds(ranks, like=r2[None])[0]
-    return {f"covariates.{name}_r2": r2, f"covariates.{name}_spearman": mean}
+    at, real = rows.table
+    ranks = spearman(y[at], predicted[at], keep=real & finite[at])
+    return {f"covariates.{name}_r2": r2, f"covariates.{name}_spearman": ranks.nanmean()}

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainhooks.distributed import is_sharded
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.geometry import ratio
 from trainhooks.metrics.norms import group_sums, squared_norms, unique_tensors
@@ -134,6 +135,11 @@ class ExactConvergence(Metric):
                 shown = ", ".join(name for name, _ in named[:6])
                 raise ValueError(f"no parameter matches {pattern!r}. Names look like: {shown}, ...")
             chosen[f"pattern {pattern}"] = matched
+        if any(is_sharded(tensor) for tensors in chosen.values() for tensor in tensors):
+            raise ValueError(
+                "ExactConvergence keeps whole parameters, and these are sharded: use GroupConvergence, whose sketches "
+                "add up over the ranks."
+            )
         return chosen
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.geometry import ratio
-from trainhooks.metrics.norms import group_norms
+from trainhooks.metrics.norms import GROUP_NORMS, group_norms
 from trainhooks.schedule import Schedule
 from trainhooks.sketch import cosine, distance
 from trainhooks.variable import Variable
@@ -78,7 +78,7 @@ class GroupConvergence(Metric):
         """
         if state.sketch is None:
             raise ValueError("GroupConvergence needs the sketch of each group: make the State with sketch=.")
-        norms = group_norms(state.groups)
+        norms = state.shared[GROUP_NORMS] if GROUP_NORMS in state.shared else group_norms(state.groups)
         now = state.sketch.to(norms.dtype)
         initial = now if state.initial_sketch is None else state.initial_sketch.to(norms)
         initial_norms = torch.linalg.vector_norm(initial, dim=-1)

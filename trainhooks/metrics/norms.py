@@ -8,7 +8,10 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainhooks.distributed import Ranks
+
 HOST_PIECE = 1 << 16
+GROUP_NORMS = "group_norms"  # in `State.shared` where the model is sharded: the norms over all ranks
 
 
 def accumulator(device: torch.device) -> torch.dtype:
@@ -47,6 +50,16 @@ def group_norms(groups: Mapping[str, Sequence[Tensor]]) -> Float[Tensor, "group"
     """
     tensors, members = unique_tensors(groups)
     return group_sums(squared_norms(tensors), members=members).sqrt()
+
+
+def sharded_group_norms(groups: Mapping[str, Sequence[tuple[str, Tensor]]], *, ranks: Ranks) -> Float[Tensor, "group"]:
+    """`group_norms` of a sharded model, from the squares of each rank's parts (collective)."""
+    parts = {id(tensor): ranks.part(tensor) for members in groups.values() for _, tensor in members}
+    held: dict[str, list[Tensor]] = {}
+    for group, members in groups.items():
+        mine = (parts[id(tensor)] for _, tensor in members)
+        held[group] = [part.values for part in mine if part is not None]
+    return ranks.sum(group_norms(held).square()).sqrt()
 
 
 def unique_tensors(groups: Mapping[str, Sequence[Tensor]]) -> tuple[list[Tensor], list[list[int]]]:

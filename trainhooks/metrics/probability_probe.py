@@ -16,7 +16,13 @@ from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
 from trainhooks.probe.positions import MAX_POSITIONS, POSITIONS_PER_SEQUENCE, HiddenSample
-from trainhooks.probe.probability import ProbabilitySums, mean_hidden_r2, probability_sums, split_half_reliability
+from trainhooks.probe.probability import (
+    ProbabilitySums,
+    add_over_ranks,
+    mean_hidden_r2,
+    probability_sums,
+    split_half_reliability,
+)
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
@@ -78,7 +84,8 @@ class ProbabilityProbe(Metric):
 
     Costs one product of E with the sampled states (2 vocab x dim x positions operations), two softmax passes, one
     fit and one pass for the transfer; with counts a fit for the channels, and a joint one where the head has a bias.
-    The fits check their input and so wait for the device. Under data parallelism the sample is this process' share.
+    The fits check their input and so wait for the device. Under data parallelism each rank samples so many, and their
+    sums are added.
 
     Where everything is excluded (NaN in E or b) figures are left out, so NaN in the store, and the counts tell.
     Where all alpha are equal, R^2 and correlations are NaN.
@@ -129,14 +136,15 @@ class ProbabilityProbe(Metric):
             return {}
         embedding = state.output_embedding
         wanted, frequency = self._prepared.of(embedding)
-        even, odd = (self._half(state, parity=parity) for parity in (0, 1))
+        first = 0 if state.ranks is None else state.ranks.before(len(self._sample.sequence.unique()))
+        even, odd = (self._half(state, parity=(first + parity) % 2) for parity in (0, 1))
         sums = even + odd
         finite = torch.linalg.vector_norm(embedding, dim=1, dtype=torch.float32).square().isfinite()
         mask = wanted & finite & sums.log_alpha.isfinite()
         values: dict[str, Tensor | float] = {
             "probability.step": float(self._step),
             "probability.positions": sums.positions,
-            "probability.sequences": float(len(self._sample.sequence.unique())),
+            "probability.sequences": self._sequences(state),
             "probability.excluded_positions": sums.excluded,
             "probability.excluded_rows": wanted.sum() - mask.sum(),
             "probability.r2_mean_hidden": mean_hidden_r2(embedding, sums, mask=mask),
@@ -163,11 +171,18 @@ class ProbabilityProbe(Metric):
         chosen = self._choice.for_rows(vocab)
         return chosen.mask.to(device), None if chosen.target is None else chosen.target.to(device)
 
+    def _sequences(self, state: State) -> float:
+        mine = torch.tensor(float(len(self._sample.sequence.unique())))
+        if state.ranks is None:
+            return float(mine)
+        return float(state.ranks.sum(mine * state.ranks.has_data))
+
     def _half(self, state: State, *, parity: int) -> ProbabilitySums:
         assert self._sample.rows is not None
         where = (self._sample.sequence % 2 == parity).nonzero().flatten()
         rows = self._sample.rows[where.to(self._sample.rows.device)]
-        return probability_sums(state.output_embedding, rows, bias=state.head.bias)
+        sums = probability_sums(state.output_embedding, rows, bias=state.head.bias)
+        return sums if state.ranks is None else add_over_ranks(sums, ranks=state.ranks)
 
     def _fit(
         self, embedding: Tensor, sums: ProbabilitySums, *, mask: Tensor, frequency: Tensor | None

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import mean_over_folds, pearson, spearman
+from trainhooks.probe.ranks import pearson, spearman
 from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums
@@ -223,15 +223,16 @@ def _figures(
     square = total.square.where(varies, torch.nan)
     n, k = total.rows, found.rank
     r2 = 1 - (weights @ (rows.y - fitted).square()) / square
-    by_fold = [(rows.y[s].T, predicted[s].T, weights[s], finite[s]) for s in rows.fold_slices() if s.stop - s.start > 1]
+    at, real = rows.table
+    y, guess, keep = rows.y.T[:, at], predicted.T[:, at], real & finite[at]
     return ProbeFit(
         r2=r2,
         adjusted_r2=torch.where(n > k + 1, 1 - (1 - r2) * (n - 1) / (n - 1 - k), torch.nan),
         null_r2=k / (n - 1),
         heldout_r2=(1 - error / spread).where(varies, torch.nan),
         heldout_mse=error / total.weight,
-        heldout_pearson=mean_over_folds([pearson(y, p, weights=w) for y, p, w, _ in by_fold], like=r2),
-        heldout_spearman=mean_over_folds([spearman(y, p, keep=keep) for y, p, _, keep in by_fold], like=r2),
+        heldout_pearson=pearson(y, guess, weights=weights[at] * real).nanmean(1),
+        heldout_spearman=spearman(y, guess, keep=keep).nanmean(1),
         slope=found.slope.T,
         intercept=found.intercept,
         fold_slope=found.fold_slope.mT,

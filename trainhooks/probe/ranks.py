@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -27,7 +25,7 @@ def pearson(
     a: Float[Tensor, "*batch row"],
     b: Float[Tensor, "*batch row"],
     *,
-    weights: Float[Tensor, "row"] | None = None,
+    weights: Float[Tensor, "*#batch row"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Pearson's correlation along the last axis, in [-1, 1], in float64; rows weigh the same without `weights`.
 
@@ -59,7 +57,7 @@ def spearman(
     a: Float[Tensor, "*batch row"],
     b: Float[Tensor, "*batch row"],
     *,
-    keep: Bool[Tensor, "row"] | None = None,
+    keep: Bool[Tensor, "*#batch row"] | None = None,
 ) -> Float[Tensor, "*batch"]:
     """Spearman's rank correlation along the last axis, in [-1, 1]: Pearson's of the average ranks, over `keep`.
 
@@ -69,8 +67,3 @@ def spearman(
         return pearson(average_ranks(a), average_ranks(b))
     a, b = a.masked_fill(~keep, torch.inf), b.masked_fill(~keep, torch.inf)
     return pearson(average_ranks(a), average_ranks(b), weights=keep.double())
-
-
-def mean_over_folds(values: Sequence[Float[Tensor, "target"]], *, like: Tensor) -> Float[Tensor, "target"]:
-    """The mean of what is defined, NaN (in the shape of `like`) where nothing is: too small folds drop out."""
-    return torch.stack([*values, torch.full_like(like, torch.nan)]).nanmean(0)

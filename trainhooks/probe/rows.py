@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -66,6 +67,15 @@ class Rows:
             start += size
         return slices
 
+    @cached_property
+    def table(self) -> tuple[Int64[Tensor, "fold longest"], Bool[Tensor, "fold longest"]]:
+        """Positions of each fold's rows, one fold a line, and which of them are real: short lines repeat position 0."""
+        device = self.ids.device
+        sizes = torch.tensor(self.fold_sizes, device=device)[:, None]
+        column = torch.arange(max(self.fold_sizes), device=device)
+        real = column < sizes
+        return torch.where(real, column + sizes.cumsum(0) - sizes, 0), real
+
     def blocks(self, dim: int) -> list[tuple[int, slice]]:
         """(fold, slice) of nearly equal blocks of one fold each, small enough for a cache."""
         limit = max(MIN_BLOCK_ROWS, BLOCK_ELEMENTS // dim)
@@ -75,12 +85,17 @@ class Rows:
 
 @dataclass(frozen=True)
 class Pass:
-    """What the first pass leaves: the sums; for each row whether it is finite and its squared norm about `shift`."""
+    """What the first pass leaves: the sums; for each row whether it is finite and its squared norm about `shift`.
+
+    `rows_less_shift` are the rows themselves in the order of the fit, those that are not finite as zeros, for the
+    passes that follow: on the host alone, where gathering them again takes longer than a product of few columns.
+    """
 
     sums: ProbeSums
     finite: Bool[Tensor, "row"]
     square_norms: Float[Tensor, "row"]
     shift: Float[Tensor, "dim"]
+    rows_less_shift: Float[Tensor, "row dim"] | None = None
 
     def refuse_bad_rows(self, rows: Rows) -> None:
         """Raise ValueError, naming the first ids, where a row is not finite. Waits for the device."""
@@ -114,11 +129,13 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     zx = torch.zeros(folds, len(z), dim, **options)
     square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
     strips = upper_strips(dim)
-    for fold, where, x in _fold_blocks(embedding, rows, shift):
+    keeps = embedding.device.type == "cpu" and rows.root_weights is None
+    kept = torch.empty(len(rows), dim, dtype=dtype) if keeps else None
+    for fold, where, x in _fold_blocks(embedding, rows, shift, into=kept):
         square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()
         bad = ~square_norms[where].isfinite()
         z[:, where] *= ~bad
-        x.masked_fill_(bad[:, None], 0)
+        zero_rows(x, bad)
         if rows.root_weights is not None:
             x.mul_(rows.root_weights[where].to(dtype)[:, None])
         for strip in strips:
@@ -135,7 +152,7 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
         shift_y=shift_y,
         eps=torch.finfo(dtype).eps,
     )
-    return Pass(sums=sums, finite=finite, square_norms=square_norms, shift=shift)
+    return Pass(sums=sums, finite=finite, square_norms=square_norms, shift=shift, rows_less_shift=kept)
 
 
 def project_rows(
@@ -153,15 +170,32 @@ def project_rows(
     dtype, width = first.shift.dtype, by_fold.shape[2]
     columns = torch.cat([by_fold, for_all.expand(len(by_fold), -1, -1)], 2).mT.to(dtype).contiguous()
     out = torch.empty(columns.shape[1], len(rows), dtype=torch.float64, device=embedding.device)
-    for fold, where, x in _fold_blocks(embedding, rows, first.shift):
+    for fold, where, x in kept_blocks(embedding, rows, first=first):
         # columns first: three times as fast as x @ columns for so few of them
         out[:, where] = (columns[fold] @ x.T).double()
     out = torch.where(first.finite, out, 0).T
     return out[:, :width], out[:, width:]
 
 
+def kept_blocks(
+    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: Pass
+) -> Iterator[tuple[int, slice, Float[Tensor, "block dim"]]]:
+    """(fold, slice, rows less the shift) by blocks: what the first pass has kept, else gathered again. Only read them.
+
+    Rows that are not finite may be zeros or as they are.
+    """
+    if first.rows_less_shift is None:
+        yield from _fold_blocks(embedding, rows, first.shift)
+        return
+    for fold, where in rows.blocks(embedding.shape[1]):
+        yield fold, where, first.rows_less_shift[where]
+
+
 def shifted_blocks(
-    *matrices: Shaped[Tensor, "vocab _"], shifts: Sequence[Tensor], ids: Tensor | None, slices: Sequence[slice]
+    *matrices: Shaped[Tensor, "vocab _"],
+    shifts: Sequence[Tensor],
+    ids: Tensor | None,
+    slices: Sequence[slice],
 ) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
     """Each slice of the rows of every matrix less its shift, in the shift's dtype, row w the same token in all.
 
@@ -178,14 +212,29 @@ def shifted_blocks(
         yield where, blocks
 
 
+def zero_rows(block: Float[Tensor, "row dim"], bad: Bool[Tensor, "row"]) -> None:
+    """Set the marked rows of a block to 0, in place and without waiting for a device."""
+    # on the bits, since 0 times NaN is NaN and `masked_fill_` takes five times as long on the host
+    bits = torch.int64 if block.dtype == torch.float64 else torch.int32
+    block.view(bits).bitwise_and_(bad.to(bits).sub_(1)[:, None])
+
+
 def even_slices(start: int, stop: int, *, limit: int) -> list[slice]:
     """The fewest nearly equal slices of at most `limit` rows that cover start ... stop."""
     size, count = stop - start, -(-(stop - start) // limit)
     return [slice(start + size * i // count, start + size * (i + 1) // count) for i in range(count)]
 
 
-def _fold_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[int, slice, Tensor]]:
+def _fold_blocks(
+    embedding: Tensor, rows: Rows, shift: Tensor, *, into: Tensor | None = None
+) -> Iterator[tuple[int, slice, Tensor]]:
+    """Rows less the shift by blocks of a fold; `into` [row, dim] keeps all of them, else a buffer is used again."""
     blocks = rows.blocks(embedding.shape[1])
+    if into is not None:
+        for fold, where in blocks:
+            _take(embedding, rows.ids, where, out=into[where])
+            yield fold, where, into[where].sub_(shift)
+        return
     slices = [where for _, where in blocks]
     pieces = shifted_blocks(embedding, shifts=[shift], ids=rows.ids, slices=slices)
     for (fold, _), (where, (x,)) in zip(blocks, pieces, strict=True):
@@ -208,5 +257,5 @@ def _middle_row(embedding: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
     one exploded row must not push all the others out of float32's reach.
     """
     sample = embedding[ids[:: max(1, len(ids) // SHIFT_ROWS)]].to(dtype)
-    ordered = sample.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).T.contiguous().sort(1).values
-    return ordered[:, ordered.shape[1] // 2].contiguous()
+    columns = sample.nan_to_num(nan=0.0, posinf=0.0, neginf=0.0).T.contiguous()
+    return columns.kthvalue(columns.shape[1] // 2 + 1, dim=1).values

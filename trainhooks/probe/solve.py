@@ -33,46 +33,45 @@ class Coefficients:
 class Slope(NamedTuple):
     """A slope, the rank of its rows (0 where not asked for), and the smallest squared pivot (1 without pivots)."""
 
-    slope: Float64[Tensor, "dim target"]
-    rank: Float64[Tensor, ""]
-    pivot: Float64[Tensor, ""]
+    slope: Float64[Tensor, "*batch dim target"]
+    rank: Float64[Tensor, "*batch"]
+    pivot: Float64[Tensor, "*batch"]
 
 
-def solve_sums(sums: ProbeSums, *, exact: bool) -> Coefficients:
+def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coefficients:
     """The least-squares coefficients that the sums hold, solved in float64.
 
     `exact` takes the least-norm solution by an eigendecomposition, right for any rank; else a Cholesky
     factorisation, six times as fast and free of a device wait, right where the columns are independent within
-    the tolerance of `cholesky_slope`. Where no rows are left to train on, intercepts are NaN.
+    the tolerance of `cholesky_slope`. Where no rows are left to train on, intercepts are NaN. The rank is that of
+    `cholesky_slope`'s `with_rank`.
     """
     slope_of = least_norm_slope if exact else cholesky_slope
-    total = sums.total()
-    whole = slope_of(total, with_rank=True)
-    parts = []
-    for fold in range(sums.folds):
-        trained = sums.without(fold)
-        found = slope_of(trained, with_rank=False)
-        parts.append((found.slope, _intercept(trained, found.slope), trained.mean_y, found.pivot))
-    slopes, intercepts, means, pivots = (torch.stack(part) for part in zip(*parts, strict=True))
+    total, trained = sums.total(), sums.without_each()
+    whole, folds = slope_of(total, with_rank=with_rank), slope_of(trained, with_rank=False)
     return Coefficients(
         slope=whole.slope,
         intercept=_intercept(total, whole.slope),
-        fold_slope=slopes,
-        fold_intercept=intercepts,
-        trained_mean=means,
+        fold_slope=folds.slope,
+        fold_intercept=_intercept(trained, folds.slope),
+        trained_mean=trained.mean_y,
         rank=whole.rank,
-        pivot=torch.minimum(pivots.min(), whole.pivot),
+        pivot=torch.minimum(folds.pivot.min(), whole.pivot),
     )
 
 
 def _intercept(moments: Moments, slope: Tensor) -> Tensor:
-    intercept = moments.mean_y - moments.mean_x @ slope
-    return torch.where(moments.rows > 0, intercept, torch.nan)
+    intercept = moments.mean_y - (moments.mean_x[..., None, :] @ slope)[..., 0, :]
+    return torch.where(moments.rows[..., None] > 0, intercept, torch.nan)
 
 
-def usable_columns(moments: Moments) -> Bool[Tensor, "dim"]:
+def usable_columns(moments: Moments) -> Bool[Tensor, "*batch dim"]:
     """Columns that vary by more than rounding."""
-    return moments.gram.diagonal() > moments.noise
+    return _diagonal(moments.gram) > moments.noise
+
+
+def _diagonal(matrices: Tensor) -> Tensor:
+    return matrices.diagonal(dim1=-2, dim2=-1)
 
 
 def least_norm_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
@@ -83,12 +82,12 @@ def least_norm_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     `with_rank` is there for `cholesky_slope`: here the rank comes for nothing.
     """
     usable = usable_columns(moments)
-    gram = moments.gram * (usable[:, None] & usable)
+    gram = moments.gram * (usable[..., :, None] & usable[..., None, :])
     values, vectors = torch.linalg.eigh(gram)
-    keep = values > len(values) * moments.eps * values[-1].clamp_min(0)
+    keep = values > values.shape[-1] * moments.eps * values[..., -1:].clamp_min(0)
     inverse = torch.where(keep, 1 / values.where(keep, 1), 0)
-    slope = vectors @ (inverse[:, None] * (vectors.T @ moments.moment))
-    return Slope(slope=slope * usable[:, None], rank=keep.sum().double(), pivot=torch.ones_like(moments.rows))
+    slope = vectors @ (inverse[..., None] * (vectors.mT @ moments.moment))
+    return Slope(slope=slope * usable[..., None], rank=keep.sum(-1).double(), pivot=torch.ones_like(moments.rows))
 
 
 def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
@@ -96,24 +95,25 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
 
     A ridge tau (`tolerance`), above the rounding noise in the matrix's spectrum, keeps the factorisation alive;
     two refinement steps then take it out, up to (tau / (lambda + tau))^3 for an eigenvalue lambda: 1e-6 relative
-    at lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false). NaN where the
-    matrix holds NaN.
+    at lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false; not for a batch). NaN
+    where the matrix holds NaN.
     """
     usable = usable_columns(moments)
-    scale = torch.where(usable, moments.gram.diagonal().where(usable, 1).rsqrt(), 0)
-    correlation = (moments.gram * scale[:, None]).mul_(scale)
+    scale = torch.where(usable, _diagonal(moments.gram).where(usable, 1).rsqrt(), 0)[..., None]
+    correlation = (moments.gram * scale).mul_(scale.mT)
     tau = tolerance(moments)
-    correlation.diagonal().copy_(1 + tau * usable.double())
+    _diagonal(correlation).copy_(1 + tau * usable.double())
     factor, info = torch.linalg.cholesky_ex(correlation)
-    target = moments.moment * scale[:, None]
+    target = moments.moment * scale
     slope = torch.cholesky_solve(target, factor)
     for _ in range(2):
         slope = slope + torch.cholesky_solve(target - correlation @ slope + tau * slope, factor)
     rank = torch.zeros_like(moments.rows)
     if with_rank:
         rank = _rank(torch.cholesky_inverse(factor), tau=tau, usable=usable)
-    slope = (slope * scale[:, None]).where(info == 0, torch.nan)
-    return Slope(slope=slope, rank=rank.where(info == 0, torch.nan), pivot=factor.diagonal().min().square())
+    solved = info == 0
+    slope = (slope * scale).where(solved[..., None, None], torch.nan)
+    return Slope(slope=slope, rank=rank.where(solved, torch.nan), pivot=_diagonal(factor).amin(-1).square())
 
 
 def _rank(inverse: Tensor, *, tau: float, usable: Tensor) -> Tensor:
@@ -135,7 +135,7 @@ def tolerance(moments: Moments) -> float:
     The first term is for the products: float32 blocks of exactly collinear columns left 0.03 to 0.6 sqrt(dim) eps
     at dim 82 to 768, the most where one direction dominates. The second is for the factorisation in float64.
     """
-    dim = len(moments.gram)
+    dim = moments.gram.shape[-1]
     return 8 * dim**0.5 * moments.eps + 8 * dim * 2.0**-52
 
 

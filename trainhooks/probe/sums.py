@@ -14,7 +14,7 @@ from trainhooks.probe.ranks import rounding_square
 
 @dataclass(frozen=True)
 class Moments:
-    """Weight, rows, means and centred second moments of one set of rows, float64.
+    """Weight, rows, means and centred second moments of one set of rows, or of a batch of them, float64.
 
     `weight` is the sum of the weights (the number of rows without weights), `gram` E'E, `moment` E'y and `square`
     y'y about the means. `eps` is the machine precision of the products they were summed from, `noise` what
@@ -22,19 +22,19 @@ class Moments:
     has weight 0 and zeros everywhere.
     """
 
-    weight: Float64[Tensor, ""]
-    rows: Float64[Tensor, ""]
-    mean_x: Float64[Tensor, "dim"]
-    mean_y: Float64[Tensor, "target"]
-    gram: Float64[Tensor, "dim dim"]
-    moment: Float64[Tensor, "dim target"]
-    square: Float64[Tensor, "target"]
-    noise: Float64[Tensor, "dim"]
+    weight: Float64[Tensor, "*batch"]
+    rows: Float64[Tensor, "*batch"]
+    mean_x: Float64[Tensor, "*batch dim"]
+    mean_y: Float64[Tensor, "*batch target"]
+    gram: Float64[Tensor, "*batch dim dim"]
+    moment: Float64[Tensor, "*batch dim target"]
+    square: Float64[Tensor, "*batch target"]
+    noise: Float64[Tensor, "*batch dim"]
     eps: float
 
-    def varies(self) -> Bool[Tensor, "target"]:
+    def varies(self) -> Bool[Tensor, "*batch target"]:
         """Targets whose spread is more than the rounding of their mean: only those have an R^2."""
-        return self.square > rounding_square(self.mean_y, self.weight)
+        return self.square > rounding_square(self.mean_y, self.weight[..., None])
 
 
 @dataclass(frozen=True)
@@ -134,6 +134,26 @@ class ProbeSums:
             square=whole.square - part.square - between * y.square(),
             # a column that only the fold has varied leaves the difference of two equal numbers
             noise=whole.noise.maximum(64 * self.eps * whole.gram.diagonal()),
+            eps=self.eps,
+        )
+
+    def without_each(self) -> Moments:
+        """`without` of every fold at once, a batch [fold]: few large operations where a loop makes many small ones."""
+        whole = self.total()
+        weight = (whole.weight - self.weight) * (self.rows.sum() > self.rows)
+        x, y = self.mean_x - whole.mean_x, self.mean_y - whole.mean_y
+        share = (self.weight / weight.where(weight > 0, 1))[:, None]
+        between = whole.weight * share
+        scaled = (between * x)[:, :, None]
+        return Moments(
+            weight=weight,
+            rows=whole.rows - self.rows,
+            mean_x=whole.mean_x - share * x,
+            mean_y=whole.mean_y - share * y,
+            gram=(whole.gram - self.gram).baddbmm_(scaled, x[:, None, :], alpha=-1),
+            moment=whole.moment - self.moment - scaled * y[:, None, :],
+            square=whole.square - self.square - between * y.square(),
+            noise=whole.noise.maximum(64 * self.eps * whole.gram.diagonal()).expand_as(x),
             eps=self.eps,
         )
 

@@ -16,7 +16,8 @@ class Record:
     """What was measured at one step, on the host.
 
     `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
-    `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out.
+    `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out. Where several ranks
+    write the store, `snapshot` holds this one's rows alone, `rows` (start, stop); None: all of them.
     """
 
     step: int
@@ -25,6 +26,7 @@ class Record:
     sketch: np.ndarray | None = None
     snapshot: np.ndarray | None = None
     label_counts: np.ndarray | None = None
+    rows: tuple[int, int] | None = None
 
     @property
     def scalars(self) -> dict[str, float]:

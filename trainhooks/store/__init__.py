@@ -7,6 +7,7 @@ from trainhooks.store.background import BackgroundWriter, Writing
 from trainhooks.store.errors import StoreError
 from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.opening import check_place
+from trainhooks.store.place import is_url
 from trainhooks.store.precision import round_mantissa
 from trainhooks.store.reader import Store, open_store
 from trainhooks.store.root import FORMAT
@@ -30,6 +31,7 @@ __all__ = [
     "StoreWriter",
     "Writing",
     "check_place",
+    "is_url",
     "open_store",
     "required_bytes",
     "round_mantissa",

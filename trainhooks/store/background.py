@@ -69,6 +69,7 @@ class _Waiting:
     arrays: Mapping[str, np.ndarray]
     size: int
     copied: bool
+    rows: tuple[int, int] | None
 
 
 class BackgroundWriter:
@@ -90,6 +91,7 @@ class BackgroundWriter:
         self._written = 0
         self._pid = os.getpid()
         self._error: BaseException | None = None
+        self._unfolded = False  # nothing is folded any more
         self._stopped = self._ending = self._closed = self._warned = False
         self._change = threading.Condition()
         self._threads = [threading.Thread(target=self._write, name="trainhooks-writer", daemon=True)]
@@ -104,6 +106,11 @@ class BackgroundWriter:
         return self._writer.durable_step
 
     @property
+    def attempt(self) -> int:
+        """See `StoreWriter.attempt`."""
+        return self._writer.attempt
+
+    @property
     def dropped(self) -> int:
         """Records left out because the queue was full."""
         return self._writer.dropped
@@ -116,6 +123,7 @@ class BackgroundWriter:
         sketch: np.ndarray | None = None,
         snapshot: np.ndarray | None = None,
         label_counts: np.ndarray | None = None,
+        rows: tuple[int, int] | None = None,
         keep: bool = False,
     ) -> None:
         """Queue a record, see `StoreWriter.append`. `keep`: nobody changes `snapshot` any more, so it is not copied.
@@ -129,12 +137,14 @@ class BackgroundWriter:
         if self._stopped and not self._closed:
             return
         step = self._writer.check_step(step, last=self._last)
-        arrays = record_arrays(self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts)
+        arrays = record_arrays(
+            self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
+        )
         size = sum(array.nbytes for array in arrays.values())
         if self._take_room(size):
-            owned = {name: array if keep and name == SNAPSHOT else self._copy(array) for name, array in arrays.items()}
+            owned = self._owned(arrays, size, keep=keep)
             with self._change:
-                self._queue.append(_Waiting(step, owned, size, copied=not keep))
+                self._queue.append(_Waiting(step, owned, size, copied=not keep, rows=rows))
                 self._change.notify_all()
             self._last = step
         elif not self._stopped:
@@ -151,6 +161,7 @@ class BackgroundWriter:
         self.flush()
         if not self._stopped:
             self._end_threads()
+            self._raise_once()
             self._try(lambda: self._writer.finish(values))
 
     def close(self) -> None:
@@ -161,6 +172,7 @@ class BackgroundWriter:
         try:
             self.flush()
             self._end_threads()
+            self._raise_once()
             if not self._stopped:
                 self._try(self._writer.close)
         finally:
@@ -169,6 +181,10 @@ class BackgroundWriter:
     def leave(self) -> None:
         """Make durable what is queued and let the store go as it is, not complete; nothing in a forked child."""
         if self._closed or os.getpid() != self._pid:
+            return
+        if threading.current_thread() in self._threads:
+            # collected here: this thread must go on, so that what is queued can be written
+            threading.Thread(target=self.leave, name="trainhooks-leave").start()
             return
         with self._change:
             self._change.wait_for(lambda: self._stopped or not (self._queue or self._in_hand))
@@ -199,6 +215,16 @@ class BackgroundWriter:
             self._queued_bytes += size
             return True
 
+    def _owned(self, arrays: Mapping[str, np.ndarray], size: int, *, keep: bool) -> dict[str, np.ndarray]:
+        """Copies of what the caller may change; where there is no memory for them, the room is given back."""
+        try:
+            return {name: array if keep and name == SNAPSHOT else self._copy(array) for name, array in arrays.items()}
+        except BaseException:
+            with self._change:
+                self._queued_bytes -= size
+                self._change.notify_all()
+            raise
+
     def _copy(self, array: np.ndarray) -> np.ndarray:
         # memory that is used again is not paged in again: a third of the time of a fresh copy
         with self._change:
@@ -225,8 +251,8 @@ class BackgroundWriter:
         """The writing thread: one record after the other into the journal."""
         try:
             while (record := self._next()) is not None:
-                self._writer.journal(record.step, record.arrays)
-                if self._writing.threads == 1:
+                self._writer.journal(record.step, record.arrays, rows=record.rows)
+                if self._writing.threads == 1 and threading.main_thread().is_alive():
                     self._writer.fold()
                 self._done(record)
         except BaseException as error:  # whatever it is, the training thread must hear of it
@@ -236,7 +262,7 @@ class BackgroundWriter:
         most = _MOST_BLOCKS_WAITING * self._writer.layout.block
 
         def ready() -> bool:
-            return bool(self._queue) and self._writer.backlog < most
+            return bool(self._queue) and (self._unfolded or self._writer.backlog < most)
 
         with self._change:
             self._change.wait_for(lambda: self._stopped or (self._ending and not self._queue) or ready())
@@ -262,7 +288,12 @@ class BackgroundWriter:
                 seen = self._written
                 self._writer.fold()
         except BaseException as error:  # as above
-            self._stop(error)
+            if threading.main_thread().is_alive():
+                self._stop(error)
+            else:  # the interpreter ends and starts no more threads: what is queued still goes to the journal
+                with self._change:
+                    self._unfolded = True
+                    self._change.notify_all()
 
     def _await_more_than(self, seen: int) -> bool:
         """Wait until more records are durable than have been seen; whether there is anything to go on for."""
@@ -273,7 +304,8 @@ class BackgroundWriter:
 
     def _stop(self, error: BaseException) -> None:
         with self._change:
-            self._error = self._error or error
+            if not self._stopped:  # what fails after it is the same disk, and has been said
+                self._error = error
             self._stopped = True
             self._in_hand = False
             self._queue.clear()

@@ -74,16 +74,21 @@ def write_piece(
     piece: int = 0,
     pieces: int = 1,
     rows: tuple[int, int] | None = None,
+    previous: int | None = None,
     has_snapshot: bool,
 ) -> tuple[Piece, int]:
     """Put one piece of a record into the journal; returns it and its bytes.
 
-    `rows` (start, stop) are those of the matrix that the piece holds, None where it holds none of them.
+    `rows` (start, stop) are those of the matrix that the piece holds, None where it holds none of them. `previous` is
+    the step of the record before it, None where there is none or it is not known: so a record
+    that goes lost is noticed.
     """
     metadata = {"format": str(FORMAT), "step": str(step), "attempt": str(attempt)}
     metadata |= {"piece": str(piece), "pieces": str(pieces)}
     if rows is not None:
         metadata["rows"] = f"{rows[0]}:{rows[1]}"
+    if previous is not None:
+        metadata["previous"] = str(previous)
     stem = f"{JOURNAL}/{step:012d}-{attempt:04d}-{piece:04d}of{pieces:04d}"
     stem += "-snapshot" if has_snapshot else "-record"
     key = ""
@@ -135,10 +140,15 @@ def complete_entries(pieces: Iterable[Piece], restarts: Sequence[Restart], folde
         waits = piece.step > folded[0] or (piece.has_snapshot and piece.step > folded[1])
         if waits and survives(piece, restarts):
             records[piece.step, piece.attempt].setdefault(piece.piece, piece)
-    entries = []
+    newest = max((restart.attempt for restart in restarts), default=0)
+    entries: list[Entry] = []
     for (step, attempt), parts in sorted(records.items()):
         if any(number not in parts for number in range(next(iter(parts.values())).pieces)):
+            if attempt < newest:
+                continue  # nobody will complete what a dead attempt left
             break
+        if entries and entries[-1].step == step:
+            entries.pop()  # the newer attempt counts
         ordered = tuple(parts[number] for number in sorted(parts))
         entries.append(Entry(step, attempt, any(part.has_snapshot for part in ordered), ordered))
     return entries
@@ -177,7 +187,7 @@ class JournalPiece:
         self._bytes = place.view(piece.key)
         self._checked = False
         try:
-            self.rows, self._arrays = _parse(self._bytes)
+            self.rows, self.previous, self._arrays = _parse(self._bytes)
         except (ValueError, KeyError, TypeError, AttributeError) as error:
             raise self._damaged(str(error)) from error
 
@@ -195,21 +205,41 @@ class JournalPiece:
         return StoreError(f"the record in {self._where} is damaged ({why}). Delete that file to go on without it.")
 
 
-def _parse(content: memoryview) -> tuple[slice, dict[str, np.ndarray]]:
-    """The matrix' rows that a file holds, and its arrays. Raises ValueError and its like where it is not whole."""
+def _parse(content: memoryview) -> tuple[slice, int | None, dict[str, np.ndarray]]:
+    """A file's rows of the matrix, the step of the record before it where it says so, and its arrays.
+
+    Raises ValueError and its like where it is not whole.
+    """
     start = 8 + int.from_bytes(content[:8], "little")
     header = json.loads(bytes(content[8:start]))
-    first, _, last = header.pop("__metadata__").get("rows", "0:0").partition(":")
+    about = header.pop("__metadata__")
+    first, _, last = about.get("rows", "0:0").partition(":")
+    previous = int(about["previous"]) if "previous" in about else None
     arrays = {}
     end = 0
-    for name, about in header.items():
-        dtype, shape = np.dtype(_CODES[about["dtype"]]), tuple(about["shape"])
-        begin, stop = about["data_offsets"]
+    for name, tensor in header.items():
+        dtype, shape = np.dtype(_CODES[tensor["dtype"]]), tuple(tensor["shape"])
+        begin, stop = tensor["data_offsets"]
         arrays[name] = np.frombuffer(content, dtype, count=math.prod(shape), offset=start + begin).reshape(shape)
         end = max(end, stop)
     if start + end != len(content):
         raise ValueError(f"it has {len(content)} bytes, its header says {start + end}")
-    return slice(int(first), int(last)), arrays
+    return slice(int(first), int(last)), previous, arrays
+
+
+def check_chain(pieces: Sequence[JournalPiece], folded: np.ndarray, *, where: str) -> None:
+    """Raise StoreError where a record is gone from the journal: the one behind it names it as the one before.
+
+    `pieces` are the first pieces of the records that wait, in order; `folded` are the steps in the arrays.
+    """
+    there = {int(step) for step in folded[-1:]} | {file.piece.step for file in pieces}
+    waiting = [file for file in pieces if not len(folded) or file.piece.step > folded[-1]]
+    lost = [file.previous for file in waiting if file.previous is not None and file.previous not in there]
+    if lost:
+        raise StoreError(
+            f"{where} has lost the journal's records of the steps {lost}. Restore them from a copy, or go on without "
+            "them: `trainhooks verify --repair`."
+        )
 
 
 class JournalRecord:

@@ -47,7 +47,7 @@ class Holder:
     def alive(self) -> bool:
         """Whether the holder still runs; on another host, whether it gave a sign of life within two minutes."""
         if self.host != socket.gethostname():
-            return time.time() - self.beat < STALE_SECONDS
+            return abs(time.time() - self.beat) < STALE_SECONDS
         return process_start(self.pid) == self.started
 
     def __str__(self) -> str:
@@ -61,7 +61,7 @@ def process_start(pid: int) -> str | None:
         # what follows the command's name, which may hold anything: state, ..., and field 22, the start
         fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
         return None if fields[0] in "ZX" else f"{_boot()}/{fields[19]}"
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():
             return None
     shown = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)

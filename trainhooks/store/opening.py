@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import uuid
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -11,12 +12,14 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.store.compact import NOTE, settle
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import of_length, open_array, write_metadata
+from trainhooks.store.integrity import check_files, chunk_length
 from trainhooks.store.journal import complete_entries, list_pieces
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
 from trainhooks.store.lock import LOCK
-from trainhooks.store.place import LocalPlace, Place
+from trainhooks.store.place import TEMPORARY, LocalPlace, Place, is_url, open_place
 from trainhooks.store.record import missing_value
 from trainhooks.store.root import (
     JOURNAL,
@@ -41,9 +44,12 @@ def check_place(path: str | Path, *, mode: str) -> None:
 
     Raises ValueError for an unknown mode and StoreError as `StoreWriter` would.
     """
-    path = Path(path)
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
+    if is_url(path):
+        _check_url(open_place(path), mode=mode)
+        return
+    path = Path(path)
     ancestor = path.absolute()
     while not os.path.lexists(ancestor):
         ancestor = ancestor.parent
@@ -60,16 +66,31 @@ def check_place(path: str | Path, *, mode: str) -> None:
         raise StoreError(f"cannot write the store {path}: {error}. Choose another path.") from error
 
 
+def _check_url(place: Place, *, mode: str) -> None:
+    probe = f".{uuid.uuid4().hex}{TEMPORARY}"
+    try:
+        if mode == "resume":
+            read_root(place)
+        else:
+            is_taken(place, overwrite=mode == "overwrite")
+        place.put(probe, b"")
+        place.delete(probe)
+    except OSError as error:
+        raise StoreError(f"cannot write the store {place}: {error}. Check the URL and the credentials.") from error
+
+
 def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, PlaceStore]:
     """Lay an empty store out at `place`.
 
     Raises StoreError where something is there that must not be replaced.
     """
-    if is_taken(place, overwrite=overwrite):
-        _remove_store(place)
-    store = PlaceStore(place)
-    # first of all the mark that this folder is ours, so that an interrupted creation can be overwritten
+    taken = is_taken(place, overwrite=overwrite)
+    # first of all the mark that this folder is ours and holds nothing yet: an interrupted creation can be overwritten,
+    # and what is left of an older store cannot be taken for this one
     root, _ = commit(place, Root(layout=layout, provenance=layout.provenance), {})
+    if taken:
+        _remove_contents(place, but=root.manifest)
+    store = PlaceStore(place)
     contents = _fixed_contents(layout)
     arrays: dict[str, dict[str, Any]] = {}
     for spec in array_specs(layout):
@@ -93,6 +114,8 @@ def resume(place: Place, layout: Layout, *, restart_step: int | None) -> tuple[R
     """
     root = read_root(place)
     store = PlaceStore(place, files=read_manifest(place, root))
+    root = settle(store, root)
+    check_files(place, root)
     found = [*differences(root.layout, layout), *_token_differences(store, root, layout)]
     if found:
         raise StoreError(
@@ -104,20 +127,20 @@ def resume(place: Place, layout: Layout, *, restart_step: int | None) -> tuple[R
         for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
             del store.files[key]
     root, _ = commit(place, root, store.files)
-    _settle(store, root)
+    make_as_committed(store, root)
     root, _ = commit(place, root, store.files)
     drop_manifests(place, but=root.manifest)
     return root, store
 
 
-def _settle(store: PlaceStore, root: Root) -> None:
+def make_as_committed(store: PlaceStore, root: Root) -> None:
     """Make the files say what the committed root says: after a cut, and after a fold that was interrupted."""
     for name in _growing(root):
         metadata = root.arrays[name]
         for key in [key for key in store.place.list(name) if "/c/" in key and key not in store.files]:
             store.place.delete(key)
         # what an interrupted fold wrote anew is as good as it was, and no longer what the manifest says
-        last = (metadata["shape"][0] - 1) // _chunk_length(metadata)
+        last = (metadata["shape"][0] - 1) // chunk_length(metadata)
         for key in [key for key in store.files if key.startswith(f"{name}/c/{last}/") or key == f"{name}/c/{last}"]:
             store.relist(key)
         write_metadata(store, name, metadata)
@@ -130,13 +153,9 @@ def _growing(root: Root) -> Iterator[str]:
     return (spec.name for spec in array_specs(root.layout) if spec.dims[0] in (STEP, SNAPSHOT_STEP))
 
 
-def _chunk_length(metadata: Mapping[str, Any]) -> int:
-    return int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
-
-
 def _beyond(metadata: Mapping[str, Any], keys: list[str]) -> list[str]:
     """Those chunk keys (name/c/0/...) that hold nothing of the array's shape."""
-    chunks = -(-metadata["shape"][0] // _chunk_length(metadata))
+    chunks = -(-metadata["shape"][0] // chunk_length(metadata))
     return [key for key in keys if int(key.rpartition("/c/")[2].split("/")[0]) >= chunks]
 
 
@@ -184,12 +203,12 @@ def is_taken(place: Place, *, overwrite: bool) -> bool:
     return True
 
 
-def _remove_store(place: Place) -> None:
-    """Delete the arrays and the journal, and last the root that marks the folder; other files stay."""
+def _remove_contents(place: Place, *, but: str) -> None:
+    """Delete the arrays, the journal and the manifests but one; other files stay."""
     for name in list(place.children()):
-        if name == JOURNAL or MANIFEST.fullmatch(name) or place.exists(f"{name}/{METADATA}"):
+        ours = name in (JOURNAL, NOTE) or (MANIFEST.fullmatch(name) and name != but)
+        if ours or place.exists(f"{name}/{METADATA}"):
             place.delete(name)
-    place.delete(METADATA)
 
 
 def _fixed_contents(layout: Layout) -> Mapping[str, np.ndarray]:

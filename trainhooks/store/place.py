@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import mmap
 import os
+import re
 import shutil
 import uuid
 import zlib
@@ -15,6 +16,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from trainhooks.store.errors import StoreError
 
@@ -54,6 +57,10 @@ class Place(ABC):
     """Files by key. Reads raise FileNotFoundError, and every method OSError, where the medium refuses."""
 
     @abstractmethod
+    def make(self) -> None:
+        """Make the place itself where it is not there yet."""
+
+    @abstractmethod
     def put(self, key: str, data: Data) -> Checksummed:
         """Write a file at once; it is as durable as the place promises when this returns. Says size and checksum."""
 
@@ -72,6 +79,10 @@ class Place(ABC):
     @abstractmethod
     def view(self, key: str) -> memoryview:
         """A whole file, mapped where the medium can; it stays readable when the file is deleted or replaced."""
+
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of all files; those that go meanwhile do not count."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -107,7 +118,8 @@ class LocalPlace(Place):
     def __init__(self, path: str | Path, *, durability: str = "process") -> None:
         if durability not in DURABILITIES:
             raise ValueError(f"durability {durability!r} is not known; use one of {', '.join(DURABILITIES)}.")
-        self.path = Path(path)
+        # as it is now: the process may change its folder
+        self.path = Path(path).absolute()
         self._power = durability == "power"
 
     def __str__(self) -> str:
@@ -166,6 +178,20 @@ class LocalPlace(Place):
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
+    def size(self) -> int:
+        """See `Place.size`."""
+        total = 0
+        for key in self.list():
+            with suppress(FileNotFoundError):
+                total += (self.path / key).stat().st_size
+        return total
+
+    def make(self) -> None:
+        """See `Place.make`."""
+        for folder in self._make_folder(self.path):
+            if self._power:
+                sync_folder(folder.parent)
+
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""
         return (self.path / key).exists()
@@ -222,16 +248,33 @@ class LocalPlace(Place):
                 fcntl.flock(descriptor, fcntl.LOCK_EX)
             yield
         finally:
+            with suppress(OSError):  # or a child that was forked meanwhile would hold it as long as it lives
+                fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
 
 
 def open_place(where: str | Path | Place, *, durability: str = "process") -> Place:
-    """The place that a path names. Raises StoreError for a URL, ValueError for an unknown durability."""
+    """The place that a path or a URL (`s3://bucket/prefix`) names; a URL's durability is its server's.
+
+    Raises ValueError for an unknown durability; StoreError for a URL that names nothing, or that lost its `//` in a
+    `Path`; ImportError where object storage is not installed.
+    """
     if isinstance(where, Place):
         return where
-    if "://" in str(where):
-        raise StoreError(f"{where} is a URL; this version writes folders. Pass a local path.")
+    if is_url(where):
+        if str(where).startswith("file://"):
+            return LocalPlace(url2pathname(urlsplit(str(where)).path), durability=durability)
+        from trainhooks.store.object_place import ObjectPlace
+
+        return ObjectPlace(str(where))
     return LocalPlace(where, durability=durability)
+
+
+def is_url(where: object) -> bool:
+    """Whether this is a URL and no path. Raises StoreError for one that lost a slash: `Path("s3://b")` is `s3:/b`."""
+    if isinstance(where, Path) and re.match(r"(s3|gs|az|memory|file|https?):/", str(where)):
+        raise StoreError(f"{where} was a URL and became a path; pass it as text.")
+    return isinstance(where, str) and "://" in where
 
 
 def sync(descriptor: int) -> None:

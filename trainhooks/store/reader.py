@@ -12,7 +12,8 @@ from jaxtyping import Float32, Int64
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import open_array, stacked
-from trainhooks.store.journal import JournalPiece, JournalRecord, complete_entries, list_pieces
+from trainhooks.store.integrity import check_files
+from trainhooks.store.journal import JournalPiece, JournalRecord, check_chain, complete_entries, list_pieces
 from trainhooks.store.layout import (
     GROUP,
     LABEL_COUNTS,
@@ -24,8 +25,12 @@ from trainhooks.store.layout import (
     TOKEN_COUNT,
     TOKEN_TEXT,
 )
+from trainhooks.store.lock import holder_of
 from trainhooks.store.place import Place, open_place
+from trainhooks.store.profiles import PROFILES
 from trainhooks.store.root import Root, read_root
+from trainhooks.store.schema import inner_rows, shard_rows
+from trainhooks.store.shards import Shard, ShardShape
 from trainhooks.store.snapshots import Snapshots
 from trainhooks.store.zarr_store import PlaceStore
 from trainhooks.variable import Variable
@@ -58,8 +63,20 @@ class Store:
         self.path = Path(str(place))
         self._zarr = PlaceStore(place, read_only=True)
         self._follow = follow
-        self._seen: tuple[str, tuple[str, ...]] | None = None
+        self._seen: tuple[object, ...] | None = None
+        self._check_files()
         self.refresh()
+
+    def _check_files(self) -> None:
+        """Look once whether all that counts is there; a running writer may replace it meanwhile."""
+        for _ in range(_READ_ATTEMPTS):
+            root = read_root(self._zarr.place)
+            try:
+                check_files(self._zarr.place, root)
+                return
+            except StoreError:
+                if read_root(self._zarr.place).manifest == root.manifest:
+                    raise
 
     def refresh(self) -> bool:
         """Look again: what was written since counts from now on. Returns whether there was anything new.
@@ -67,7 +84,7 @@ class Store:
         Raises StoreError as `open_store` does.
         """
         root, files = _read_consistently(self._zarr.place)
-        seen = (root.manifest, tuple(file.piece.key for file in files))
+        seen = (root.manifest, root.attempt, root.complete, root.dropped, tuple(file.piece.key for file in files))
         if seen == self._seen:
             return False
         self._seen = seen
@@ -79,6 +96,7 @@ class Store:
         folded = int(max(steps, default=-1)), int(max(snapshot_steps, default=-1))
         opened = {file.piece.key: file for file in files}
         entries = complete_entries([file.piece for file in files], root.restarts, folded)
+        check_chain([opened[entry.pieces[0].key] for entry in entries], steps, where=str(self.path))
         waiting = [JournalRecord(entry, [opened[piece.key] for piece in entry.pieces]) for entry in entries]
         self._journal = [record for record in waiting if record.entry.step > folded[0]]
         self._snapshot_journal = [r for r in waiting if r.entry.has_snapshot and r.entry.step > folded[1]]
@@ -140,6 +158,32 @@ class Store:
     def dropped(self) -> int:
         """Records that a full queue turned away, up to the last fold."""
         return self._root.dropped
+
+    @property
+    def waiting(self) -> int:
+        """Records that lie in the journal and are not folded yet."""
+        return len(self._journal)
+
+    @property
+    def holder(self) -> str | None:
+        """Who writes the store now; None where nobody does."""
+        holder = holder_of(self._zarr.place)
+        return None if holder is None else str(holder)
+
+    @property
+    def profile(self) -> str | None:
+        """The codec profile of the first shard by its own word; None where nothing is folded."""
+        if not (self._layout.snapshots and self._root.snapshots):
+            return None
+        key = f"{SNAPSHOT}/c/0/0/0"
+        size = ShardShape(self._layout.block, shard_rows(self._layout), self._layout.dim, inner_rows(self._layout))
+        shard = Shard(self._zarr.place.view(key), shape=size, where=f"{self.path}/{key}")
+        return next((name for name, profile in PROFILES.items() if shard.made_by(profile)), None)
+
+    @property
+    def disk_bytes(self) -> int:
+        """Bytes of all its files."""
+        return self._zarr.place.size()
 
     @property
     def attributes(self) -> dict[str, Any]:

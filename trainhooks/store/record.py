@@ -138,5 +138,6 @@ def _snapshot_problems(layout: Layout, snapshot: np.ndarray, rows: tuple[int, in
 
 def _count_problems(layout: Layout, counts: np.ndarray) -> list[str]:
     if counts.shape == (layout.vocab,) and counts.dtype.kind in "iu":
-        return []
+        fits = int(counts.min()) >= 0 and int(counts.max()) < 1 << 63
+        return [] if fits else [f"label_counts are {counts.min()} to {counts.max()}, needed 0 to 2^63 - 1"]
     return [f"label_counts are {counts.dtype} {counts.shape}, needed whole numbers {(layout.vocab,)}"]

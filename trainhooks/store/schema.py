@@ -33,7 +33,7 @@ INNER_ROWS = 64
 MAX_SHARD_BYTES = 2 * 1024**3
 SMALL_CHUNK_STEPS = 1024
 # large enough that 10,000 snapshots of 50,304 x 768 stay under 2,000 files, small enough to be rewritten at each fold
-_SMALL_CHUNK_BYTES = 64 << 20
+SMALL_CHUNK_BYTES = 64 << 20
 # what codecs and files can add to the raw bytes: blosc's header and crc32c a chunk, its entry in a shard's index,
 # metadata (in the array and consolidated in the root), and one journal file's header
 _CHUNK_OVERHEAD = 64
@@ -129,6 +129,16 @@ def required_bytes(layout: Layout, *, records: int, snapshots: int) -> int:
         largest = max(largest, min(raw, math.prod(spec.shards or spec.chunks) * np.dtype(spec.dtype).itemsize))
     provenance = len(json.dumps([layout.to_json(), dict(layout.attributes)]))
     return total + largest + _journal_bytes(layout, records=records, snapshots=snapshots) + 4 * provenance
+
+
+def file_count(layout: Layout, *, records: int, snapshots: int) -> int:
+    """Files of a store that is closed: chunks and shards, each array's metadata, the root and the manifest."""
+    count = 2
+    for spec in array_specs(layout):
+        shape = spec.shape(records=records, snapshots=snapshots)
+        tiles = zip(shape, spec.shards or spec.chunks, strict=True)
+        count += 1 + math.prod(-(-size // part) for size, part in tiles)
+    return count
 
 
 def _journal_bytes(layout: Layout, *, records: int, snapshots: int) -> int:
@@ -233,5 +243,5 @@ def _growing(
 ) -> ArraySpec:
     """An array whose chunks hold up to 1,024 steps (whole blocks), fewer where a row is large."""
     block_bytes = block * math.prod(row) * np.dtype(dtype).itemsize
-    blocks = max(1, min(SMALL_CHUNK_STEPS // block, _SMALL_CHUNK_BYTES // block_bytes))
+    blocks = max(1, min(SMALL_CHUNK_STEPS // block, SMALL_CHUNK_BYTES // block_bytes))
     return ArraySpec(name, dims, row, dtype, (blocks * block, *row), attributes=about)

@@ -19,7 +19,7 @@ from typing import Protocol, runtime_checkable
 
 import google_crc32c
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, Int64
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.profiles import LIVE, Profile, decompress
@@ -128,7 +128,7 @@ class Shard:
         if len(data) < index_bytes:
             raise StoreError(f"{where} has {len(data)} bytes, its index alone needs {index_bytes}: it was cut short.")
         self._body = memoryview(data)[:-index_bytes]
-        index = _unsealed(bytes(data[-index_bytes:]), where=f"the index of {where}")
+        index = unsealed(bytes(data[-index_bytes:]), where=f"the index of {where}")
         self._index = np.frombuffer(index, dtype=_INDEX).reshape(-1, 2)
 
     def made_by(self, profile: Profile) -> bool:
@@ -141,11 +141,27 @@ class Shard:
         if frame is None:
             return None
         where = f"chunk {chunk} of {self._where}"
-        content = _unsealed(bytes(frame), where=where)
+        content = unsealed(bytes(frame), where=where)
         try:
             return decompress(content).reshape(self.shape.chunk_shape)
         except (RuntimeError, ValueError) as error:
             raise StoreError(f"{where} cannot be decompressed: {error}.") from error
+
+    def rows_with_nan(self, *, steps: int, rows: int) -> Int64[np.ndarray, "snapshot"]:
+        """How many of the first `rows` rows have a NaN at each of the first `steps` snapshots; reads every chunk.
+
+        Raises StoreError where a chunk is damaged, or absent although it has such rows.
+        """
+        counts = np.zeros(steps, dtype=np.int64)
+        for chunk in range(self.shape.chunks):
+            height = min(self.shape.inner_rows, rows - chunk * self.shape.inner_rows)
+            values = self.values(chunk)
+            if height <= 0 or not steps:
+                continue
+            if values is None:
+                raise StoreError(f"chunk {chunk} of {self._where} is absent.")
+            counts += np.isnan(values[:height, :, :steps]).any(axis=1).sum(axis=0)
+        return counts
 
     def _frame(self, chunk: int) -> memoryview | None:
         """A chunk's bytes with their checksum."""
@@ -213,7 +229,7 @@ def _sealed(data: bytes) -> bytes:
     return data + google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
 
 
-def _unsealed(data: bytes, *, where: str) -> bytes:
+def unsealed(data: bytes, *, where: str) -> bytes:
     """The data without their crc32c. Raises StoreError where it does not fit them."""
     content, checksum = data[:-_CHECKSUM_BYTES], data[-_CHECKSUM_BYTES:]
     if google_crc32c.value(content).to_bytes(_CHECKSUM_BYTES, "little") != checksum:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -18,6 +17,8 @@ if TYPE_CHECKING:
 def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
     """Steps, snapshots, shapes, dtypes, bytes, provenance and variables of a store; only JSON's own types.
 
+    `durable` is the last step that is safe, `in_journal` counts the records that are not folded, `holder` says who
+    writes the store (None: nobody), `profile` how its first shard is compressed (None: it has none).
     `disk_bytes` is what its files take, `raw_bytes` what the same numbers take uncompressed. A scalar variable also
     has its first and last value that was measured, where there is one.
     """
@@ -32,6 +33,12 @@ def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
         "path": str(store.path),
         "format": FORMAT,
         "closed": store.complete,
+        "attempts": len(store.restarts) + 1,
+        "durable": int(store.steps[-1]) if len(store.steps) else None,
+        "dropped": store.dropped,
+        "in_journal": store.waiting,
+        "holder": store.holder,
+        "profile": store.profile,
         "records": len(store.steps),
         "steps": store.steps.tolist(),
         "snapshots": len(store.snapshots),
@@ -42,7 +49,7 @@ def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
         "precision": store.precision,
         "shapes": shapes,
         "dtypes": dict.fromkeys(shapes, "float32"),
-        "disk_bytes": _disk_bytes(store.path),
+        "disk_bytes": store.disk_bytes,
         "raw_bytes": raw,
         "restarts": store.restarts,
         "variables": about,
@@ -65,13 +72,3 @@ def _describe(store: Store, variable: Variable) -> dict[str, Any]:
         if len(measured):
             about |= {"first": float(measured[0]), "last": float(measured[-1])}
     return about
-
-
-def _disk_bytes(path: Path) -> int:
-    total = 0
-    for file in path.rglob("*"):
-        try:
-            total += file.stat().st_size if file.is_file() else 0
-        except FileNotFoundError:  # a running writer has folded it
-            continue
-    return total

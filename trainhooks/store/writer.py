@@ -77,7 +77,7 @@ class StoreWriter:
             read_root(self.place)
         else:
             is_taken(self.place, overwrite=mode == "overwrite")
-        self.path.mkdir(parents=True, exist_ok=True)
+        self.place.make()
         self._lock = Lock(self.place)
         try:
             self._root: Root
@@ -159,7 +159,7 @@ class StoreWriter:
         if self._closed or self._finished:
             raise ValueError(f"the run in {self.place} has ended; open it with mode='resume' to add records.")
         last = self.last_step if last is None else last
-        if step < 0 or (last is not None and step <= last):
+        if not 0 <= step < 1 << 63 or (last is not None and step <= last):
             raise ValueError(f"got step {step}; steps are 0 or more and increase, and the last one is {last}.")
         return step
 
@@ -175,6 +175,7 @@ class StoreWriter:
                 attempt=self.attempt,
                 pieces=self._pieces,
                 rows=(rows or (0, self.layout.vocab)) if has_snapshot else None,
+                previous=self.last_step,
                 has_snapshot=has_snapshot,
             )
         with self._guard:
@@ -252,6 +253,9 @@ class StoreWriter:
         """
         if self._closed:
             raise ValueError(f"the store {self.place} is closed; call finish() before close().")
+        if self._pieces > 1:
+            with self._guard:
+                self._find_pieces()
         records = self._root.records + sum(1 for entry in self._pending if entry.step > self._folded_step)
         arrays = whole_run_arrays(self.layout, values, records=records)
         self.fold(whole=True)
@@ -318,6 +322,8 @@ class PieceWriter:
         attempt: int,
         durability: str = "process",
     ) -> None:
+        if not 0 <= rows[0] <= rows[1]:
+            raise ValueError(f"got rows {rows[0]}:{rows[1]}; needed 0 <= start <= stop.")
         if not 1 <= piece < pieces:
             raise ValueError(f"got piece {piece} of {pieces}; piece 0 is the store writer's, others are 1 and more.")
         self._place = open_place(path, durability=durability)
@@ -336,6 +342,8 @@ class PieceWriter:
 
         Raises ValueError where it does not fit the layout, OSError where the disk refuses.
         """
+        if not 0 <= step < 1 << 63:
+            raise ValueError(f"got step {step}; steps are 0 or more, and below 2^63.")
         arrays = record_arrays(
             self._layout, {}, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=self._rows
         )

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Iterable, MutableMapping
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
 
+from trainhooks.store.errors import StoreError
 from trainhooks.store.place import Checksummed, Place
 
 FileList = MutableMapping[str, tuple[int, str]]
@@ -59,6 +60,8 @@ class PlaceStore(Store):
         try:
             data = await asyncio.to_thread(self._read, key, byte_range)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
+            if key in self.files and "/c/" in key:  # zarr would take it for a chunk of missing values
+                raise StoreError(f"{self.place} has lost {key}; `trainhooks verify` says what it held.") from None
             return None
         return prototype.buffer.from_bytes(data)
 

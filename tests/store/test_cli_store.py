@@ -1,0 +1,85 @@
+"""The commands on stores: verify's exit codes, export, plan."""
+
+import json
+import random
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+import trainhooks.cli.store
+from trainhooks.cli.base import app
+from trainhooks.store import Layout, StoreWriter
+from trainhooks.store.planning import plan_store
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
+
+from flip import flip_byte
+
+
+def call(capsys, *arguments):
+    with pytest.raises(SystemExit) as ended:
+        app([str(one) for one in arguments])
+    said = capsys.readouterr()
+    return ended.value.code, said.out, said.err
+
+
+def test_verify_says_by_its_exit_code(write, sparse_run, capsys):
+    path = write(sparse_run, records=6)
+    code, out, _ = call(capsys, "verify", path)
+    assert (code, "is whole" in out) == (0, True)
+    flip_byte(path / "step" / "zarr.json", random.Random(0))
+    code, out, _ = call(capsys, "verify", path, "--json")
+    assert code == 2
+    assert json.loads(out)["problems"][0]["file"] == "step/zarr.json"
+    code, out, _ = call(capsys, "verify", path, "--repair")
+    assert (code, "repaired: wrote step/zarr.json anew" in out) == (0, True)
+    code, _, err = call(capsys, "verify", path / "nothing")
+    assert (code, err.count("\n")) == (1, 1)
+
+
+def test_export(write, run, tmp_path, capsys):
+    path, out = write(run, records=2), tmp_path / "one.npy"
+    code, _, _ = call(capsys, "export", path, "--step", 1, "--format", "npy", "--out", out)
+    assert code == 0
+    np.testing.assert_array_equal(np.load(out, allow_pickle=False), run.matrix(1))
+
+
+def test_plan_of_a_large_run(capsys):
+    size = ("--vocab", 50304, "--dim", 768, "--steps", 9999, "--precision", "bfloat16", "--ms-per-step", 200)
+    code, out, _ = call(capsys, "plan", *size, "--json")
+    planned = json.loads(out)
+    assert code == 0
+    assert planned["snapshots"] == 10_000
+    assert planned["files"] < 2000
+    assert planned["estimated_bytes"] < planned["disk_bytes"] / 4
+    assert planned["bytes_per_second"] > planned["estimated_bytes"] / 2000
+    code, out, _ = call(capsys, "plan", *size[:6], "--schedule", "log")
+    assert (code, "disk, at most" in out) == (0, True)
+    code, _, err = call(capsys, "plan", *size[:6], "--schedule", "weekly")
+    assert (code, "use every:N, log" in err) == (1, True)
+
+
+@pytest.mark.parametrize("records", [3, 32, 40])
+def test_the_plan_counts_the_files_that_a_store_has(tmp_path, records):
+    layout = Layout(vocab=70, dim=3, groups=("a", "b"), sketch_size=4)
+    writer = StoreWriter(tmp_path / "s", layout)
+    for step in range(records):
+        writer.append(step, {}, snapshot=np.zeros((70, 3), np.float32))
+    writer.close()
+    planned = plan_store(layout, records=records, snapshots=records, total_steps=records)
+    assert planned.files == sum(1 for file in (tmp_path / "s").rglob("*") if file.is_file())
+    assert planned.disk_bytes >= sum(file.stat().st_size for file in (tmp_path / "s").rglob("*") if file.is_file())
+    assert planned.bytes_per_second is None
+    with pytest.raises(ValueError, match="milliseconds a step"):
+        plan_store(layout, records=1, snapshots=1, total_steps=1, milliseconds=0.0)
+
+
+def test_schedules_by_name():
+    parse = trainhooks.cli.store.parse_schedule
+    assert parse("every:5").steps(10) == [0, 5, 10]
+    assert parse("log").steps(5) == [0, 1, 2, 4]
+    assert parse("steps:1,3").steps(9) == [1, 3]
+    with pytest.raises(ValueError, match="every:x"):
+        parse("every:x")

@@ -1,0 +1,270 @@
+"""Several processes that train one model: which part of it is here, and sums over the ranks.
+
+The only file that calls collectives. Plain tensors are replicated (DDP), `DTensor`s are sharded (FSDP2's
+`fully_shard`, tensor parallelism, both together). Every sum adds disjoint parts, so that it is the single process' one
+to rounding, whatever the world size.
+"""
+
+from __future__ import annotations
+
+import sys
+import uuid
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+SLAB = 1 << 20
+
+Slices = Iterator[tuple[int, Tensor]]
+
+
+def is_sharded(tensor: Tensor) -> bool:
+    """Whether this is a `DTensor`, of which a rank holds a part."""
+    module = sys.modules.get("torch.distributed.tensor")  # whoever has one has imported it
+    return module is not None and isinstance(tensor, module.DTensor)
+
+
+def whole(tensor: Tensor) -> Tensor:
+    """The tensor with all its parts, on every rank that holds one; what is not sharded comes back as it is.
+
+    A gather for a `DTensor`: all ranks of its mesh must call this.
+    """
+    if not is_sharded(tensor):
+        return tensor
+    sharded: Any = tensor
+    full: Tensor = sharded.full_tensor()
+    return full
+
+
+def reshard(model: nn.Module) -> None:
+    """Put FSDP2's parameters back into their sharded form, which a pass without a backward one leaves behind."""
+    for module in model.modules():
+        again = getattr(module, "reshard", None)
+        if callable(again) and _fsdp_mesh(module) is not None:
+            again()
+
+
+@dataclass(frozen=True)
+class Part:
+    """What this rank adds of a tensor of shape `shape`: `values`, which begin at `offset` in it."""
+
+    values: Tensor
+    offset: tuple[int, ...]
+    shape: tuple[int, ...]
+
+    def slices(self) -> Slices:
+        """(first element's index in the whole, values): runs of elements that follow each other in the whole.
+
+        A part of the columns comes as rows with zeros beside it, about a million elements at once: what is added up
+        may take them as they are.
+        """
+        if self.values.numel() == 0:
+            return
+        width = prod(self.shape[1:])
+        if self.values.shape[1:] == self.shape[1:]:
+            yield (self.offset[0] if self.offset else 0) * width, self.values
+            return
+        inner = tuple(slice(o, o + n) for o, n in zip(self.offset[1:], self.values.shape[1:], strict=True))
+        for first, rows in _blocks(self.values, rows=max(1, SLAB // max(1, width))):
+            padded = rows.new_zeros(len(rows), *self.shape[1:])
+            padded[(slice(None), *inner)] = rows
+            yield (self.offset[0] + first) * width, padded
+
+
+@dataclass(frozen=True)
+class Rows:
+    """This rank's share of the matrix' snapshots: it writes `piece` of `pieces`, the rows `rows` (start, stop).
+
+    A rank that has none, because others hold the same, is piece -1.
+    """
+
+    piece: int
+    pieces: int
+    rows: tuple[int, int]
+
+
+class Ranks:
+    """The processes that train `model` together, as one of them sees it; alone where there is one process.
+
+    All ranks must make it, and call what says "collective" in the same order. `first` is global rank 0, which has
+    the sinks. `measures`: this rank computes metrics: rank 0 alone where every rank has the whole model (DDP), all of
+    them where it is sharded, since reading it then takes all. `has_data`: of the ranks that train on the same
+    batches (tensor parallelism), the one that counts them.
+
+    Raises ValueError for `FullyShardedDataParallel`, whose flat parameters have no rows.
+    """
+
+    def __init__(self, model: nn.Module) -> None:
+        tensors = list(model.parameters())
+        self.sharded = any(is_sharded(tensor) for tensor in tensors)
+        ready = dist.is_available() and dist.is_initialized()
+        self.alone = not ready or (dist.get_world_size() == 1 and not self.sharded)
+        self.rank = 0 if self.alone else dist.get_rank()
+        self.size = 1 if self.alone else dist.get_world_size()
+        self.first = self.rank == 0
+        self.measures = self.first or self.sharded
+        self.has_data = self.alone or 0 in self._ranks_with_other_data(model)
+        # NCCL sums on its own device, gloo on any
+        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        if any(base.__name__ == "FullyShardedDataParallel" for m in model.modules() for base in type(m).__mro__):
+            raise ValueError(
+                "FullyShardedDataParallel flattens parameters, so their rows cannot be followed. Shard the model with "
+                "torch.distributed.fsdp.fully_shard (in Lightning: ModelParallelStrategy)."
+            )
+
+    def _ranks_with_other_data(self, model: nn.Module) -> Sequence[int]:
+        """The global ranks beside which this one trains on other batches than they do; itself is one of them."""
+        for module in model.modules():
+            if isinstance(module, nn.parallel.DistributedDataParallel):
+                return list(dist.get_process_group_ranks(module.process_group))
+            if (mesh := _fsdp_mesh(module)) is not None:
+                return [int(rank) for rank in mesh.mesh.flatten().tolist()]
+        return [self.rank] if self.sharded else list(range(self.size))
+
+    def sum(self, tensor: Tensor) -> Tensor:
+        """The sum over all ranks, on all of them (collective); the tensor itself where alone."""
+        if self.alone:
+            return tensor
+        total = tensor.detach().to(self._device, copy=True)
+        dist.all_reduce(total)
+        return total
+
+    def largest(self, tensor: Tensor) -> Tensor:
+        """The largest value on any rank, by element (collective)."""
+        if self.alone:
+            return tensor
+        most = tensor.detach().to(self._device, copy=True)
+        dist.all_reduce(most, op=dist.ReduceOp.MAX)
+        return most
+
+    def any(self, flag: bool) -> bool:
+        """Whether it is so on any rank (collective)."""
+        return flag if self.alone else bool(self.sum(torch.tensor(int(flag))))
+
+    def every(self, tensor: Tensor) -> list[Tensor]:
+        """Each rank's tensor, of one shape everywhere, in order of ranks (collective)."""
+        if self.alone:
+            return [tensor]
+        mine = tensor.detach().to(self._device).contiguous()
+        gathered = [torch.empty_like(mine) for _ in range(self.size)]
+        dist.all_gather(gathered, mine)
+        return gathered
+
+    def before(self, count: int) -> int:
+        """The sum of the counts of the ranks with data that come before this one (collective)."""
+        counts = self.every(torch.tensor(count * self.has_data))
+        return int(sum(int(c) for c in counts[: self.rank]))
+
+    def tell(self, value: Any) -> Any:
+        """Rank 0's value, on every rank (collective); small plain values."""
+        if self.alone:
+            return value
+        held = [value]
+        dist.broadcast_object_list(held, src=0, device=self._device)
+        return held[0]
+
+    @contextmanager
+    def together(self, what: str) -> Iterator[None]:
+        """What fails on rank 0 inside fails everywhere (collective): RuntimeError on the others, before they wait."""
+        error: BaseException | None = None
+        try:
+            yield
+        except Exception as caught:  # the others must hear of it, whatever it is
+            if not self.first:
+                raise
+            error = caught
+        said = self.tell(None if error is None else f"{type(error).__name__}: {error}")
+        if error is not None:
+            raise error
+        if said is not None:
+            raise RuntimeError(f"rank 0 could not {what}: {said}")
+
+    def part(self, tensor: Tensor) -> Part | None:
+        """What this rank adds of a tensor, so that the ranks' parts make up the whole once; None for nothing.
+
+        Replicas add nothing: of a plain tensor rank 0 has the one that counts, of a sharded one those of its copies
+        whose mesh holds rank 0.
+        """
+        if not is_sharded(tensor):
+            return Part(tensor.detach(), (0,) * tensor.ndim, tuple(tensor.shape)) if self.first else None
+        from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+        sharded: Any = tensor
+        mesh, placements = sharded.device_mesh, sharded.placements
+        where = mesh.get_coordinate()
+        if where is None or 0 not in mesh.mesh.flatten().tolist():
+            return None
+        if any(placement.is_replicate() and place for placement, place in zip(placements, where, strict=True)):
+            return None
+        _, offset = compute_local_shape_and_global_offset(tensor.shape, mesh, placements)
+        return Part(sharded.to_local().detach(), tuple(offset), tuple(tensor.shape))
+
+    def slices(self, groups: Mapping[str, Iterable[tuple[str, Tensor]]]) -> dict[str, Slices]:
+        """By parameter name, the runs of elements that this rank adds (see `Part.slices`); made when they are read."""
+        tensors = {name: tensor for members in groups.values() for name, tensor in members}
+        parts = {name: self.part(tensor) for name, tensor in tensors.items()}
+        return {name: iter(()) if part is None else part.slices() for name, part in parts.items()}
+
+    def rows(self, weight: Tensor, *, folder: Path) -> Rows | None:
+        """How the ranks write a matrix by rows, each its own, without a gather (collective, once).
+
+        None where one rank must write it all: it is not sharded, not by rows, or the ranks do not see one `folder`.
+        """
+        if self.alone or not self.any(is_sharded(weight)):
+            return None
+        part = self.part(weight)
+        mine = (-1, -1)
+        if part is not None and len(part.values):
+            by_rows = part.values.shape[1:] == part.shape[1:]
+            mine = (part.offset[0], part.offset[0] + len(part.values)) if by_rows else (-2, -2)
+        ranges = [(int(a), int(b)) for a, b in torch.stack(self.every(torch.tensor(mine))).tolist()]
+        writers = [rank for rank, (start, _) in enumerate(ranges) if start >= 0]
+        if not self._sees(folder) or not _cover([ranges[rank] for rank in writers], len(weight)) or 0 not in writers:
+            return None
+        if self.rank not in writers:
+            return Rows(-1, len(writers), (0, 0))
+        return Rows(writers.index(self.rank), len(writers), mine)
+
+    def _sees(self, folder: Path) -> bool:
+        """Whether every rank sees what rank 0 writes into the folder."""
+        name = self.tell(f".{uuid.uuid4().hex}.partial")
+        with self.together(f"write into {folder}"):
+            if self.first:
+                folder.mkdir(parents=True, exist_ok=True)
+                (folder / name).touch()
+        blind = self.any(not (folder / name).exists())
+        if self.first:
+            (folder / name).unlink()
+        return not blind
+
+
+def _fsdp_mesh(module: nn.Module) -> Any:
+    """The mesh over which FSDP2 spreads data, None where this module is not wrapped so."""
+    if not any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+        return None
+    wrapped: Any = module
+    state = wrapped._get_fsdp_state()
+    # a list since torch 2.11, one group or None before
+    groups = getattr(state, "_fsdp_param_groups", None) or [getattr(state, "_fsdp_param_group", None)]
+    return None if groups[0] is None else groups[0].mesh_info.mesh
+
+
+def _cover(ranges: Sequence[tuple[int, int]], rows: int) -> bool:
+    ends = [0]
+    for start, stop in sorted(ranges):
+        if start != ends[-1]:
+            return False
+        ends.append(stop)
+    return ends[-1] == rows
+
+
+def _blocks(values: Tensor, *, rows: int) -> Iterator[tuple[int, Tensor]]:
+    for first in range(0, len(values), rows):
+        yield first, values[first : first + rows]

@@ -1,0 +1,92 @@
+"""Whether a store's files are those that its last commit listed, or newer ones as an interruption may leave them."""
+
+from __future__ import annotations
+
+import json
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.layout import SNAPSHOT
+from trainhooks.store.place import Place
+from trainhooks.store.root import METADATA, Root, read_manifest
+
+Files = Mapping[str, tuple[int, str]]
+
+
+def check_files(place: Place, root: Root) -> None:
+    """Raise StoreError, with every problem found, where a file that counts is gone or an array's metadata are damaged.
+
+    Chunks are not read here: each has a checksum that every reader compares.
+    """
+    files = read_manifest(place, root)
+    there = set(place.list())
+    problems = [f"{key} is missing" for key in files if key not in there]
+    there_too = [key for key in metadata_keys(files) if key in there]
+    problems += [f"{key} is damaged" for key in there_too if metadata_damaged(place, root, files, key)]
+    problems += [f"{key} is missing" for key in unlisted_chunks(root, files)]
+    if problems:
+        raise StoreError(
+            f"{place} is damaged:\n- " + "\n- ".join(problems) + "\n`trainhooks verify` says what can be recovered."
+        )
+
+
+def metadata_keys(files: Files) -> list[str]:
+    """The arrays' own metadata files."""
+    return [key for key in files if key.endswith(f"/{METADATA}")]
+
+
+def metadata_damaged(place: Place, root: Root, files: Files, key: str) -> bool:
+    """Whether an array's own metadata are neither what was committed nor those of a fold that came no further."""
+    content = place.read(key)
+    if fits(content, files[key]):
+        return False
+    return root.complete or not _is_ahead(content, root.arrays.get(key.removesuffix(f"/{METADATA}"), {}))
+
+
+def fits(content: bytes | memoryview, listed: tuple[int, str]) -> bool:
+    """Whether a file's bytes have the size and the CRC-32 that are listed."""
+    return len(content) == listed[0] and f"{zlib.crc32(content):08x}" == listed[1]
+
+
+def may_be_newer(root: Root, key: str) -> bool:
+    """Whether a chunk may differ from its checksum: a fold, a cut or a finish was interrupted before its commit."""
+    name, _, index = key.partition("/c/")
+    if root.complete or not index or name not in root.arrays:
+        return False
+    metadata = root.arrays[name]
+    last = max(0, int(metadata["shape"][0]) - 1) // chunk_length(metadata)
+    return bool(metadata["attributes"].get("whole_run")) or int(index.split("/")[0]) >= last
+
+
+def chunk_length(metadata: Mapping[str, Any]) -> int:
+    """Entries along the first dimension that a chunk (or shard) holds."""
+    return int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])
+
+
+def unlisted_chunks(root: Root, files: Files) -> Iterator[str]:
+    """Chunks that the committed shapes need and the manifest does not list."""
+    for name, metadata in root.arrays.items():
+        shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        counts = [-(-size // part) for size, part in zip(shape, chunk, strict=True)]
+        if name == SNAPSHOT:
+            wanted = [f"{name}/c/{block}/{part}/0" for block in range(counts[0]) for part in range(counts[1])]
+        else:
+            wanted = [f"{name}/c/{block}" + "/0" * (len(counts) - 1) for block in range(counts[0])]
+        yield from (key for key in wanted if key not in files)
+
+
+def _is_ahead(content: bytes, committed: Mapping[str, Any]) -> bool:
+    """Whether array metadata are the committed ones but for a first dimension of at least that length."""
+    try:
+        found = json.loads(content)
+        length, *rest = found["shape"]
+    except (ValueError, KeyError, TypeError):
+        return False
+    if not committed or not isinstance(length, int) or length < 0:
+        return False
+    same = {key: value for key, value in found.items() if key != "shape"}
+    wanted = {key: value for key, value in committed.items() if key != "shape"}
+    # text, so that a fill value of NaN equals itself
+    return rest == committed["shape"][1:] and json.dumps(same, sort_keys=True) == json.dumps(wanted, sort_keys=True)

@@ -1,0 +1,267 @@
+"""Whether every byte of a store is as it was written, what an interruption left, and what can be recovered."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from trainhooks.store.compact import NOTE, replacing
+from trainhooks.store.errors import StoreError
+from trainhooks.store.fold import open_array
+from trainhooks.store.integrity import Files, fits, may_be_newer, metadata_damaged, unlisted_chunks
+from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
+from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
+from trainhooks.store.lock import holder_of
+from trainhooks.store.place import TEMPORARY, Place, open_place
+from trainhooks.store.precision import unpack
+from trainhooks.store.root import JOURNAL, METADATA, Root, read_manifest, read_root
+from trainhooks.store.schema import inner_rows, shard_rows
+from trainhooks.store.shards import Shard, ShardShape, unsealed
+from trainhooks.store.zarr_store import PlaceStore
+
+_ATTEMPTS = 5
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One file, what is the matter with it, and what can be done."""
+
+    key: str
+    what: str
+    remedy: str
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.what}. {self.remedy}"
+
+
+@dataclass(frozen=True)
+class Verified:
+    """What `verify` found. `problems` are damage; `notes` are what a killed run leaves, gaps and NaN: nothing is lost.
+
+    `last_step` is the last record's that counts (None: there is none), `journal` the records that are not folded.
+    """
+
+    path: str
+    files: int = 0
+    complete: bool = False
+    last_step: int | None = None
+    journal: int = 0
+    problems: tuple[Finding, ...] = ()
+    notes: tuple[Finding, ...] = ()
+
+    @property
+    def sound(self) -> bool:
+        """Whether nothing is damaged."""
+        return not self.problems
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        kept = {name: getattr(self, name) for name in ("path", "files", "complete", "last_step", "journal", "sound")}
+        return kept | {
+            name: [{"file": one.key, "what": one.what, "remedy": one.remedy} for one in getattr(self, name)]
+            for name in ("problems", "notes")
+        }
+
+
+def verify(path: str | Path | Place) -> Verified:
+    """Read every file of a store and compare it with what was written; changes nothing.
+
+    Sizes and checksums of all files, metadata too; the checksum of every chunk; the journal's records; steps that seem
+    to be left out; rows with NaN; what an interrupted write, fold, compaction or cut left behind.
+
+    Raises StoreError where there is no store of this format at all; a damaged one is reported, not raised.
+    """
+    place = open_place(path)
+    for _ in range(_ATTEMPTS):
+        if not place.exists(METADATA):
+            raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.")
+        try:
+            root = read_root(place)
+        except StoreError as error:
+            why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may still be whole")
+            return Verified(str(place), problems=(why,))
+        found = _Look(place, root).all()
+        if holder_of(place) is None or read_root(place).manifest == root.manifest:
+            break  # else a running writer has replaced what was just read
+    return found
+
+
+class _Look:
+    """One pass over a store whose root is whole."""
+
+    def __init__(self, place: Place, root: Root) -> None:
+        self.place, self.root = place, root
+        self.problems: list[Finding] = []
+        self.notes: list[Finding] = []
+
+    def all(self) -> Verified:
+        holder = holder_of(self.place)
+        if holder is not None:
+            self._note(".lock", f"{holder} writes this store", "Look again when it has ended")
+        files = self._files()
+        for key in sorted(files):
+            self._file(key, files)
+        whole = self.whole_pieces()
+        self._leftovers(files, written=holder is not None)
+        steps, journal = self._steps(whole)
+        last = int(steps[-1]) if len(steps) else None
+        return Verified(
+            str(self.place),
+            len(files),
+            self.root.complete,
+            last,
+            journal,
+            tuple(self.problems),
+            tuple(self.notes),
+        )
+
+    def _problem(self, key: str, what: str, remedy: str) -> None:
+        self.problems.append(Finding(key, what, remedy))
+
+    def _note(self, key: str, what: str, remedy: str) -> None:
+        self.notes.append(Finding(key, what, remedy))
+
+    def _files(self) -> Files:
+        """The files that count: those of the manifest, or where that is lost, those that are there."""
+        try:
+            files = read_manifest(self.place, self.root)
+        except (StoreError, ValueError, KeyError) as error:
+            self._problem(self.root.manifest, str(error), "--repair lists anew what is there and whole")
+            return {key: (-1, "") for key in sorted(self.place.list()) if key.partition("/")[0] in self.root.arrays}
+        for key in unlisted_chunks(self.root, files):
+            self._problem(key, "is not listed", "Its numbers read as missing")
+        return files
+
+    def _file(self, key: str, files: Files) -> None:
+        try:
+            content = self.place.view(key)
+        except FileNotFoundError:
+            self._problem(key, "is missing", self._remedy(key))
+            return
+        if key.endswith(f"/{METADATA}"):
+            if files[key][0] >= 0 and metadata_damaged(self.place, self.root, files, key):
+                self._problem(key, "does not fit its checksum", self._remedy(key))
+            return
+        if not self._listed(key, content, files):
+            self._problem(key, "does not fit its checksum", self._remedy(key))
+        try:
+            self._chunks(key, content)
+        except StoreError as error:
+            if not self.problems or self.problems[-1].key != key:
+                self._problem(key, str(error).rstrip("."), self._remedy(key))
+
+    def _listed(self, key: str, content: memoryview, files: Files) -> bool:
+        if files[key][0] < 0 or fits(content, files[key]):
+            return True
+        try:
+            replaced = replacing(self.place)
+        except StoreError:
+            replaced = {}
+        if key in replaced and fits(content, replaced[key]):
+            return True
+        if may_be_newer(self.root, key):
+            self._note(key, "is newer than the last commit: a fold was interrupted", "Resuming or --repair settles it")
+            return True
+        return False
+
+    def _chunks(self, key: str, content: memoryview) -> None:
+        """Compare every chunk's own checksum, and look for NaN. Raises StoreError."""
+        name, _, index = key.partition("/c/")
+        if not index:
+            return
+        if name != SNAPSHOT:
+            unsealed(bytes(content), where=key)
+            return
+        layout = self.root.layout
+        block, part, _ = (int(number) for number in index.split("/"))
+        height = shard_rows(layout)
+        shard = Shard(content, shape=ShardShape(layout.block, height, layout.dim, inner_rows(layout)), where=key)
+        steps = max(0, min(layout.block, self.root.snapshots - block * layout.block))
+        counts = shard.rows_with_nan(steps=steps, rows=min(height, layout.vocab - part * height))
+        if counts.any():
+            hit = np.flatnonzero(counts)
+            what = f"{len(hit)} snapshots have rows with NaN, at most {counts.max()} of them"
+            self._note(key, f"{what}, the first is number {block * layout.block + hit[0]}", "That is how they were")
+
+    def _remedy(self, key: str) -> str:
+        name, _, index = key.partition("/c/")
+        if not index:
+            return "--repair writes it anew from the root"
+        length = int(self.root.arrays[name]["chunk_grid"]["configuration"]["chunk_shape"][0])
+        first = int(index.split("/")[0]) * length
+        last = min(first + length, int(self.root.arrays[name]["shape"][0])) - 1
+        return f"Entries {first} to {last} of {name} are lost there; restore the file from a copy. All others are whole"
+
+    def whole_pieces(self) -> list[Piece]:
+        """The journal's pieces that are whole; the others are problems."""
+        whole = []
+        for piece in list_pieces(self.place):
+            try:
+                matrix = JournalPiece(self.place, piece).arrays.get(SNAPSHOT)
+            except FileNotFoundError:
+                continue  # a running writer has folded it
+            except StoreError as error:
+                self._problem(piece.key, f"step {piece.step} is torn: {error}", "--repair drops it")
+                continue
+            whole.append(piece)
+            if matrix is not None:
+                rows = np.isnan(unpack(matrix) if matrix.dtype == np.uint16 else matrix).any(axis=1).sum()
+                if rows:
+                    self._note(piece.key, f"{rows} rows have NaN", "That is how they were")
+        return whole
+
+    def _leftovers(self, files: Files, *, written: bool) -> None:
+        if self.place.exists(NOTE):
+            self._note(NOTE, "a compaction was interrupted", "Compacting again, resuming or --repair settles it")
+        for name in self.place.children() if not written else ():
+            if name.endswith(TEMPORARY):
+                self._note(name, "its writing was cut short; it never counted", "--repair deletes it")
+        for name in self.place.children(JOURNAL):
+            if Piece.of(name) is None:
+                self._note(f"{JOURNAL}/{name}", "is no part of the store", "Delete it if you did not put it there")
+        stray = [key for key in self.place.list() if key not in files and key.partition("/")[0] in self.root.arrays]
+        for key in sorted(stray):
+            self._note(key, "is not listed: a fold or a cut was interrupted", "Resuming or --repair settles it")
+
+    def _steps(self, whole: list[Piece]) -> tuple[np.ndarray, int]:
+        """The steps of all records that count, and how many of them wait in the journal."""
+        try:
+            folded, snapshots = self._folded(STEP), self._folded(SNAPSHOT_STEP)
+        except (StoreError, ValueError, RuntimeError):  # said already: the chunk is damaged
+            return np.empty(0, dtype=np.int64), len(whole)
+        ends = int(max(folded, default=-1)), int(max(snapshots, default=-1))
+        entries = [entry for entry in complete_entries(whole, self.root.restarts, ends) if entry.step > ends[0]]
+        counted = {entry.step for entry in entries} | set(folded.tolist())
+        for step in sorted({p.step for p in whole if survives(p, self.root.restarts)} - counted):
+            self._problem(f"{JOURNAL} of step {step}", "is not whole, or behind one that is not", "--repair drops it")
+        try:
+            check_chain([JournalPiece(self.place, entry.pieces[0]) for entry in entries], folded, where=JOURNAL)
+        except FileNotFoundError:  # a running writer has folded it
+            pass
+        except StoreError as error:
+            self._problem(JOURNAL, str(error), "--repair goes on without them")
+        steps = np.concatenate([folded, np.array([entry.step for entry in entries], dtype=np.int64)])
+        if len(steps) > 1 and not (np.diff(steps) > 0).all():
+            self._problem(STEP, "steps do not increase", "Restore the store from a copy")
+        for before, after in gaps(steps):
+            why = f"; {self.root.dropped} records were dropped by a full queue" if self.root.dropped else ""
+            self._note(STEP, f"there is nothing between {before} and {after}{why}", "The schedule may have it so")
+        return steps, len(entries)
+
+    def _folded(self, name: str) -> np.ndarray:
+        if name not in self.root.arrays or not self.root.arrays[name]["shape"][0]:
+            return np.empty(0, dtype=np.int64)
+        store = PlaceStore(self.place, read_only=True)
+        return np.asarray(open_array(store, name, self.root.arrays[name])[:], dtype=np.int64)
+
+
+def gaps(steps: np.ndarray) -> Iterator[tuple[int, int]]:
+    """Pairs of neighbouring steps that lie further apart than the pairs before and behind them."""
+    apart = np.diff(steps)
+    for i in range(1, len(apart) - 1):
+        if apart[i] > apart[i - 1] and apart[i] > apart[i + 1]:
+            yield int(steps[i]), int(steps[i + 1])
