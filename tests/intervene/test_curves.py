@@ -5,6 +5,7 @@ import pytest
 import torch
 from intervene.planted_deletion import planted
 
+from trainhooks.intervene import curves
 from trainhooks.intervene.compensate import VARIANTS, build_codes, edited_head, rank_code
 from trainhooks.intervene.curves import deletion_curves, thinned
 from trainhooks.intervene.orders import deletion_orders, probability_slope, second_moment
@@ -122,6 +123,42 @@ def test_thinned_random_orders_are_those_of_their_positions_alone():
     assert found.evaluated.sum(1).tolist() == [320, 120, 320]
     with pytest.raises(ValueError, match="thin is 0"):
         deletion_curves(weight, hidden, labels=labels, document=document, thin=0, **options)
+
+
+@pytest.mark.parametrize("threads", [2, 5])
+def test_the_number_of_threads_changes_no_bit_and_comes_back(threads, monkeypatch):
+    monkeypatch.setattr(curves, "CPU_ELEMENTS", 400 * 7)  # many blocks, the last one shorter
+    weight, hidden, labels, document = planted()
+    orders = deletion_orders(weight, hidden, slope=torch.ones(24), names=("norm",), random=1)
+    options = {"codes": build_codes(weight, hidden, orders=orders), "labels": labels, "document": document, "thin": 2}
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for number in (1, threads):
+            torch.set_num_threads(number)
+            found.append(deletion_curves(weight, hidden, **options))
+            assert torch.get_num_threads() == number
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(found[0].sums, found[1].sums)
+    assert torch.equal(found[0].loss, found[1].loss)
+
+
+def test_the_threads_come_back_after_an_error_in_one(monkeypatch):
+    def broken(*_, **__):
+        raise RuntimeError("in a block")
+
+    monkeypatch.setattr(curves, "_evaluate", broken)
+    weight, hidden, labels, document = planted()
+    codes = build_codes(weight, hidden, orders=[], variants=("zero",))
+    before = torch.get_num_threads()
+    try:
+        torch.set_num_threads(3)
+        with pytest.raises(RuntimeError, match="in a block"):
+            deletion_curves(weight, hidden, labels=labels, document=document, codes=codes)
+        assert torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_a_number_of_dimensions_out_of_range_is_refused():

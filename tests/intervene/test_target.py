@@ -77,3 +77,11 @@ def test_scored_pieces_merge_by_score(tmp_path):
     path.write_text("{")
     with pytest.raises(ValueError, match="no list of"):
         load_tokenizer(path)
+
+
+def test_a_head_that_is_not_finite_is_refused_by_row(tmp_path):
+    model = llama()
+    model.lm_head.weight[5, 3] = torch.nan
+    target(model).save(tmp_path)
+    with pytest.raises(ValueError, match=r"not finite \(row 5 first\)"):
+        load_target(tmp_path)

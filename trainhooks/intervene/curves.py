@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +13,13 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from trainhooks.intervene.compensate import Code
+from trainhooks.intervene.contexts import blocks
 from trainhooks.probe.products import exact_products
 
 FRACTIONS = tuple(number / 20 for number in range(1, 21))
 MEASURES = ("kl", "js", "agreement", "loss_change")
-CPU_ELEMENTS = 1 << 19
-"""Logits a block on the CPU, 2 MB: the five passes over a block then stay in the cache, 4 times as fast."""
+CPU_ELEMENTS = 1 << 18
+"""Logits a block on the CPU, 1 MB, four of which a thread works on: they stay in the cache of a core."""
 DEVICE_ELEMENTS = 1 << 24
 CODE_BYTES = 1 << 29
 """Rotated output embeddings held at once; more codes than fit are evaluated in further passes over the positions."""
@@ -72,6 +75,10 @@ class _Block:
         return _Block(**{name: value[rows] for name, value in vars(self).items()})
 
 
+_Found = tuple[Tensor, Tensor, list[tuple[Tensor, Tensor]]]
+"""Of a block: documents, loss, and each code's documents with its measures."""
+
+
 @torch.no_grad()
 def deletion_curves(
     weight: Float[Tensor, "vocab dim"],
@@ -90,10 +97,11 @@ def deletion_curves(
     included; intervals over documents then hold what that costs.
 
     Logits are updated by the deleted block of dimensions, not formed anew; KL and loss need only the normaliser,
-    since the mean logit under P is linear in what is deleted. What remains is, for each code and fraction, 2.6 ns of
-    one core a logit in float32 at best (1.0 the logarithm of JS, 0.6 the softmax, 0.3 the product) and 7 on a busy
-    machine: 46 codes x 20 fractions x 4,096 positions x 8,192 tokens, the 30 random ones thinned to every second
-    position, are 54 to 150 core seconds.
+    since the mean logit under P is linear in what is deleted. What remains is, for each code and fraction, 3.7 ns of
+    one core a logit in float32 (1.7 the logarithm of JS, 0.8 the softmax, 0.5 the product), 7 on a busy machine: 46
+    codes x 20 fractions x 8,192 positions x 8,192 tokens, the 30 random ones thinned to every second position, are
+    150 to 300 core seconds. Blocks of positions share as many threads as torch is set to use (its setting is 1 inside
+    and comes back after); results are the same to the bit whatever that number.
     Divergences are good to about 1e-5 nats; sums over positions are float64. Memory is some 550 MB beside the
     arguments at 50304 x 768.
 
@@ -117,15 +125,26 @@ def deletion_curves(
         for start in range(0, max(1, len(codes)), together):
             chunk = codes[start : start + together]
             rows = [(code.basis.to(weight).T @ weight.T).contiguous() for code in chunk]
-            for where, block, scratch in _blocks(weight, hidden, labels=labels, document=document, bias=bias):
+
+            def evaluate(where: slice, chunk: Sequence[Code] = chunk, rows: list[Tensor] = rows) -> _Found:
+                block = _block(
+                    weight, hidden[where], labels=labels[where], document=document[where].to(weight.device), bias=bias
+                )
+                thin_block = block if thin == 1 else block.at(used[where])
+                seen = [thin_block if _is_random(code) else block for code in chunk]
+                # one allocation for all codes: new memory for each would cost more than the sums
+                scratch = block.logits.new_empty(3, *block.logits.shape)
+                each = [
+                    (part.document, _evaluate(part, code, rows=matrix, deleted=deleted, scratch=scratch))
+                    for part, code, matrix in zip(seen, chunk, rows, strict=True)
+                ]
+                return block.document, block.loss, each
+
+            for owner, block_loss, each in _in_threads(evaluate, _slices(weight, len(hidden))):
                 if start == 0:
-                    loss.index_add_(0, block.document, block.loss.double())
-                part = block if thin == 1 else block.at(used[where])
-                for number, (code, matrix) in enumerate(zip(chunk, rows, strict=True), start):
-                    seen = part if _is_random(code) else block
-                    buffers = [buffer[: len(seen.hidden)] for buffer in scratch]
-                    found = _evaluate(seen, code, rows=matrix, deleted=deleted, scratch=buffers)
-                    sums[number].index_add_(2, seen.document, found.double())
+                    loss.index_add_(0, owner, block_loss.double())
+                for number, (part_owner, found) in enumerate(each, start):
+                    sums[number].index_add_(2, part_owner, found.double())
     return Curves(tuple(codes), tuple(fractions), deleted, sums.cpu(), evaluated.cpu(), positions.cpu(), loss.cpu())
 
 
@@ -142,41 +161,63 @@ def _is_random(code: Code) -> bool:
     return code.order is not None and code.order.seed is not None
 
 
-def _blocks(
-    weight: Tensor, hidden: Tensor, *, labels: Tensor, document: Tensor, bias: Tensor | None
-) -> Iterator[tuple[slice, _Block, list[Tensor]]]:
-    """Blocks of positions, with buffers for three more of their size (new memory would cost more than the sums)."""
-    vocab = len(weight)
-    size = max(1, (CPU_ELEMENTS if weight.device.type == "cpu" else DEVICE_ELEMENTS) // vocab)
-    buffers = [weight.new_empty(min(size, len(hidden)), vocab) for _ in range(3)]
-    for start in range(0, len(hidden), size):
-        where = slice(start, start + size)
-        states, targets = hidden[where].to(weight), labels[where].to(weight.device)
-        logits = torch.nn.functional.linear(states, weight, bias)
-        logits -= logits.amax(1, keepdim=True)
-        p = torch.softmax(logits, 1)
-        normaliser = -p.amax(1).log()
-        yield (
-            where,
-            _Block(
-                hidden=states,
-                document=document[where].to(weight.device),
-                logits=logits,
-                p=p.clamp_min_(torch.finfo(p.dtype).tiny),  # so that (p + q) log(p + q) has no 0 log 0
-                normaliser=normaliser,
-                entropy=normaliser - torch.linalg.vecdot(p, logits),
-                loss=normaliser - logits.gather(1, targets[:, None])[:, 0],
-                top=logits.argmax(1, keepdim=True),
-                mean_row=p @ weight,
-                label_row=weight[targets],
-            ),
-            [buffer[: len(states)] for buffer in buffers],
-        )
+def _slices(weight: Tensor, positions: int) -> list[slice]:
+    """Positions cut into blocks; the cut is the same whatever the number of threads."""
+    elements = CPU_ELEMENTS if weight.device.type == "cpu" else DEVICE_ELEMENTS
+    return blocks(positions, len(weight), elements=elements)
 
 
-def _evaluate(block: _Block, code: Code, *, rows: Tensor, deleted: tuple[int, ...], scratch: list[Tensor]) -> Tensor:
+def _in_threads(evaluate: Callable[[slice], _Found], parts: list[slice]) -> Iterator[_Found]:
+    """Results in the order of the parts, so that sums do not depend on which thread was first."""
+    with single_threaded() as threads:
+        if threads == 1:
+            yield from map(evaluate, parts)
+            return
+        pool = ThreadPoolExecutor(threads, thread_name_prefix="deletion-curves")
+        try:
+            yield from pool.map(torch.no_grad()(evaluate), parts)  # a new thread has its own grad mode
+        finally:
+            pool.shutdown(cancel_futures=True)
+
+
+@contextmanager
+def single_threaded() -> Iterator[int]:
+    """Inside, an operation uses one thread, in threads started inside as well; gives the number set before, which
+    comes back after.
+
+    Blocks are small: threads that share one operation wait for each other at its end, thousands of times a second.
+    """
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield threads
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _block(weight: Tensor, states: Tensor, *, labels: Tensor, document: Tensor, bias: Tensor | None) -> _Block:
+    states, targets = states.to(weight), labels.to(weight.device)
+    logits = torch.nn.functional.linear(states, weight, bias)
+    logits -= logits.amax(1, keepdim=True)
+    p = torch.softmax(logits, 1)
+    normaliser = -p.amax(1).log()
+    return _Block(
+        hidden=states,
+        document=document,
+        logits=logits,
+        p=p.clamp_min_(torch.finfo(p.dtype).tiny),  # so that (p + q) log(p + q) has no 0 log 0
+        normaliser=normaliser,
+        entropy=normaliser - torch.linalg.vecdot(p, logits),
+        loss=normaliser - logits.gather(1, targets[:, None])[:, 0],
+        top=logits.argmax(1, keepdim=True),
+        mean_row=p @ weight,
+        label_row=weight[targets],
+    )
+
+
+def _evaluate(block: _Block, code: Code, *, rows: Tensor, deleted: tuple[int, ...], scratch: Tensor) -> Tensor:
     """The measures of one code [fraction, measure, position]."""
-    z, q, s = scratch
+    z, q, s = scratch[:, : len(block.hidden)]
     basis, coordinates = code.basis.to(z), code.coordinates.to(z)
     states = block.hidden if code.mean is None else block.hidden - code.mean.to(z)
     u = states @ coordinates.T

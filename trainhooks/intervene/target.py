@@ -118,8 +118,8 @@ def load_target(
     folder's, so only the step that the folder was saved at is a model that ever was. `tokenizer` is the path of a
     tokenizer.json where the model has none beside it.
 
-    Raises ValueError where there is no model, no tokenizer, or the store's matrix has another shape; ImportError
-    without `transformers`.
+    Raises ValueError where there is no model, no tokenizer, or the store's matrix has another shape, and where the
+    output embedding or the head's bias is not finite; ImportError without `transformers`.
     """
     if store is None and step is not None:
         raise ValueError(f"step {step} is of a store: pass store= as well.")
@@ -134,7 +134,19 @@ def load_target(
             "tokenizer=, the one that belongs to this model."
         )
     target = Target(loaded, found, weight, bias, str(model), head.tied)
-    return target if store is None else target.with_head(store_matrix(store, step))
+    target = target if store is None else target.with_head(store_matrix(store, step))
+    _check_finite(target)
+    return target
+
+
+def _check_finite(target: Target) -> None:
+    for what, values in (("output embedding", target.weight), ("head's bias", target.bias)):
+        if values is not None and not bool(values.isfinite().all()):
+            row = int((~values.isfinite()).nonzero()[0, 0])
+            raise ValueError(
+                f"{target.name}: the {what} has values that are not finite (row {row} first), so no token has a "
+                "probability. Take an earlier step."
+            )
 
 
 def _load(name: str) -> nn.Module:
