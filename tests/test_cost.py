@@ -36,6 +36,7 @@ def spend(thinning: Thinning, part: int, *, step: int, seconds: float) -> None:
 
 def test_the_dearest_metric_is_thinned_and_only_while_over_budget():
     thinning = Thinning(Budget(0.1), parts=["cheap", "dear", "snapshots"])
+    assert thinning.excess(Cost(0, 0.0, 0.0)) is None, "the first look only begins"
     for step in range(1, 11):
         spend(thinning, 0, step=step, seconds=0.1)
         spend(thinning, 1, step=step, seconds=1.0)
@@ -62,6 +63,7 @@ def test_a_spacing_doubles_from_what_the_schedule_made_it():
 @pytest.mark.parametrize(("allowed", "part"), [(False, None), (True, 1)])
 def test_snapshots_are_thinned_last_and_only_if_allowed(allowed, part):
     thinning = Thinning(Budget(0.1, thin_snapshots=allowed), parts=["metric", "snapshots"])
+    thinning.excess(Cost(0, 0.0, 0.0))
     spend(thinning, 0, step=1, seconds=0.01)
     spend(thinning, 1, step=1, seconds=0.0)
     assert thinning.excess(Cost(1, 10.0, 20.0)) == part
@@ -85,7 +87,7 @@ def test_a_budget_is_a_share_above_zero(share):
 
 
 def test_a_recorder_over_budget_thins_its_metrics_and_says_so_in_the_store(tmp_path):
-    metric, steps = Slow(), 3 * REVIEW_STEPS
+    metric, steps = Slow(), 4 * REVIEW_STEPS
     data = batches(steps)
     bare = train(TinyLM(), data)
     recorder = th.Recorder(TinyLM(), store=tmp_path / "run.zarr", metrics=[metric], budget=0.001)
@@ -93,15 +95,15 @@ def test_a_recorder_over_budget_thins_its_metrics_and_says_so_in_the_store(tmp_p
         assert train(recorder._model, data, recorder) == bare
     store = th.open_store(tmp_path / "run.zarr")
     spacing = store["recorder.spacing"]
-    assert spacing[: REVIEW_STEPS + 1].max() == 0
-    assert spacing[REVIEW_STEPS + 1, 0] == 2
+    assert spacing[: 2 * REVIEW_STEPS + 1].max() == 0
+    assert spacing[2 * REVIEW_STEPS + 1, 0] == 2
     assert spacing[-1, 0] == 4
     assert spacing[:, 1].max() == 0
     assert len(store.snapshots) == steps + 1
     computed = np.flatnonzero(np.isfinite(store["slow.calls"]))
     assert computed.tolist() == metric.steps
-    assert np.diff(computed[computed > REVIEW_STEPS + 1]).min() >= 2
-    assert np.isfinite(store["recorder.share"][1:]).all()
+    assert np.diff(computed[computed > 2 * REVIEW_STEPS + 1]).min() >= 2
+    assert np.isfinite(store["recorder.share"][2:]).all()
 
 
 def test_without_a_budget_nothing_is_thinned_and_nothing_declared(tmp_path):
@@ -113,10 +115,10 @@ def test_without_a_budget_nothing_is_thinned_and_nothing_declared(tmp_path):
 
 
 def test_thinned_snapshots_are_fewer(tmp_path):
-    data = batches(2 * REVIEW_STEPS)
+    data = batches(3 * REVIEW_STEPS)
     budget = Budget(1e-6, thin_snapshots=True)
     counts = torch.ones(VOCAB, dtype=torch.int64).numpy()
     with th.Recorder(TinyLM(), store=tmp_path / "run.zarr", counts=counts, metrics=[], budget=budget) as recorder:
         train(recorder._model, data, recorder)
-    expected = [*range(REVIEW_STEPS + 1), *range(REVIEW_STEPS + 2, 2 * REVIEW_STEPS + 1, 2)]
+    expected = [*range(2 * REVIEW_STEPS + 1), *range(2 * REVIEW_STEPS + 2, 3 * REVIEW_STEPS + 1, 2)]
     assert th.open_store(tmp_path / "run.zarr").snapshots.steps.tolist() == expected

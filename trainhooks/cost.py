@@ -106,7 +106,7 @@ class Thinning:
         self._last: list[int | None] = [None] * len(parts)
         self._gap = [1] * len(parts)
         self._seconds = [0.0] * len(parts)
-        self._seen = Cost(0, 0.0, 0.0)
+        self._seen: Cost | None = None
 
     def allows(self, part: int, step: int) -> bool:
         """Whether a part that its schedule asks for at `step` may be taken."""
@@ -128,10 +128,14 @@ class Thinning:
     def excess(self, cost: Cost) -> int | None:
         """The part to thin, given the cost so far and looking at what came since the last look; None for none.
 
+        The first look only begins: before it lies what is done once, such as laying the store out.
         What is too dear and cannot be helped (everything that may be is thinned already) is None too.
         """
-        lap = cost.since(self._seen)
-        seconds, self._seconds, self._seen = self._seconds, [0.0] * len(self.parts), cost
+        before, seconds = self._seen, self._seconds
+        self._seen, self._seconds = cost, [0.0] * len(self.parts)
+        if before is None:
+            return None
+        lap = cost.since(before)
         if not lap.fraction > self.budget.share:
             return None
         worth = 0.1 * self.budget.share * (lap.wall_seconds - lap.seconds)

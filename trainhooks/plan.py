@@ -16,6 +16,7 @@ class Plan:
     """Records and snapshots a run will make, and the most bytes it takes on disk, on the device and on the host.
 
     `records` and `snapshots` are None where the run's length is not known; `disk_bytes` then stands for one block.
+    `gathered_bytes` are those of `device_bytes` that a sharded output embedding takes while a record gathers it.
     """
 
     records: int | None
@@ -23,12 +24,14 @@ class Plan:
     disk_bytes: int
     device_bytes: int
     host_bytes: int
+    gathered_bytes: int = 0
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
+        gathered = f" ({human(self.gathered_bytes)} of it gathered from shards)" if self.gathered_bytes else ""
         return (
             f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
-            f"device and {human(self.host_bytes)} of host memory"
+            f"device{gathered} and {human(self.host_bytes)} of host memory"
         )
 
 
@@ -42,12 +45,13 @@ def plan_run(
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
     queue_bytes: int = 0,
+    gathered_bytes: int = 0,
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
     `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `reference_bytes` of those kept
     on the device, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device" and "host",
-    `queue_bytes` of the records that wait for the store's writer.
+    `queue_bytes` of the records that wait for the store's writer, `gathered_bytes` of a sharded output embedding.
 
     Raises ValueError where a schedule never fires.
     """
@@ -60,7 +64,8 @@ def plan_run(
         records=records,
         snapshots=snapshots,
         disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
-        device_bytes=reference_bytes + 3 * sketch_bytes + sum(one.get("device", 0) for one in kept),
+        gathered_bytes=gathered_bytes,
+        device_bytes=gathered_bytes + reference_bytes + 3 * sketch_bytes + sum(one.get("device", 0) for one in kept),
         host_bytes=matrix_bytes
         + queue_bytes
         + (0 if layout is not None else sketch_bytes * (records or 1))

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from trainhooks.capture import point_in_time, to_host, watch_head_input
 from trainhooks.checks import check_same_shape, check_when, checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.cost import REVIEW_STEPS, Budget, Cost, Stopwatch, Thinning
-from trainhooks.distributed import Ranks, Rows, reshard, whole
+from trainhooks.distributed import Ranks, Rows, is_sharded, reshard, whole
 from trainhooks.labels import LabelTally
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.defaults import default_metrics
@@ -226,8 +226,9 @@ class Recorder:
                 if self._ranks.first:
                     self._finish(wait_seconds=wait_seconds)
             finally:
-                for sink in self._sinks:
-                    sink.close()
+                with ExitStack() as closing:  # one that cannot be closed keeps no other from it
+                    for sink in reversed(self._sinks):
+                        closing.callback(sink.close)
 
     def __enter__(self) -> Recorder:
         return self
@@ -263,6 +264,7 @@ class Recorder:
             matrix_bytes=4 * self._vocab * self._dim,
             queue_bytes=0 if self._store is None else self._store.writing.memory_bytes(self._layout()),
             reference_bytes=head_bytes(self._needs, vocab=self._vocab, dim=self._dim),
+            gathered_bytes=self.head.weight.nbytes if is_sharded(self.head.weight) else 0,
             sketch_bytes=0 if self._sketcher is None else 4 * len(self._groups) * self._sketcher.size,
             kept=[metric.kept_bytes(self._state(self.step, sketch=None)) for metric in self._metrics],
         )
@@ -515,7 +517,7 @@ class Recorder:
         if self._sketcher is None:
             return
         kept = None if self._store is None else self._store.read()
-        sketches = np.array(self._sketches) if kept is None else kept.sketch
+        sketches = np.array(self._sketches) if kept is None else kept.mapped_sketch()
         steps = np.array(self._recorded_steps, dtype=np.int64) if kept is None else kept.steps
         if len(steps):
             final = convergence_to_final(torch.from_numpy(sketches), torch.from_numpy(steps))

@@ -52,13 +52,13 @@ class State:
     def output_embedding(self) -> Tensor:
         """The output embedding [vocab, dim] as it is now, detached from the graph.
 
-        Where it is sharded it is gathered at the first use in a record, 4 bytes an element in float32.
+        Where it is sharded it is gathered at the first use in a record, 4 bytes an element in float32; with a LoRA
+        adapter around it, it is added up then.
         """
-        weight = self.head.matrix
-        if not is_sharded(weight):
-            return weight
+        if not is_sharded(self.head.weight) and not self.head.adapted:
+            return self.head.weight.detach()
         if "output_embedding" not in self.shared:
-            self.shared["output_embedding"] = whole(weight)
+            self.shared["output_embedding"] = whole(self.head.matrix)
         gathered: Tensor = self.shared["output_embedding"]
         return gathered
 
