@@ -2,21 +2,26 @@
 
     python benchmarks/kill.py --kills 100
 
-Each run goes on with the store that the one before it left. Blocks are small, so that folds are hit often; the child
-writes down how far it was told that records are durable, in a file of its own.
+Each run goes on with the store that the one before it left; every tenth begins anew. Blocks are small, so that folds
+are hit often; the child writes down how far it was told that records are durable, in a file of its own. Two of five
+kills meet a compaction, or commits of a store that is cut and closed again and again. Children are forked by a process
+that has imported everything, so that a run is milliseconds old when it is killed, and not busy with imports.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import os
 import random
 import signal
 import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +32,7 @@ from trainhooks.store.profiles import ARCHIVE, LIVE
 from trainhooks.store.verify import verify
 
 BLOCK, VOCAB, DIM = 4, 96, 8
+STORE_KILLS = 10  # then the next store
 
 
 def layout() -> Layout:
@@ -39,16 +45,15 @@ def matrix(step: int) -> np.ndarray:
     return np.random.default_rng(step).standard_normal((VOCAB, DIM)).astype(np.float32)
 
 
-def child(store: Path, *, side: Path) -> None:
-    """Go on with the store, or begin it where there is none yet, until killed; `side` says what is durable."""
-    print("ready", flush=True)
+def record(store: Path) -> None:
+    """Go on with the store, or begin it where there is none yet, until killed; says in a file what is durable."""
     try:
         core = StoreWriter(store, layout(), mode="resume")
     except StoreError:  # nothing there, or a creation that was interrupted
         core = StoreWriter(store, layout(), mode="overwrite")
     writer = BackgroundWriter(core, writing=Writing())
     step = -1 if core.last_step is None else core.last_step
-    with side.open("a", encoding="utf-8", buffering=1) as file:
+    with store.with_suffix(".durable").open("a", encoding="utf-8", buffering=1) as file:
         while True:
             step += 1
             writer.append(step, {}, snapshot=matrix(step), sketch=np.full((1, 4), step, np.float32))
@@ -56,32 +61,69 @@ def child(store: Path, *, side: Path) -> None:
                 file.write(f"{durable}\n")
 
 
-def compacting_child(store: Path) -> None:
+def compact_again(store: Path) -> None:
     """Compact the store with one profile after the other, until killed."""
-    print("ready", flush=True)
     while True:
         for profile in (ARCHIVE, LIVE):
             compact(store, profile=profile)
 
 
-def closing_child(store: Path) -> None:
+def close_again(store: Path) -> None:
     """Resume and close the store again and again: cuts, commits and metadata, and hardly a record."""
-    print("ready", flush=True)
     while True:
         StoreWriter(store, layout(), mode="resume").close()
 
 
-def kill_beside(store: Path, *, what: str, seconds: float) -> None:
-    """Close the store, and kill what works on it without adding records."""
-    StoreWriter(store, layout(), mode="resume").close()
-    process = subprocess.Popen([sys.executable, __file__, f"--{what}", str(store)], stdout=subprocess.PIPE)
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(seconds)
-    process.kill()
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -signal.SIGKILL, f"the child ended by itself: {process.returncode}"
+WORK: dict[str, Callable[[Path], None]] = {"record": record, "compact": compact_again, "close": close_again}
+
+
+def serve() -> None:
+    """For each line of the input, `work store`: fork a child that does it, say its id, and later how it ended."""
+    print("ready", flush=True)
+    for line in sys.stdin:
+        what, _, store = line.rstrip("\n").partition(" ")
+        pid = os.fork()
+        if not pid:
+            try:
+                WORK[what](Path(store))
+            except BaseException:
+                traceback.print_exc()
+            os._exit(1)
+        print(pid, flush=True)
+        print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+
+
+class Children:
+    """Starts and kills children one at a time; a context."""
+
+    def __enter__(self) -> Children:
+        command = [sys.executable, "-W", "ignore::DeprecationWarning", __file__, "--serve"]
+        self._child = 0
+        self._server = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+        assert self._server.stdout is not None
+        self._server.stdout.readline()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        if self._child:
+            os.kill(self._child, signal.SIGKILL)
+        self._server.communicate()
+
+    def kill(self, what: str, store: Path, *, seconds: float, number: signal.Signals = signal.SIGKILL) -> int | None:
+        """Signal a child some seconds after it began; returns the last step that was ever reported durable."""
+        assert self._server.stdin is not None
+        assert self._server.stdout is not None
+        self._server.stdin.write(f"{what} {store}\n")
+        self._server.stdin.flush()
+        self._child = int(self._server.stdout.readline())
+        time.sleep(seconds)
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(self._child, number)
+        ended, self._child = int(self._server.stdout.readline()), 0
+        assert ended == -number, f"the child ended by itself: {ended}"
+        side = store.with_suffix(".durable")
+        lines = side.read_text(encoding="utf-8").split("\n")[:-1] if side.exists() else []
+        return int(lines[-1]) if lines else None
 
 
 def fail(store: str, records: int) -> None:
@@ -93,23 +135,6 @@ def fail(store: str, records: int) -> None:
     for step in range(records):
         sink.write(Record(step, {}, snapshot=matrix(step)))
     raise ZeroDivisionError
-
-
-def run_once(store: Path, *, seconds: float, number: signal.Signals) -> int | None:
-    """Signal a child some seconds after it began to open the store; returns the last step it was told is durable."""
-    side = store.with_suffix(".durable")
-    process = subprocess.Popen(
-        [sys.executable, __file__, "--child", str(store), "--side", str(side)], stdout=subprocess.PIPE
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    time.sleep(seconds)
-    process.send_signal(number)
-    process.wait()
-    process.stdout.close()
-    assert process.returncode == -number, f"the child ended by itself: {process.returncode}"
-    lines = [line for line in side.read_text(encoding="utf-8").split("\n")[:-1] if line] if side.exists() else []
-    return int(lines[-1]) if lines else None
 
 
 def is_whole(path: Path) -> bool:
@@ -143,45 +168,45 @@ def look(path: Path) -> list[str]:
     return [note.what for note in found.notes if "nothing between" not in note.what]
 
 
+def kill_one(children: Children, path: Path, number: int, *, records: int, seconds: float) -> int:
+    """One kill in its turn: of five, three meet a run, one a compaction, one closing; returns the store's records."""
+    what = {3: "compact", 4: "close"}.get(number % 5, "record") if records else "record"
+    if what != "record":
+        StoreWriter(path, layout(), mode="resume").close()
+    durable = children.kill(what, path, seconds=seconds)
+    found = check(path, durable=durable)
+    assert what == "record" or found == records, f"{records} records before the kill, {found} after it"
+    return found
+
+
 def main() -> None:
-    """Kill, check, go on; then close the last store and look at it once more."""
+    """Kill, check, go on; each store is closed in the end and looked at once more."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
-    parser.add_argument("--longest", type=float, default=0.5, help="seconds that a run lasts at most")
+    parser.add_argument("--longest", type=float, default=0.8, help="seconds that a run lasts at most")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--compact", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--close", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
-    parser.add_argument("--side", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--serve", action="store_true", help=argparse.SUPPRESS)
     given = parser.parse_args()
-    if given.child:
-        child(given.child, side=given.side)
-    if given.compact:
-        compacting_child(given.compact)
-    if given.close:
-        closing_child(given.close)
+    if given.serve:
+        serve()
+        return
     rng = random.Random(given.seed)
-    with tempfile.TemporaryDirectory() as folder, contextlib.suppress(KeyboardInterrupt):
-        path = Path(folder) / "run.zarr"
-        records = 0
-        said: Counter[str] = Counter()
+    said: Counter[str] = Counter()
+    total = records = 0
+    with tempfile.TemporaryDirectory() as folder, Children() as children:
         for number in range(given.kills):
-            # every fifth kill meets a compaction, and every fifth a closing: what was durable before stays so
-            what = {3: "compact", 4: "close"}.get(number % 5)
-            if what and records:
-                kill_beside(path, what=what, seconds=rng.uniform(0, given.longest))
-                assert check(path, durable=records - 1) == records
-                said.update(look(path))
-                continue
-            durable = run_once(path, seconds=rng.uniform(0, given.longest), number=signal.SIGKILL)
-            records = check(path, durable=durable)
+            if number % STORE_KILLS == 0:
+                records = 0
+            path = Path(folder) / f"run{number // STORE_KILLS}.zarr"
+            seconds = rng.uniform(0, given.longest)
+            records = kill_one(children, path, number, records=records, seconds=seconds)
             said.update(look(path) if records else [])
-        writer = StoreWriter(path, layout(), mode="resume")
-        writer.close()
-        check(path, durable=records - 1)
-        assert verify(path).sound
-        print(f"verify said after the kills: {dict(said) or 'nothing'}")
-        print(f"{given.kills} runs killed; {records} records, each as it was written; nothing durable is lost")
+            if (number + 1) % STORE_KILLS == 0 or number + 1 == given.kills:
+                StoreWriter(path, layout(), mode="resume" if records else "overwrite").close()
+                total += check(path, durable=records - 1 if records else None)
+                assert verify(path).sound
+    print(f"verify said after the kills: {dict(said) or 'nothing'}")
+    print(f"{given.kills} runs killed; {total} records, each as it was written; nothing durable is lost")
 
 
 if __name__ == "__main__":

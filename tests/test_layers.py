@@ -15,6 +15,7 @@ LAYERS = [
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "restart", "labels", "probability", "audit"},
+    {"followed", "outlets", "timetable"},
     {"recorder", "runs", "summary", "report", "analyze", "intervene"},
     {"integrations"},
     {"demo"},

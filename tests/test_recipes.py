@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 import runpy
+import subprocess
 import sys
 from pathlib import Path
 
@@ -40,7 +42,21 @@ def test_losses_may_be_scaled_by_labels(tmp_path, monkeypatch):
     assert open_store(tmp_path / "run.zarr").steps.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize("recipe", LOOPS)
+def test_two_processes_by_torchrun(tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command += [str(RECIPES / "pretrain_fsdp.py"), *SMALL, "--out", str(tmp_path)]
+    paths = os.pathsep.join([str(RECIPES.parent), *sys.path])
+    environment = {**os.environ, "PYTHONPATH": paths, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("->") == 2  # rank 0 alone reports
+    store = open_store(tmp_path / "run.zarr")
+    assert store.complete
+    assert store.steps.tolist() == [0, 1, 2]
+    assert store.label_counts(2).sum() == 2 * 2 * 2 * 16  # both ranks' shares
+
+
+@pytest.mark.parametrize("recipe", [*LOOPS, "pretrain_fsdp"])
 def test_docstring_is_the_command_that_runs_it(recipe):
     text = (RECIPES / f"{recipe}.py").read_text()
     assert f"python recipes/{recipe}.py" in text.split('"""')[1]

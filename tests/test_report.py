@@ -294,6 +294,25 @@ def test_a_step_without_a_matrix_lists_those_with_one(store):
         report_source(store, step=5)
 
 
+def test_a_matrix_against_what_the_model_has_seen(tmp_path, matrix):
+    embedding, counts = matrix
+    layout = Layout(vocab=VOCAB, dim=DIM, groups=(), sketch_size=0, token_count=counts[::-1].copy())
+    with closing(StoreWriter(tmp_path / "run.zarr", layout)) as writer:
+        for step in (0, 4):
+            writer.append(step, {}, snapshot=embedding.float().numpy(), label_counts=step * counts)
+    seen, corpus = (report_source(tmp_path / "run.zarr", draws=0, seen=seen) for seen in (True, False))
+    assert (seen.counts_from, seen.tokens) == ("labels trained on up to step 4", 4 * counts.sum())
+    assert (corpus.counts_from, corpus.tokens) == ("the store's corpus counts", counts.sum())
+    assert seen.probe.heldout_r2 > corpus.probe.heldout_r2
+    with pytest.raises(ValueError, match="counted no labels up to step 0"):
+        report_source(tmp_path / "run.zarr", step=0, seen=True)
+    with pytest.raises(ValueError, match="leave counts="):
+        report_source(tmp_path / "run.zarr", counts=tmp_path / "counts.npy", seen=True)
+    np.save(tmp_path / "head.npy", embedding.numpy())
+    with pytest.raises(ValueError, match="is a file"):
+        report_source(tmp_path / "head.npy", seen=True)
+
+
 def test_labels_stand_in_for_corpus_counts(tmp_path, matrix):
     embedding, counts = matrix
     layout = Layout(vocab=VOCAB, dim=DIM, groups=(), sketch_size=0)

@@ -44,7 +44,13 @@ class OutputEmbedding:
         around: dict[str, Any] = {name: getattr(self, name) for name in ("bias", "norm_weight", "norm_bias")}
         if not any(tensor is not None and is_sharded(tensor) for tensor in around.values()):
             return self
-        return replace(self, **{name: None if tensor is None else whole(tensor) for name, tensor in around.items()})
+        gathered: dict[str, Any] = {name: None if part is None else whole(part) for name, part in around.items()}
+        return replace(self, **gathered)
+
+    @property
+    def adapted(self) -> bool:
+        """Whether LoRA's layer of peft stands around the matrix."""
+        return _is_adapter(self.module)
 
     @property
     def matrix(self) -> Tensor:
@@ -54,7 +60,7 @@ class OutputEmbedding:
         """
         weight = self.weight.detach()
         adapter: Any = self.module
-        if not _is_adapter(adapter) or adapter.merged or adapter.disable_adapters:
+        if not self.adapted or adapter.merged or adapter.disable_adapters:
             return weight
         with torch.no_grad():
             for name in adapter.active_adapters:
@@ -161,7 +167,9 @@ def parameter_groups(
     groups |= {block: [] for block in blocks.values()}
     groups |= {"final_norm": [], "output_embedding": [], "other": []}
     embeddings = {id(m.weight) for m in core.modules() if isinstance(m, nn.Embedding)}
-    of_head = {id(parameter) for parameter in head.module.parameters()}  # with those of adapters
+    of_head = {id(parameter) for parameter in (head.weight, head.bias) if parameter is not None}
+    if head.adapted:
+        of_head |= {id(parameter) for parameter in head.module.parameters()}
     for name, parameter in named:
         homes = [block for prefix, block in blocks.items() if name.startswith(prefix + ".")]
         if not homes and id(parameter) in embeddings:

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import os
+import signal
+import threading
 import warnings
 from pathlib import Path
 
 import numpy as np
 import torch
+import torch._dynamo  # with what wraps a model: imported once here, not by every rank
 import torch.distributed as dist
 from loops import DIM, VOCAB, TinyLM, batches
 from torch import nn
@@ -18,9 +21,10 @@ from torch.distributed.tensor import Replicate
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import trainhooks as th
+from trainhooks.store import PieceWriter
 
 ROWS = VOCAB + 1  # no multiple of the ranks
-STEPS = 4
+STEPS = 3
 
 
 def build() -> nn.Module:
@@ -111,79 +115,97 @@ def start(rank: int, world: int, folder: Path) -> None:
     dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
 
 
-def record_ways(rank: int, world: int, folder: Path, ways: tuple[str, ...]) -> None:
-    """One store for each way of spreading the same run."""
+def two_ranks(rank: int, world: int, folder: Path) -> None:
+    """Every way that two ranks can take, a sink that is refused, and the first half of a run that goes on."""
     start(rank, world, folder)
+    refused(rank, world, folder)
+    record_ways(world, folder, "ddp", "fsdp", "tensor_parallel")
+    stop_halfway(rank, world, folder)
+    dist.destroy_process_group()
+
+
+def four_ranks(rank: int, world: int, folder: Path, half: Path) -> None:
+    """Every way that takes four, and the second half of the run that two ranks began in `half`."""
+    start(rank, world, folder)
+    record_ways(world, folder, "fsdp", "hybrid", "both")
+    go_on(world, half)
+    dist.destroy_process_group()
+
+
+def record_ways(world: int, folder: Path, *ways: str) -> None:
+    """One store for each way of spreading the same run."""
     for way in ways:
         model = WAYS[way](build(), world)
         with recorder(model, folder / f"{way}.zarr") as record:
+            plan = record.plan()
             train(model, record, way=way)
-    dist.destroy_process_group()
+        (folder / f"{way}.gathered").write_text(str(plan.gathered_bytes))
 
 
 def stop_halfway(rank: int, world: int, folder: Path) -> None:
     """Two updates, then everything that a checkpoint holds."""
-    start(rank, world, folder)
     model = fsdp(build(), world)
-    with recorder(model, folder / "run.zarr") as record:
+    with recorder(model, folder / "half.zarr") as record:
         train(model, record, way="fsdp", last=2)
-        state = {"record": record.state_dict()}
+        state = record.state_dict()
+        weights = get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
         # what lies behind the checkpoint is cut when the run goes on
         train(model, record, way="fsdp", first=2, last=3)
-    weights = get_model_state_dict(fsdp_at(2, world), options=StateDictOptions(full_state_dict=True))
     if rank == 0:
-        torch.save({**state, "model": weights}, folder / "checkpoint.pt")
-    dist.destroy_process_group()
+        torch.save({"record": state, "model": weights}, folder / "checkpoint.pt")
 
 
-def fsdp_at(step: int, world: int) -> nn.Module:
-    """The model after `step` updates."""
-    model = fsdp(build(), world)
-    with th.Recorder(model, head="lm_head", metrics=[], schedule=th.Steps([0])) as record:
-        train(model, record, way="fsdp", last=step)
-    return model
-
-
-def go_on(rank: int, world: int, folder: Path) -> None:
+def go_on(world: int, folder: Path) -> None:
     """The rest of the run, on another number of ranks."""
-    (folder / "again").mkdir(exist_ok=True)
-    start(rank, world, folder / "again")
     saved = torch.load(folder / "checkpoint.pt", weights_only=True)
     model = build()
     model.load_state_dict(saved["model"])
     model = fsdp(model, world)
-    with recorder(model, folder / "run.zarr", mode="resume") as record:
+    with recorder(model, folder / "half.zarr", mode="resume") as record:
         record.load_state_dict(saved["record"])
         train(model, record, way="fsdp", first=2)
-    dist.destroy_process_group()
 
 
 def die(rank: int, world: int, folder: Path) -> None:
-    """Rank 1 leaves without a word after two updates; the others note what they were told."""
+    """Rank 1 is killed after two updates, while its rows of record 2 are not on disk; rank 0 notes what it hears."""
     start(rank, world, folder)
+    waits = threading.Event()
+    if rank == 1:
+        hold_back(2, waits=waits)
     model = fsdp(build(), world)
     try:
         with recorder(model, folder / "run.zarr") as record:
             train(model, record, way="fsdp", last=2)
             if rank == 1:
-                record.close()  # what it has queued is on disk
-                os._exit(9)
+                assert waits.wait(30)
+                os.kill(os.getpid(), signal.SIGKILL)
             train(model, record, way="fsdp", first=2)
     except RuntimeError as error:
         (folder / f"error-{rank}").write_text(str(error))
     os._exit(0)  # the group cannot be taken down in order any more
 
 
+def hold_back(step: int, *, waits: threading.Event) -> None:
+    """A disk that never takes this rank's rows of `step`, and says so when it is asked to."""
+    write = PieceWriter.append_piece
+
+    def append_piece(self: PieceWriter, at: int, **parts: object) -> None:
+        if at == step:
+            waits.set()
+            threading.Event().wait()
+        write(self, at, **parts)
+
+    PieceWriter.append_piece = append_piece
+
+
 def refused(rank: int, world: int, folder: Path) -> None:
     """A sink that rank 0 cannot open stops every rank, before a step."""
-    start(rank, world, folder)
     model = ddp(build(), world)
     record = th.Recorder(model, head="lm_head", metrics=[], sinks=[Refuses()])
     try:
         record.begin_step(torch.zeros(1, 2, dtype=torch.int64))
     except (RuntimeError, ValueError) as error:
         (folder / f"error-{rank}").write_text(f"{type(error).__name__}: {error}")
-    dist.destroy_process_group()
 
 
 class Refuses(th.Sink):

@@ -2,23 +2,17 @@
 
 from __future__ import annotations
 
-import multiprocessing
+import signal
 
 import numpy as np
 import pytest
 import rank_runs
-import torch.multiprocessing as mp
+from ranks import spawn
 
 from trainhooks.store import open_store
 
-# of this rank, or of the clock, or a figure of the sample, which every rank draws on its own
-OWN = {"recorder.milliseconds", "loss"}
-
-
-def spawn(function, world, folder, *arguments, join=True):
-    multiprocessing.set_forkserver_preload(["rank_runs"])  # PyTorch is imported once, not by every rank
-    arguments = (world, folder, *arguments)
-    return mp.start_processes(function, args=arguments, nprocs=world, join=join, start_method="forkserver")
+OWN = ("recorder.", "loss")  # of the clock, and of rank 0's batch
+TOLERANCE = 1e-5  # of a variable's largest value; float32 sums in another order differ by up to 1.1e-6
 
 
 @pytest.fixture(scope="module")
@@ -32,9 +26,9 @@ def single(tmp_path_factory):
 
 def assert_same_matrices(store, single):
     for record, step in enumerate(store.steps):
-        np.testing.assert_allclose(store.output_embedding(step), single.output_embedding(step), atol=2e-6)
+        np.testing.assert_allclose(store.output_embedding(step), single.output_embedding(step), atol=1e-6)
         np.testing.assert_array_equal(store.label_counts(step), single.label_counts(step))
-        np.testing.assert_allclose(store.sketch[record], single.sketch[record], atol=2e-5)
+        np.testing.assert_allclose(store.sketch[record], single.sketch[record], atol=1e-6)
 
 
 def assert_same_run(store, single):
@@ -43,18 +37,18 @@ def assert_same_run(store, single):
     assert_same_matrices(store, single)
     ours, theirs = store.metrics(), single.metrics()
     assert set(ours) == set(theirs)
-    for name in set(theirs) - OWN:
-        scale = np.nanmax(np.abs(theirs[name].values), initial=1e-3)
-        np.testing.assert_allclose(ours[name].values, theirs[name].values, rtol=2e-3, atol=2e-3 * scale, err_msg=name)
+    for name in (name for name in theirs if not str(name).startswith(OWN)):
+        atol = TOLERANCE * np.nanmax(np.abs(theirs[name].values), initial=1e-3)
+        np.testing.assert_allclose(ours[name].values, theirs[name].values, rtol=0, atol=atol, err_msg=name)
 
 
 @pytest.fixture(scope="module")
 def spread(tmp_path_factory):
     """The folders of all stores, by world size."""
-    folders = {}
-    for world, ways in ((2, ("ddp", "fsdp", "tensor_parallel")), (4, ("fsdp", "hybrid", "both"))):
-        folders[world] = tmp_path_factory.mktemp(f"world{world}")
-        spawn(rank_runs.record_ways, world, folders[world], ways)
+    folders = {world: tmp_path_factory.mktemp(f"world{world}") for world in (2, 4)}
+    spawn(rank_runs.two_ranks, 2, folders[2])
+    assert open_store(folders[2] / "half.zarr").steps.tolist() == [0, 1, 2, 3]
+    spawn(rank_runs.four_ranks, 4, folders[4], folders[2])
     return folders
 
 
@@ -65,24 +59,27 @@ def test_every_number_is_the_single_processes(world, way, spread, single):
     assert_same_run(open_store(spread[world] / f"{way}.zarr"), single)
 
 
-def test_another_world_size_goes_on_with_the_run(tmp_path, single):
-    spawn(rank_runs.stop_halfway, 2, tmp_path)
-    assert open_store(tmp_path / "run.zarr").steps.tolist() == [0, 1, 2, 3]
-    spawn(rank_runs.go_on, 4, tmp_path)
-    assert_same_run(open_store(tmp_path / "run.zarr"), single)
+def test_the_plan_announces_what_is_gathered(spread, single):
+    matrix = 4 * single.vocab * single.dim
+    said = {path.stem: int(path.read_text()) for folder in spread.values() for path in folder.glob("*.gathered")}
+    assert said == {"ddp": 0, "fsdp": matrix, "tensor_parallel": matrix, "hybrid": matrix, "both": matrix}
 
 
-def test_a_rank_that_dies_leaves_a_sound_store(tmp_path, single):
+def test_another_world_size_goes_on_with_the_run(spread, single):
+    assert_same_run(open_store(spread[2] / "half.zarr"), single)
+
+
+def test_what_rank_0_cannot_open_fails_everywhere(spread):
+    assert (spread[2] / "error-0").read_text() == "ValueError: no room"
+    assert "rank 0 could not open the sinks: ValueError: no room" in (spread[2] / "error-1").read_text()
+
+
+def test_a_rank_that_is_killed_leaves_a_sound_store(tmp_path, single):
     context = spawn(rank_runs.die, 2, tmp_path, join=False)
     for process in context.processes:
         process.join(60)
+    assert [process.exitcode for process in context.processes] == [0, -signal.SIGKILL]
     assert (tmp_path / "error-0").read_text()
     store = open_store(tmp_path / "run.zarr")
-    assert store.steps.tolist() == [0, 1, 2]
+    assert store.steps.tolist() == [0, 1]  # rank 1's rows of record 2 never came
     assert_same_matrices(store, single)
-
-
-def test_what_rank_0_cannot_open_fails_everywhere(tmp_path):
-    spawn(rank_runs.refused, 2, tmp_path)
-    assert (tmp_path / "error-0").read_text() == "ValueError: no room"
-    assert "rank 0 could not open the sinks: ValueError: no room" in (tmp_path / "error-1").read_text()

@@ -13,16 +13,30 @@ import pytest
 SCRIPT = Path(__file__).parents[2] / "benchmarks" / "kill.py"
 sys.path.insert(0, str(SCRIPT.parent))
 
-from kill import check, layout, matrix, run_once  # noqa: E402
+from kill import Children, check, kill_one, layout, look, matrix  # noqa: E402
 
 from trainhooks.store import StoreWriter, open_store  # noqa: E402
 
 
-@pytest.mark.parametrize("name", ["SIGKILL", "SIGTERM"])
-def test_killed_runs_keep_what_was_durable(tmp_path, name):
-    rng = random.Random(name)
-    for seconds in (rng.uniform(0.0, 0.4), 0.3, rng.uniform(0.0, 0.4), rng.uniform(0.0, 0.4), 0.5):
-        durable = run_once(tmp_path / "s.zarr", seconds=seconds, number=getattr(signal, name))
+@pytest.fixture(scope="module")
+def children():
+    with Children() as children:
+        yield children
+
+
+def test_ten_kills_during_blocks_folds_compaction_and_commits_lose_nothing(tmp_path, children):
+    rng = random.Random(3)
+    records = 0
+    for number in range(10):
+        records = kill_one(children, tmp_path / "s.zarr", number, records=records, seconds=rng.uniform(0.0, 0.3))
+        if records:
+            look(tmp_path / "s.zarr")
+    assert records >= 4
+
+
+def test_sigterm_loses_nothing(tmp_path, children):
+    for seconds in (0.05, 0.3):
+        durable = children.kill("record", tmp_path / "s.zarr", seconds=seconds, number=signal.SIGTERM)
         check(tmp_path / "s.zarr", durable=durable)
     assert durable is not None
     assert durable >= 4
@@ -35,8 +49,8 @@ def test_an_exception_in_the_loop_leaves_everything_durable(tmp_path):
     assert open_store(tmp_path / "s").steps.tolist() == list(range(7))
 
 
-def test_a_killed_holder_does_not_block_the_next(tmp_path):
-    run_once(tmp_path / "s.zarr", seconds=0.5, number=signal.SIGKILL)
+def test_a_killed_holder_does_not_block_the_next(tmp_path, children):
+    children.kill("record", tmp_path / "s.zarr", seconds=0.3)
     begun = time.monotonic()
     writer = StoreWriter(tmp_path / "s.zarr", layout(), mode="resume")
     assert time.monotonic() - begun < 10

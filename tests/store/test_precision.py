@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainhooks.store import round_mantissa
-from trainhooks.store.precision import error_bounds, kept_mantissa_bits, pack, precision_name, unpack
+from trainhooks.store.precision import error_bounds, kept_mantissa_bits, precision_name, round_and_pack, unpack
 
 PATTERNS = st.integers(0, 2**32 - 1)
 
@@ -89,9 +89,20 @@ def test_strides_and_tiles_do_not_matter():
 @given(st.lists(PATTERNS, min_size=1, max_size=8), st.integers(1, 7))
 def test_packing_loses_nothing_but_payloads(patterns, kept):
     rounded = round_mantissa(from_bits(*patterns), kept_bits=kept)
-    back = unpack(pack(rounded))
+    back = unpack(round_and_pack(from_bits(*patterns), kept_bits=kept))
     np.testing.assert_array_equal(back, rounded)  # NaN equals NaN here
     assert (np.signbit(back) == np.signbit(rounded)).all()
+
+
+def test_packing_does_not_depend_on_tiles_strides_and_shape(monkeypatch):
+    values = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
+    whole = round_and_pack(values, kept_bits=7)
+    monkeypatch.setattr("trainhooks.store.precision._TILE", 7)
+    np.testing.assert_array_equal(round_and_pack(values, kept_bits=7), whole)
+    np.testing.assert_array_equal(round_and_pack(values[::3, 1::2], kept_bits=7), whole[::3, 1::2])
+    assert round_and_pack(values[:0], kept_bits=7).shape == (0, 30)
+    with pytest.raises(ValueError, match="needed 1 to 7"):
+        round_and_pack(values, kept_bits=8)
 
 
 def test_names():

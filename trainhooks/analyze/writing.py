@@ -133,7 +133,7 @@ class Writer:
         """What needs all records: convergence from the sketches, as at the end of a live run."""
         store = self._sink.read()
         if len(store.steps):
-            final = convergence_to_final(torch.from_numpy(store.sketch), torch.from_numpy(store.steps))
+            final = convergence_to_final(torch.from_numpy(store.mapped_sketch()), torch.from_numpy(store.steps))
             self._sink.finish({name: value.numpy() for name, value in final.items()})
 
     def _of_text(self, measured: Measured) -> dict[str, np.ndarray]:

@@ -23,6 +23,7 @@ def probe(
     min_count: Annotated[int | None, Positive] = None,
     exclude: Annotated[tuple[int, ...], Several] = (),
     draws: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 20,
+    seen: Flag = False,
     json: Flag = False,
 ) -> None:
     """Probe one output embedding for token frequency, beside the nulls and baselines that give it meaning.
@@ -50,6 +51,8 @@ def probe(
         Ids left out of the fit, besides those that the run left out.
     draws
         Rotations and random orders that stand beside the sparsity; 0 leaves sparsity out.
+    seen
+        Hold the matrix against the labels that the model was trained on up to that step, not against the corpus.
     json
         Print JSON instead of text; a figure that is not defined is null.
     """
@@ -65,5 +68,6 @@ def probe(
         min_count=min_count,
         exclude=exclude,
         draws=draws,
+        seen=seen,
     )
     print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")

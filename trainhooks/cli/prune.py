@@ -80,7 +80,7 @@ def prune(
         Let the model as it would be saved, and the unmodified one, write this many texts (3 seeds each) after
         beginnings of the test documents, to the context's length: MAUVE, distinct-2 and repetition. Refused where
         unmodified against unmodified text has a MAUVE below 0.9. Needs the extra generation. Costs 6 x this many x
-        context_length tokens of the model, and seconds more for MAUVE: COST.
+        context_length tokens of the model (300 texts of 128 tokens: 30 seconds of one core with 260K parameters).
     untie
         Save with an input embedding of its own where it is the same matrix; otherwise it loses the same dimensions.
     save

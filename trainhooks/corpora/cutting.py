@@ -22,7 +22,7 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-CHUNK = 1 << 16  # bytes tokenized as one text, where it can be cut
+CHUNK = 1 << 12  # bytes tokenized as one text, where it can be cut
 LARGEST = 16 << 20  # bytes of a document that cannot be cut: its tokens take some 30 times that
 _CUT = re.compile(rb"[A-Za-z](?= [A-Za-z])")
 _NEAR = 1 << 11  # bytes before the end of a chunk in which the cut is looked for first

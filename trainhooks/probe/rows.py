@@ -17,6 +17,7 @@ from trainhooks.probe.sums import ProbeSums, centred_sums
 BLOCK_ELEMENTS = 3_200_000
 """Elements gathered at once, 13 MB in float32: fewer make more additions, more leave the caches."""
 
+KEPT_BYTES = 1 << 25
 MIN_BLOCK_ROWS = 1024
 SHIFT_ROWS = 255
 
@@ -88,7 +89,8 @@ class Pass:
     """What the first pass leaves: the sums; for each row whether it is finite and its squared norm about `shift`.
 
     `rows_less_shift` are the rows themselves in the order of the fit, those that are not finite as zeros, for the
-    passes that follow: on the host alone, where gathering them again takes longer than a product of few columns.
+    passes that follow: on the host alone, where gathering them again takes longer than a product of few columns, and
+    up to `KEPT_BYTES`, beyond which a second copy of the matrix costs more than it saves.
     """
 
     sums: ProbeSums
@@ -129,7 +131,9 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     zx = torch.zeros(folds, len(z), dim, **options)
     square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
     strips = upper_strips(dim)
-    keeps = embedding.device.type == "cpu" and rows.root_weights is None
+    keeps = (
+        embedding.device.type == "cpu" and rows.root_weights is None and len(rows) * dim * dtype.itemsize <= KEPT_BYTES
+    )
     kept = torch.empty(len(rows), dim, dtype=dtype) if keeps else None
     for fold, where, x in _fold_blocks(embedding, rows, shift, into=kept):
         square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()

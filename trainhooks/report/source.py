@@ -71,17 +71,23 @@ def report_source(
     min_count: int | None = None,
     exclude: Iterable[int] = (),
     draws: int = 20,
+    seen: bool = False,
 ) -> MatrixReport:
     """`report_matrix` of a store's snapshot or a file, with what the source knows: counts, texts, biases, drift.
 
     `step` (stores; by default the last with a matrix) and `key` (`.safetensors`) as `open_matrix`. `counts` is a file
     of token counts, needed where the source has none; `tokenizer` a tokenizer.json. `min_count` is by default the
-    run's, else 1; `exclude` adds to the run's excluded ids.
+    run's, else 1; `exclude` adds to the run's excluded ids. With `seen` a store's matrix is held against the labels
+    that the model was trained on up to that step, not against the corpus.
 
     Raises ValueError for a source, step, key, counts or tokenizer that do not fit, ImportError where a tokenizer is
     given and tokenizers is not installed.
     """
     found = open_matrix(source, step=step, key=key)
+    if seen:
+        if counts is not None:
+            raise ValueError("seen=True takes the labels that the store counted: leave counts= (--counts) out.")
+        found = _against_seen(found)
     if counts is not None:
         found = replace(found, counts=TokenCounts.load(counts), counts_from=str(counts))
     if found.counts is None:
@@ -143,7 +149,7 @@ def _from_store(store: Store, *, step: int | None) -> MatrixSource:
         raise ValueError(f"{store.path} has no matrix at step {at}; steps with one: {_shown_steps(steps)}.")
     counts, counts_from = store.token_counts, "the store's corpus counts"
     if counts is None:
-        counts, counts_from = _labels(store, at), f"labels trained on up to step {at}"
+        counts, counts_from = _labels(store, at), _seen(at)
     return MatrixSource(
         name=str(store.path),
         embedding=_matrix(store, at),
@@ -156,6 +162,23 @@ def _from_store(store: Store, *, step: int | None) -> MatrixSource:
         store=store,
         recorded=_recorded(store, at),
     )
+
+
+def _against_seen(source: MatrixSource) -> MatrixSource:
+    """The same matrix beside the labels that the model had been trained on by then."""
+    if source.store is None or source.step is None:
+        raise ValueError(f"{source.name} is a file: what a model has seen (--seen) stands only in a recorder's store.")
+    counts = _labels(source.store, source.step)
+    if counts is None:
+        raise ValueError(
+            f"{source.name} counted no labels up to step {source.step}: pass a later step (--step), or labels to the "
+            "recorder's begin_step() in another run."
+        )
+    return replace(source, counts=counts, counts_from=_seen(source.step))
+
+
+def _seen(step: int) -> str:
+    return f"labels trained on up to step {step}"
 
 
 def _labels(store: Store, step: int) -> np.ndarray | None:

@@ -137,6 +137,8 @@ class BackgroundWriter:
         if self._stopped and not self._closed:
             return
         step = self._writer.check_step(step, last=self._last)
+        if self._ending:  # nobody takes from the queue any more
+            raise ValueError(f"got step {step} after finish(); no record may follow it.")
         arrays = record_arrays(
             self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
         )
@@ -252,8 +254,8 @@ class BackgroundWriter:
         try:
             while (record := self._next()) is not None:
                 self._writer.journal(record.step, record.arrays, rows=record.rows)
-                if self._writing.threads == 1 and threading.main_thread().is_alive():
-                    self._writer.fold()
+                if self._writing.threads == 1 and not self._unfolded:
+                    self._fold_unless_ending()
                 self._done(record)
         except BaseException as error:  # whatever it is, the training thread must hear of it
             self._stop(error)
@@ -286,21 +288,28 @@ class BackgroundWriter:
         try:
             while self._await_more_than(seen):
                 seen = self._written
-                self._writer.fold()
+                self._fold_unless_ending()
         except BaseException as error:  # as above
-            if threading.main_thread().is_alive():
-                self._stop(error)
-            else:  # the interpreter ends and starts no more threads: what is queued still goes to the journal
-                with self._change:
-                    self._unfolded = True
-                    self._change.notify_all()
+            self._stop(error)
+
+    def _fold_unless_ending(self) -> None:
+        """Fold what is full; where the interpreter ends, nothing more: what is queued still goes to the journal."""
+        try:
+            self._writer.fold()
+        except RuntimeError as error:
+            # executors and new threads are refused even before the main thread counts as ended
+            if threading.main_thread().is_alive() and "shutdown" not in str(error):
+                raise
+            with self._change:
+                self._unfolded = True
+                self._change.notify_all()
 
     def _await_more_than(self, seen: int) -> bool:
         """Wait until more records are durable than have been seen; whether there is anything to go on for."""
         with self._change:
             self._change.notify_all()
-            self._change.wait_for(lambda: self._stopped or self._ending or self._written != seen)
-            return not (self._stopped or self._ending)
+            self._change.wait_for(lambda: self._stopped or self._ending or self._unfolded or self._written != seen)
+            return not (self._stopped or self._ending or self._unfolded)
 
     def _stop(self, error: BaseException) -> None:
         with self._change:

@@ -23,6 +23,7 @@ import zarr
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import open_array
+from trainhooks.store.integrity import check_files
 from trainhooks.store.journal import clean, list_pieces
 from trainhooks.store.layout import SNAPSHOT, Layout
 from trainhooks.store.lock import Lock
@@ -67,6 +68,7 @@ def compact(
         root = read_root(place)
         store = PlaceStore(place, files=read_manifest(place, root))
         root = settle(store, root)
+        check_files(place, root)
         keys = _shard_keys(store)
         before = sum(store.files[key][0] for key in keys)
         rewritten = 0
@@ -135,7 +137,8 @@ def copy_with_pcodec(
     with _unwritten(place):
         root = read_root(place)
         store = PlaceStore(place, files=read_manifest(place, root))
-        settle(store, root)
+        root = settle(store, root)
+        check_files(place, root)
         try:
             temporary.mkdir(parents=True)
             _copy(store, root, LocalPlace(temporary), level=level, progress=progress)

@@ -274,13 +274,30 @@ class JournalRecord:
         parts, reached = [], rows.start
         for piece in sorted(self._pieces, key=lambda piece: piece.rows.start):
             start, stop = max(rows.start, piece.rows.start), min(rows.stop, piece.rows.stop)
-            if start < stop and start == reached:
+            if start < stop:
+                if start != reached:
+                    raise self._uncovered()
                 part = piece.arrays[SNAPSHOT][start - piece.rows.start : stop - piece.rows.start]
                 parts.append(unpack(part) if part.dtype == np.uint16 else part)
                 reached = stop
         if reached != rows.stop:
-            raise StoreError(
-                f"step {self.entry.step}: the journal's pieces hold the rows {rows.start} to {reached - 1}, needed "
-                f"up to {rows.stop - 1}; the ranks' row ranges must cover each row once."
-            )
+            raise self._uncovered()
         return parts[0] if len(parts) == 1 else np.concatenate(parts)
+
+    def check_rows(self, vocab: int) -> None:
+        """Raise StoreError where the pieces of a matrix do not hold each of its rows once."""
+        reached = 0
+        for rows in sorted((piece.rows for piece in self._pieces), key=lambda rows: (rows.start, rows.stop)):
+            if rows.start < rows.stop:
+                if rows.start != reached:
+                    raise self._uncovered()
+                reached = rows.stop
+        if self.entry.has_snapshot and reached != vocab:
+            raise self._uncovered()
+
+    def _uncovered(self) -> StoreError:
+        ranges = ", ".join(f"{piece.rows.start}:{piece.rows.stop}" for piece in self._pieces)
+        return StoreError(
+            f"step {self.entry.step}: the ranks' pieces hold the rows {ranges}; needed each row of the matrix once. "
+            "Give the ranks ranges that meet; to go on with the store, resume it from a step before this one."
+        )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -22,6 +23,8 @@ SKETCH_BUCKET = "sketch_bucket"
 GROUP = "group"
 TOKEN_COUNT = "token_count"
 TOKEN_TEXT = "token_text"
+INNER_ROWS = 64
+MAX_CHUNK_BYTES = 2**31 - 17  # raw; blosc takes no more
 RESERVED = frozenset(
     {
         STEP,
@@ -35,6 +38,7 @@ RESERVED = frozenset(
         TOKEN_TEXT,
         "token",
         "dim",
+        "zarr.json",
     }
 )
 DTYPES = ("float64", "float32", "int64", "int32", "int16", "int8")
@@ -68,6 +72,8 @@ class Layout:
 
     def __post_init__(self) -> None:
         problems = [*_size_problems(self), *_variable_problems(self), *_content_problems(self)]
+        if not problems:
+            problems += _chunk_problems(self)
         if problems:
             raise ValueError("the store's layout does not fit together:\n- " + "\n- ".join(problems))
 
@@ -167,6 +173,30 @@ def _size_problems(layout: Layout) -> Iterator[str]:
         yield str(error)
 
 
+def _chunk_problems(layout: Layout) -> Iterator[str]:
+    """Arrays of which one chunk, a block of steps, would be larger than the compressor takes."""
+    sizes = {variable.name: layout.row_shape(variable) for variable in layout.variables}
+    items = {variable.name: np.dtype(variable.dtype).itemsize for variable in layout.variables}
+    sizes[SKETCH], items[SKETCH] = (len(layout.groups), layout.sketch_size), 4
+    if layout.snapshots:
+        sizes[SNAPSHOT], items[SNAPSHOT] = (min(INNER_ROWS, layout.vocab), layout.dim), 4
+        sizes[LABEL_COUNTS], items[LABEL_COUNTS] = (layout.vocab,), 8
+    for name, size in sizes.items():
+        row = math.prod(size) * items[name]
+        if layout.block * row > MAX_CHUNK_BYTES:
+            most = MAX_CHUNK_BYTES // row
+            remedy = f"pass block={most} or less" if most else "no block is small enough; record something smaller"
+            yield f"{name}: a chunk of {layout.block} steps has {layout.block * row} bytes, at most 2 GiB fit; {remedy}"
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _variable_problems(layout: Layout) -> Iterator[str]:
     sizes = {"token": layout.vocab, "dim": layout.dim, GROUP: len(layout.groups), SKETCH_BUCKET: layout.sketch_size}
     own = set(sizes) | RESERVED
@@ -200,14 +230,17 @@ def _content_problems(layout: Layout) -> Iterator[str]:
                 f"{name} has {len(content)} entries; the output embedding has {layout.vocab} rows. "
                 f"Give one entry a row; padding rows have {padding}"
             )
-    if layout.token_count is not None and not np.issubdtype(layout.token_count.dtype, np.integer):
-        yield f"token_count is {layout.token_count.dtype}; counts are whole numbers, pass an integer array"
-    for token, text in enumerate(layout.token_text or ()):
-        try:
-            text.encode()
-        except UnicodeEncodeError:
-            yield f"token_text[{token}] is {text!r}, which is not valid Unicode; decode bytes with errors='replace'"
-            break
+    counts = layout.token_count
+    if counts is not None and not np.issubdtype(counts.dtype, np.integer):
+        yield f"token_count is {counts.dtype}; counts are whole numbers, pass an integer array"
+    elif counts is not None and len(counts) and not 0 <= int(counts.min()) <= int(counts.max()) < 1 << 63:
+        yield f"token_count is {counts.min()} to {counts.max()}; needed 0 to 2^63 - 1"
+    for name, texts in (("groups", layout.groups), (TOKEN_TEXT, layout.token_text or ())):
+        broken = next((i for i, text in enumerate(texts) if not _is_unicode(text)), None)
+        if broken is not None:
+            yield (
+                f"{name}[{broken}] is {texts[broken]!r}, which is not valid Unicode; decode bytes with errors='replace'"
+            )
     for key, value in layout.attributes.items():
         try:
             json.dumps({key: value}, allow_nan=False)

@@ -20,6 +20,7 @@ from trainhooks.store.place import Place
 LOCK = ".lock"
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
+WATCH_SECONDS = 2 * HEARTBEAT_SECONDS
 
 
 @dataclass(frozen=True)
@@ -107,6 +108,15 @@ class Lock:
                 'Stop this run, or go on from its last checkpoint with mode="resume" once the other has ended.'
             )
 
+    def confirm(self) -> None:
+        """As `check`, by what the lock file says now: before a commit."""
+        try:
+            holder = Holder.parse(self._place.read(LOCK))
+        except FileNotFoundError:
+            holder = None
+        self.lost = self.lost or holder is None or holder.token != self._holder.token
+        self.check()
+
     def beat(self) -> None:
         """Give a sign of life; notice where the lock has gone to another."""
         content = Holder(**{**asdict(self._holder), "beat": time.time()}).encode()
@@ -123,7 +133,12 @@ class Lock:
             except FileNotFoundError:
                 continue
             holder = Holder.parse(found)
-            if holder is not None and holder.alive():
+            if holder is None:
+                raise StoreError(
+                    f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. "
+                    "Make sure that nobody does, and delete that file."
+                )
+            if holder.alive() or self._beats(holder, found):
                 raise StoreError(
                     f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
                     "recorder first, or write to another path."
@@ -131,6 +146,16 @@ class Lock:
             if self._place.put_if(LOCK, content, current=found):
                 break
         return content
+
+    def _beats(self, holder: Holder, content: bytes) -> bool:
+        """Whether a holder on another host, too old by our clock, is still heard of: the clocks may differ."""
+        if holder.host == socket.gethostname():
+            return False
+        time.sleep(WATCH_SECONDS)
+        try:
+            return self._place.read(LOCK) != content
+        except FileNotFoundError:
+            return False
 
 
 def holder_of(place: Place) -> Holder | None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from functools import cached_property
+import tempfile
+from collections.abc import Iterator
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,6 +12,7 @@ import numpy as np
 import zarr
 from jaxtyping import Float32, Int64
 
+from trainhooks.store.blocks import read_snapshots
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import open_array, stacked
 from trainhooks.store.integrity import check_files
@@ -28,7 +31,7 @@ from trainhooks.store.layout import (
 from trainhooks.store.lock import holder_of
 from trainhooks.store.place import Place, open_place
 from trainhooks.store.profiles import PROFILES
-from trainhooks.store.root import Root, read_root
+from trainhooks.store.root import Root, check_attempt, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape
 from trainhooks.store.snapshots import Snapshots
@@ -83,12 +86,12 @@ class Store:
 
         Raises StoreError as `open_store` does.
         """
-        root, files = _read_consistently(self._zarr.place)
+        root, files, listed = _read_consistently(self._zarr.place)
         seen = (root.manifest, root.attempt, root.complete, root.dropped, tuple(file.piece.key for file in files))
         if seen == self._seen:
             return False
-        self._seen = seen
         self._root, self._layout = root, root.layout
+        self._zarr.files = listed
         self.__dict__.pop("sketch", None)
         steps, snapshot_steps = self._folded(STEP), np.empty(0, dtype=np.int64)
         if self._layout.snapshots:
@@ -107,7 +110,10 @@ class Store:
             journal=self._snapshot_journal,
             block=self._layout.block,
             vocab=self._layout.vocab,
+            read=partial(read_snapshots, self._zarr.place, self._layout),
+            check=partial(check_attempt, self._zarr.place, root.attempt),
         )
+        self._seen = seen
         return True
 
     @property
@@ -215,6 +221,32 @@ class Store:
             raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
         return self._rows(SKETCH, (len(self.groups), self.sketch_size), "float32")
 
+    def sketch_parts(self) -> Iterator[Float32[np.ndarray, "part group sketch"]]:
+        """The sketches of all records in order, a chunk at a time: memory does not grow with the records.
+
+        Raises ValueError where the store keeps no sketches.
+        """
+        if not self.sketch_size:
+            raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
+        array, records = self._array(SKETCH), len(self._steps) - len(self._journal)
+        for start in range(0, records, array.chunks[0]):
+            part = np.asarray(array[start : min(start + array.chunks[0], records)])
+            self._check_attempt()
+            yield part
+        for record in self._journal:
+            yield stacked([record], SKETCH, (len(self.groups), self.sketch_size), "float32")
+
+    def mapped_sketch(self) -> Float32[np.ndarray, "record group sketch"]:
+        """As `sketch`, in a temporary file that is mapped and goes with the array, not in memory."""
+        shape = (len(self._steps), len(self.groups), self.sketch_size)
+        if not len(self._steps):
+            return np.empty(shape, dtype=np.float32)
+        with tempfile.TemporaryFile() as file:
+            for part in self.sketch_parts():
+                file.write(np.ascontiguousarray(part).data)
+            file.flush()
+            return np.memmap(file, dtype=np.float32, mode="c", shape=shape)
+
     @cached_property
     def token_counts(self) -> Int64[np.ndarray, "vocab"] | None:
         """The corpus counts, None where the run gave none."""
@@ -245,6 +277,7 @@ class Store:
         folded = len(self.snapshots) - len(self._snapshot_journal)
         if position < folded:
             counts = np.asarray(self._array(LABEL_COUNTS)[position])
+            self._check_attempt()
         else:
             record = self._snapshot_journal[position - folded]
             counts = stacked([record], LABEL_COUNTS, (self.vocab,), "int64")[0]
@@ -275,7 +308,12 @@ class Store:
         raise KeyError(f"{self.path} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
 
     def _folded(self, name: str) -> np.ndarray:
-        return np.asarray(self._array(name)[:])
+        values = np.asarray(self._array(name)[:])
+        self._check_attempt()
+        return values
+
+    def _check_attempt(self) -> None:
+        check_attempt(self._zarr.place, self._root.attempt)
 
     def _array(self, name: str) -> zarr.Array:
         return open_array(self._zarr, name, self._root.arrays[name])
@@ -295,8 +333,8 @@ def _steps(records: list[JournalRecord]) -> np.ndarray:
     return np.array([record.entry.step for record in records], dtype=np.int64)
 
 
-def _read_consistently(place: Place) -> tuple[Root, list[JournalPiece]]:
-    """The journal, then the root: what is folded in between is in both, and dropped from the journal later.
+def _read_consistently(place: Place) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
+    """The journal, then the root and its manifest: what is folded in between is in both, and dropped here later.
 
     Open files stay readable when a writer deletes them; where one goes before it is opened, look again.
     """
@@ -307,6 +345,12 @@ def _read_consistently(place: Place) -> tuple[Root, list[JournalPiece]]:
         except FileNotFoundError:
             continue
         root = read_root(place)
+        try:
+            listed = read_manifest(place, root)
+        except StoreError:
+            if read_root(place).manifest == root.manifest:
+                raise
+            continue
         if root.restarts == restarts:
-            return root, files
+            return root, files, listed
     raise StoreError(f"{place} changes faster than it can be read. Try again when the run is slower or has ended.")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 
 from trainhooks.store.layout import LABEL_COUNTS, MISSING_COUNT, SKETCH, SNAPSHOT, Layout
-from trainhooks.store.precision import FLOAT32_MANTISSA_BITS, PACKABLE_BITS, pack, round_mantissa
+from trainhooks.store.precision import FLOAT32_MANTISSA_BITS, PACKABLE_BITS, round_and_pack, round_mantissa
 from trainhooks.variable import Variable
 
 
@@ -49,8 +49,8 @@ def rounded(layout: Layout, arrays: Mapping[str, np.ndarray]) -> dict[str, np.nd
     """A record's arrays as the journal keeps them: the matrix rounded to the layout's precision, and packed."""
     kept = dict(arrays)
     if SNAPSHOT in kept and layout.kept_bits < FLOAT32_MANTISSA_BITS:
-        matrix = round_mantissa(kept[SNAPSHOT], kept_bits=layout.kept_bits)
-        kept[SNAPSHOT] = pack(matrix) if layout.kept_bits <= PACKABLE_BITS else matrix
+        shorten = round_and_pack if layout.kept_bits <= PACKABLE_BITS else round_mantissa
+        kept[SNAPSHOT] = shorten(kept[SNAPSHOT], kept_bits=layout.kept_bits)
     return kept
 
 
@@ -100,12 +100,13 @@ def _checked_values(
             elif not _fits(array, variable):
                 problems.append(f"variable {name!r} is {array.dtype} and does not fit its dtype {variable.dtype}")
             else:
-                arrays[name] = array.astype(variable.dtype)
+                with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, and the run goes on
+                    arrays[name] = array.astype(variable.dtype)
     return arrays
 
 
 def _fits(array: np.ndarray, variable: Variable) -> bool:
-    """Whether the values are numbers that the variable's dtype can hold; float64 may round to float32."""
+    """Whether the values are numbers that the variable's dtype can hold; float64 may round to float32, or overflow."""
     if array.dtype.kind not in "fiub":
         return False
     if variable.dtype.startswith("float"):

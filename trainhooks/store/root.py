@@ -135,6 +135,22 @@ def read_manifest(place: Place, root: Root) -> dict[str, tuple[int, str]]:
     return {key: (int(size), str(checksum)) for key, (size, checksum) in json.loads(text)["files"].items()}
 
 
+def check_attempt(place: Place, attempt: int) -> None:
+    """After each read: raise StoreError where the store was cut since it was opened, at this `attempt`.
+
+    It then holds other numbers under the old steps. Also raises as `read_root` does.
+    """
+    try:
+        now = int(json.loads(place.read(METADATA))["attributes"][KEY]["attempt"])
+    except (OSError, ValueError, KeyError, TypeError):
+        now = read_root(place).attempt
+    if now != attempt:
+        raise StoreError(
+            f"{place} was cut and goes on as attempt {now} since it was opened here, as attempt {attempt}: what is "
+            "there now may be of other steps. Call refresh(), or open it again."
+        )
+
+
 def is_store(where: str | Path | Place) -> bool:
     """Whether a place holds one of our stores, of whatever format version."""
     try:

@@ -15,6 +15,7 @@ from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from trainhooks.store.layout import (
     GROUP,
+    INNER_ROWS,
     LABEL_COUNTS,
     MISSING_COUNT,
     SKETCH,
@@ -29,7 +30,6 @@ from trainhooks.store.layout import (
 from trainhooks.store.precision import error_bounds
 from trainhooks.variable import Variable
 
-INNER_ROWS = 64
 MAX_SHARD_BYTES = 2 * 1024**3
 SMALL_CHUNK_STEPS = 1024
 # large enough that 10,000 snapshots of 50,304 x 768 stay under 2,000 files, small enough to be rewritten at each fold

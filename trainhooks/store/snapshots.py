@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import zarr
@@ -19,16 +19,26 @@ class Snapshots:
 
     A chunk holds a whole block of snapshots, so reading one decodes all. `[i]` therefore keeps its neighbours in the
     block (as many as fit into 2 GiB), and going through the indices in order decodes each block once, or as few
-    times as that allows. Each matrix is the caller's own copy.
+    times as that allows. Each matrix is the caller's own copy. `read` gives the folded
+    snapshots of a range within a block; `check` is called after each read and raises where the store was cut meanwhile.
     """
 
     def __init__(
-        self, folded: zarr.Array | None, *, steps: np.ndarray, journal: Sequence[JournalRecord], block: int, vocab: int
+        self,
+        folded: zarr.Array | None,
+        *,
+        steps: np.ndarray,
+        journal: Sequence[JournalRecord],
+        block: int,
+        vocab: int,
+        read: Callable[[int, int], np.ndarray],
+        check: Callable[[], None],
     ) -> None:
         self._array = folded
         self._journal = journal
         self._folded = len(steps) - len(journal)
         self._block, self._vocab = block, vocab
+        self._read, self._check = read, check
         self._cache_start = 0
         self._cache: np.ndarray | None = None
         self.steps: Int64[np.ndarray, "snapshot"] = steps
@@ -53,8 +63,8 @@ class Snapshots:
         """The matrix at one position (0 and up), without keeping its neighbours in memory."""
         if index >= self._folded:
             return self._waiting(index)
-        assert self._array is not None
-        matrix: np.ndarray = np.asarray(self._array[index])
+        matrix: np.ndarray = self._read(index, index + 1)[0]
+        self._check()
         return matrix
 
     def _waiting(self, index: int) -> np.ndarray:
@@ -66,6 +76,7 @@ class Snapshots:
         rows = [record.rows(slice(token, token + 1)) for record in self._journal]
         if self._folded and self._array is not None:
             rows.insert(0, np.asarray(self._array[: self._folded, token]))
+            self._check()
         return np.concatenate(rows)
 
     def _read_around(self, position: int) -> None:
@@ -76,4 +87,6 @@ class Snapshots:
         start = first if most >= self._block else position
         stop = min(start + most, first + self._block, self._folded)
         self._cache = None  # before the next one is read, so that two are never held
-        self._cache_start, self._cache = start, np.asarray(self._array[start:stop])
+        cache = self._read(start, stop)
+        self._check()
+        self._cache_start, self._cache = start, cache

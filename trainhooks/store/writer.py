@@ -14,7 +14,7 @@ import numpy as np
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import fold_records, fold_snapshots, open_array, write_metadata
-from trainhooks.store.journal import Entry, clean, complete_entries, list_pieces, write_piece
+from trainhooks.store.journal import Entry, JournalRecord, clean, complete_entries, list_pieces, write_piece
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.lock import Lock
 from trainhooks.store.opening import MODES, create, folded_steps, is_taken, resume
@@ -67,6 +67,7 @@ class StoreWriter:
         self._finished = self._closed = False
         self._guard = threading.Lock()  # of what append and fold share
         self._pending: list[Entry] = []
+        self._misfit: StoreError | None = None  # a record whose pieces do not fit together
         self._last = -1
         self.dropped = 0
         with self._disk("open"):
@@ -200,6 +201,9 @@ class StoreWriter:
             if self._pieces > 1:
                 self._find_pieces()
             pending = list(self._pending)
+            misfit = self._misfit
+        if misfit is not None:
+            raise misfit
         block, snapshots = self.layout.block, self._root.snapshots
         unfolded = [entry for entry in pending if entry.step > self._folded_step]
         waiting = [entry for entry in pending if entry.has_snapshot and entry.step > self._folded_snapshot]
@@ -243,8 +247,21 @@ class StoreWriter:
 
     def _find_pieces(self) -> None:
         """Take up what is whole in the journal; a record that is not holds up those behind it."""
+        pieces = list_pieces(self.place)
         folded = self._folded_step, self._folded_snapshot
-        self._pending = complete_entries(list_pieces(self.place), self._root.restarts, folded)
+        found = complete_entries(pieces, self._root.restarts, folded)
+        for number, entry in enumerate(found):
+            if entry in self._pending or len(entry.pieces) == 1:
+                continue
+            try:
+                JournalRecord.open(self.place, entry).check_rows(self.layout.vocab)
+            except FileNotFoundError:  # folded meanwhile
+                continue
+            except StoreError as error:
+                self._misfit = error
+                found = found[:number]
+                break
+        self._pending = found
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, [records, ...] each; those left out stay NaN. No record may follow.
@@ -285,7 +302,7 @@ class StoreWriter:
         self._lock.release()
 
     def _commit(self, root: Root) -> None:
-        self._lock.check()
+        self._lock.confirm()
         before = self._root.manifest
         self._root, size = commit(self.place, replace(root, dropped=self.dropped), self._store.files)
         self._store.bytes_written += size
@@ -328,6 +345,8 @@ class PieceWriter:
             raise ValueError(f"got piece {piece} of {pieces}; piece 0 is the store writer's, others are 1 and more.")
         self._place = open_place(path, durability=durability)
         self._layout = read_root(self._place).layout
+        if rows[1] > self._layout.vocab:
+            raise ValueError(f"got rows {rows[0]}:{rows[1]}; the output embedding has {self._layout.vocab} of them.")
         self._piece, self._pieces, self._rows, self._attempt = piece, pieces, rows, attempt
 
     def append_piece(

@@ -1,0 +1,99 @@
+"""The model that a recorder follows: what is looked at, found again where it is replaced, and copied."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from trainhooks.capture import point_in_time
+from trainhooks.checks import check_same_shape
+from trainhooks.distributed import Ranks, reshard, whole
+from trainhooks.metrics.base import State
+from trainhooks.model import find_output_embedding, parameter_at, parameter_groups
+from trainhooks.references import References
+from trainhooks.sketch import Sketcher
+
+
+class Followed:
+    """A model's output embedding `head` and parameter `groups` as they are now, and the `ranks` that train it.
+
+    `name` is the output embedding's module where it cannot be found, `patterns` are further groups by glob patterns.
+
+    Raises ValueError where there is no output embedding, for bad patterns and for models that `Ranks` refuses.
+    """
+
+    def __init__(
+        self, model: nn.Module, *, name: str | None, patterns: Mapping[str, str | Sequence[str]] | None
+    ) -> None:
+        self.model = model
+        self.head = find_output_embedding(model, name=name)
+        self.groups = parameter_groups(model, self.head, patterns=patterns)
+        self.ranks = Ranks(model)
+        self._name, self._patterns = name, patterns
+
+    @property
+    def is_current(self) -> bool:
+        """Whether the model still has the output embedding that was found last."""
+        return parameter_at(self.model, self.head.name) is self.head.weight
+
+    def look_again(self, *, step: int) -> None:
+        """Find output embedding and groups anew. Raises ValueError where the matrix has another shape at `step`."""
+        reshard(self.model)
+        head = find_output_embedding(self.model, name=self._name)
+        check_same_shape(head.weight, before=self.head.weight, step=step)
+        self.head, self.groups = head, parameter_groups(self.model, head, patterns=self._patterns)
+
+    def plain_arithmetic(self) -> torch.autocast:
+        """No autocast inside: the loop's choice of precision is not the metrics'."""
+        return torch.autocast(self.head.weight.device.type, enabled=False)
+
+    def state(
+        self,
+        step: int,
+        *,
+        references: References,
+        learning_rate_sum: float | None,
+        sketch: Tensor | None = None,
+        label_counts: Tensor | None = None,
+    ) -> State:
+        """What metrics are shown of the model after `step` updates, beside its `references`."""
+        return State(
+            step=step,
+            model=self.model,
+            head=self.head.gathered_around(),
+            groups={group: [tensor for _, tensor in members] for group, members in self.groups.items()},
+            initial_head=references.initial_head,
+            previous_head=references.previous_head,
+            sketch=sketch,
+            initial_sketch=references.initial_sketch,
+            previous_sketch=references.previous_sketch,
+            label_counts=label_counts,
+            learning_rate_sum=learning_rate_sum,
+            ranks=self.ranks,
+        )
+
+    def sketch(self, sketcher: Sketcher | None) -> Tensor | None:
+        """The groups' sketches [group, sketch], of a sharded model collective; None without a sketcher."""
+        if sketcher is None:
+            return None
+        if not self.ranks.sharded:
+            return sketcher.sketch(self.groups)
+        device = self.head.weight.device
+        return self.ranks.sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device))
+
+    def whole_head(self) -> Tensor:
+        """A float32 copy of the output embedding [vocab, dim], of a sharded one collective."""
+        return point_in_time(whole(self.head.matrix))
+
+    def copies(self, *, stored: bool, compared: bool, by_rows: bool) -> tuple[Tensor | None, Tensor | None]:
+        """What this rank stores of the head, and the whole head where later records compare with it.
+
+        `by_rows`: each rank stores its own rows, without a gather.
+        """
+        copy = self.whole_head() if compared or (stored and not by_rows) else None
+        if not (stored and by_rows):
+            return copy if stored else None, copy
+        part = self.ranks.part(self.head.weight)
+        return None if part is None else point_in_time(part.values), copy

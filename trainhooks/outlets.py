@@ -1,0 +1,146 @@
+"""Where a recorder's records go: its sinks, opened, written to, finished and closed together."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainhooks.distributed import Ranks, Rows
+from trainhooks.metrics.base import State
+from trainhooks.metrics.group_convergence import convergence_to_final
+from trainhooks.plan import Plan, check_disk
+from trainhooks.restart import Restart, check_state_given, check_store
+from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
+from trainhooks.store import Layout
+
+logger = logging.getLogger("trainhooks")
+
+
+class Outlets:
+    """The sinks of one rank: rank 0 has all of them, and the store last; another has its piece of the store, or none.
+
+    `store` is the store's sink where there is one, on every rank; `rows` is this rank's share of the stored matrices
+    once they are open, None where rank 0 writes them whole.
+
+    Raises what a sink's `check` does: ValueError or OSError.
+    """
+
+    def __init__(self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: Ranks) -> None:
+        self.store = store
+        self.rows: Rows | None = None
+        self._ranks = ranks
+        self._sinks: list[Sink] = [*sinks, *([] if store is None else [store])] if ranks.first else []
+        self._last: int | None = None
+        self._steps: list[int] = []  # with the sketches, where no store keeps them
+        self._sketches: list[np.ndarray] = []
+        for sink in self._sinks:
+            sink.check()
+
+    def add(self, sink: Sink) -> None:
+        """One more, before `open`; only rank 0 uses it."""
+        if self._ranks.first:
+            self._sinks.insert(0, sink)
+
+    @property
+    def durable_step(self) -> int | None:
+        """The last step up to which every record is safe in the store; None without a store or a record."""
+        return None if self.store is None else self.store.durable_step
+
+    def open(self, layout: Layout, *, plan: Plan, weight: Tensor, restart: Restart | None, force: bool) -> None:
+        """Open them for records of this layout, whose matrix is `weight` (collective).
+
+        Raises ValueError where `restart` and the store do not belong together, and OSError where the plan does not fit
+        on the disk, which `force` lets pass; RuntimeError on the other ranks where rank 0 fails.
+        """
+        if self.store is not None:
+            self.rows = self._ranks.rows(weight, folder=Path(self.store.path).parent)
+            self.store.pieces = 1 if self.rows is None else self.rows.pieces
+        with self._ranks.together("open the sinks"):
+            if self._ranks.first:
+                logger.info("recording %s", plan)
+                if self.store is not None:
+                    _check_store_fits(self.store, plan=plan, restart=restart, force=force)
+                self._open_sinks(layout, restart=restart)
+        if self.store is not None and self.rows is not None:
+            self._open_piece(self.store, self.rows)
+
+    def write(
+        self, state: State, values: Mapping[str, np.ndarray], *, sketch: np.ndarray | None, snapshot: Tensor | None
+    ) -> None:
+        """Give every sink the record of a state, its `values` and `sketch` on the host already."""
+        counts = state.label_counts
+        record = Record(
+            step=state.step,
+            values=values,
+            groups=tuple(state.groups),
+            sketch=sketch,
+            snapshot=None if snapshot is None else snapshot.cpu().numpy(),
+            label_counts=None if counts is None else counts.cpu().numpy(),
+            rows=None if self.rows is None else self.rows.rows,
+        )
+        for sink in self._sinks:
+            sink.write(record)
+        self._last = record.step
+        if self.store is None and sketch is not None:
+            self._steps.append(record.step)
+            self._sketches.append(sketch)
+
+    def wait(self, *, seconds: float) -> bool:
+        """Wait until the other ranks' pieces of the last record are in the store; False where they are not by then."""
+        if self.store is None or self.rows is None or self._last is None:
+            return True
+        return self.store.wait(self._last, seconds=seconds)
+
+    def finish(self) -> None:
+        """Give every sink what needs the run's last record: each group's convergence to it, from the sketches.
+
+        Nothing where there is no record, or neither store nor sketches.
+        """
+        kept = None if self.store is None else self.store.read()
+        steps = np.array(self._steps, dtype=np.int64) if kept is None else kept.steps
+        if len(steps):
+            sketches = np.array(self._sketches) if kept is None else kept.mapped_sketch()
+            final = convergence_to_final(torch.from_numpy(sketches), torch.from_numpy(steps))
+            for sink in self._sinks:
+                sink.finish({name: value.numpy() for name, value in final.items()})
+
+    def close(self) -> None:
+        """Close them all, the store last; one that cannot be closed keeps no other from it."""
+        with ExitStack() as closing:
+            for sink in reversed(self._sinks):
+                closing.callback(sink.close)
+
+    def _open_sinks(self, layout: Layout, *, restart: Restart | None) -> None:
+        with ExitStack() as opened:  # where one sink fails, those that opened are closed
+            for sink in self._sinks:
+                sink.open(layout, restart_step=None if restart is None else restart.step)
+                opened.callback(sink.close)
+            opened.pop_all()
+
+    def _open_piece(self, store: StoreSink, rows: Rows) -> None:
+        """Where this rank is not the first but writes rows, it has a sink for these."""
+        attempt = self._ranks.tell(store.attempt if self._ranks.first else None)
+        if rows.piece > 0:
+            self._sinks = [
+                PieceSink(
+                    store.path,
+                    piece=rows.piece,
+                    pieces=rows.pieces,
+                    rows=rows.rows,
+                    attempt=attempt,
+                    durability=store.writing.durability,
+                )
+            ]
+
+
+def _check_store_fits(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:
+    check_state_given(restart, mode=store.mode)
+    if store.folder is not None:
+        check_disk(store.folder, needed=plan.disk_bytes, force=force)
+    check_store(restart, path=store.path)

@@ -1,0 +1,122 @@
+"""What is due at which step: by the schedules, less what a budget leaves out."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from trainhooks.cost import REVIEW_STEPS, Budget, Cost, Stopwatch, Thinning
+from trainhooks.distributed import Ranks
+from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.own import budget_variables
+from trainhooks.schedule import EveryStep, Schedule, Union
+from trainhooks.variable import Variable
+
+logger = logging.getLogger("trainhooks")
+
+
+class Timetable:
+    """Says of each step which metrics are due, and whether a snapshot is.
+
+    `schedule` holds for metrics that have none of their own (None: every step), and for snapshots where
+    `snapshot_schedule` is None. `budget` is the share of the loop's time that recording may take, None for any. What
+    is due depends on steps and on what rank 0 says in `review`, so all ranks agree.
+    """
+
+    def __init__(
+        self,
+        metrics: Sequence[Metric],
+        *,
+        schedule: Schedule | None,
+        snapshot_schedule: Schedule | None,
+        budget: float | Budget | None,
+        ranks: Ranks,
+    ) -> None:
+        self.metrics = list(metrics)
+        self._ranks = ranks
+        self._schedule = EveryStep() if schedule is None else schedule
+        self._snapshot_schedule = snapshot_schedule or self._schedule
+        own = (metric.schedule for metric in metrics if metric.schedule)
+        self._records = Union((self._schedule, self._snapshot_schedule, *own))
+        parts = [*(type(metric).__name__ for metric in metrics), "snapshots"]
+        budget = Budget(budget) if isinstance(budget, (int, float)) else budget
+        self._thinning = None if budget is None else Thinning(budget, parts=parts)
+
+    @property
+    def schedules(self) -> dict[str, Schedule]:
+        """By what they are of: "records", "snapshots", and each metric that has its own."""
+        own = {type(metric).__name__: metric.schedule for metric in self.metrics if metric.schedule is not None}
+        return {"records": self._records, **own, "snapshots": self._snapshot_schedule}
+
+    def record_due(self, step: int) -> bool:
+        """Whether there is a record of `step`: something is scheduled."""
+        return self._records(step)
+
+    def metrics_due(self, moment: str, step: int) -> list[Metric]:
+        """What this rank computes of the record of `step` at a moment; what all ranks observe, all of them compute."""
+        here = [m for m in self.metrics if m.moment == moment and (self._ranks.measures or "hidden" in m.needs)]
+        return [metric for metric in here if self._is_due(metric, step)]
+
+    def observers_due(self, step: int) -> list[Metric]:
+        """Those of the record of `step` that see what enters the head."""
+        return [metric for metric in self.metrics if "hidden" in metric.needs and self._is_due(metric, step)]
+
+    def compute(self, metric: Metric, state: State) -> Mapping[str, Tensor | float]:
+        """The metric's values of a state, its time noted for the budget."""
+        if self._thinning is None:
+            return metric.compute(state)
+        with self._thinning.taking(self.metrics.index(metric), state.step):
+            return metric.compute(state)
+
+    def take_snapshot(self, step: int) -> bool:
+        """Whether a snapshot is due at `step`; if so it counts as taken."""
+        if self._thinning is None or not self._snapshot_schedule(step):
+            return self._snapshot_schedule(step)
+        part = len(self.metrics)
+        if not self._thinning.allows(part, step):
+            return False
+        with self._thinning.taking(part, step):
+            return True
+
+    def review(self, step: int, *, watch: Stopwatch) -> None:
+        """Thin what is too dear: rank 0 decides, at steps that all ranks know, and it holds from the next one on."""
+        if self._thinning is None or step % REVIEW_STEPS:
+            return
+        part = self._ranks.tell(self._thinning.excess(watch.cost) if self._ranks.first else None)
+        if part is not None:
+            self._thinning.thin(part)
+            what, spacing = self._thinning.parts[part], self._thinning.spacing[part]
+            logger.info("step %d: over budget; %s every %d updates at most from here", step, what, spacing)
+
+    @property
+    def variables(self) -> tuple[Variable, ...]:
+        """What may be in a record: what it says of the budget, where there is one, and what the metrics declare."""
+        budget = () if self._thinning is None else budget_variables(self._thinning.parts)
+        return (*budget, *(variable for metric in self.metrics for variable in metric.variables))
+
+    def budget_values(self, cost: Cost) -> dict[str, np.ndarray]:
+        """What a record says of the budget, given the cost so far; nothing where there is none."""
+        if self._thinning is None:
+            return {}
+        spacing = np.array(self._thinning.spacing, dtype=np.float64)
+        return {"recorder.share": np.array(cost.fraction), "recorder.spacing": spacing}
+
+    def state_dict(self) -> dict[str, Any] | None:
+        """What has been thinned, for a run that goes on; None without a budget."""
+        return None if self._thinning is None else self._thinning.state_dict()
+
+    def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
+        """Take back what `state_dict` gave; without a budget on both sides nothing is.
+
+        Raises ValueError where it was saved with other metrics.
+        """
+        if self._thinning is not None and state is not None:
+            self._thinning.load_state_dict(state)
+
+    def _is_due(self, metric: Metric, step: int) -> bool:
+        scheduled = (metric.schedule or self._schedule)(step)
+        return scheduled and (self._thinning is None or self._thinning.allows(self.metrics.index(metric), step))
