@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -58,8 +57,8 @@ class Outlets:
         Raises ValueError where `restart` and the store do not belong together, and OSError where the plan does not fit
         on the disk, which `force` lets pass; RuntimeError on the other ranks where rank 0 fails.
         """
-        if self.store is not None:
-            self.rows = self._ranks.rows(weight, folder=Path(self.store.path).parent)
+        if self.store is not None and self.store.folder is not None:  # at a URL one rank writes whole matrices
+            self.rows = self._ranks.rows(weight, folder=self.store.folder.parent)
             self.store.pieces = 1 if self.rows is None else self.rows.pieces
         with self._ranks.together("open the sinks"):
             if self._ranks.first:
