@@ -173,7 +173,8 @@ def _in_threads(evaluate: Callable[[slice], _Found], parts: list[slice]) -> Iter
         if threads == 1:
             yield from map(evaluate, parts)
             return
-        pool = ThreadPoolExecutor(threads, thread_name_prefix="deletion-curves")
+        # OpenMP's setting is each thread's own, and products go by it: else they would not be the same to the bit
+        pool = ThreadPoolExecutor(threads, "deletion-curves", initializer=torch.set_num_threads, initargs=(1,))
         try:
             yield from pool.map(torch.no_grad()(evaluate), parts)  # a new thread has its own grad mode
         finally:
@@ -182,8 +183,7 @@ def _in_threads(evaluate: Callable[[slice], _Found], parts: list[slice]) -> Iter
 
 @contextmanager
 def single_threaded() -> Iterator[int]:
-    """Inside, an operation uses one thread, in threads started inside as well; gives the number set before, which
-    comes back after.
+    """Inside, an operation of this thread uses one thread; gives the number set before, which comes back after.
 
     Blocks are small: threads that share one operation wait for each other at its end, thousands of times a second.
     """
