@@ -68,7 +68,7 @@ class FrequencyProbe(Metric):
     block products with float64 sums; nothing waits for the device unless rows are fewer than 1.25 dim, where the
     least-norm solution needs an eigendecomposition. Figures have NaN where `ProbeFit` says so. A norm-folded head
     E diag(gamma) has the same figures (`norm_folded`), so it has no variables here. Costs about two products
-    E'E and, at 50304 x 768, 0.6 copies of E in memory; the device must know float64.
+    E'E and, at 50304 x 768, 0.8 copies of E in memory; the device must know float64.
 
     Source: Cho et al. 2025, arXiv 2406.01468. Raises ValueError for counts that do not fit the embedding, at the
     first record.
