@@ -18,7 +18,8 @@ RUN = """
     from trainhooks.store import Layout, StoreError, Writing
 
     path, on_error, limit = sys.argv[1], sys.argv[2], int(sys.argv[3])
-    sink = StoreSink(path, writing=Writing(on_error=on_error))
+    # a queue of one record: a record waits for the one before it, so what fails is heard of before the loop ends
+    sink = StoreSink(path, writing=Writing(on_error=on_error, queue_bytes=1))
     sink.open(Layout(vocab=500, dim=20, groups=(), sketch_size=0, block=4))
     said, steps = [], 0
     warnings.simplefilter("always")
