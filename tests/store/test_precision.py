@@ -2,6 +2,7 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -114,3 +115,20 @@ def test_names():
 def test_unknown_precision_is_refused(precision):
     with pytest.raises(ValueError, match="mantissa bits to keep, 1 to 23"):
         kept_mantissa_bits(precision)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(PATTERNS, min_size=1, max_size=40))
+def test_a_cast_to_bfloat16_gives_the_same_bits(patterns):
+    values = from_bits(*patterns)
+    cast = torch.from_numpy(values.copy()).to(torch.bfloat16).view(torch.uint16).numpy()
+    packed = round_and_pack(values, kept_bits=7)
+    number = ~np.isnan(values)
+    np.testing.assert_array_equal(cast[number], packed[number])
+    assert np.isnan(unpack(cast[~number])).all()
+
+
+def test_a_cast_of_many_subnormals_gives_the_same_bits():
+    values = np.arange(0, 1 << 23, 1000, dtype=np.uint32).view(np.float32)  # enough for the vectorised path
+    cast = torch.from_numpy(values.copy()).to(torch.bfloat16).view(torch.uint16).numpy()
+    np.testing.assert_array_equal(cast, round_and_pack(values, kept_bits=7))

@@ -5,6 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 import xarray
 import zarr
 
@@ -67,6 +68,22 @@ def test_snapshots_rarer_than_records(sparse_run, write, records, close):
     check_against_run(open_store(path), sparse_run, list(range(records)))
     journal = path / ".journal"
     assert len(list(journal.iterdir()) if journal.exists() else []) <= 2 * sparse_run.layout.block
+
+
+def test_matrices_rounded_before_they_come(run, tmp_path):
+    layout = replace(run.layout, precision="bfloat16", block=4)
+    writer = StoreWriter(tmp_path / "s", layout)
+    for step in range(6):
+        bits = torch.from_numpy(run.matrix(step)).to(torch.bfloat16).view(torch.uint16).numpy()
+        writer.append(step, {}, snapshot=bits)
+    writer.close()
+    store = open_store(tmp_path / "s")
+    for step in range(6):
+        np.testing.assert_array_equal(store.output_embedding(step), round_mantissa(run.matrix(step), kept_bits=7))
+    other = StoreWriter(tmp_path / "f", replace(layout, precision=6))
+    with pytest.raises(ValueError, match="precision 6 needs float32"):
+        other.append(0, {}, snapshot=bits)
+    other.close()
 
 
 @pytest.mark.parametrize("precision", ["float32", "bfloat16", 10, 1])

@@ -7,7 +7,14 @@ from collections.abc import Mapping
 import numpy as np
 
 from trainhooks.store.layout import LABEL_COUNTS, MISSING_COUNT, SKETCH, SNAPSHOT, Layout
-from trainhooks.store.precision import FLOAT32_MANTISSA_BITS, PACKABLE_BITS, round_and_pack, round_mantissa
+from trainhooks.store.precision import (
+    BFLOAT16_MANTISSA_BITS,
+    FLOAT32_MANTISSA_BITS,
+    PACKABLE_BITS,
+    precision_name,
+    round_and_pack,
+    round_mantissa,
+)
 from trainhooks.variable import Variable
 
 
@@ -22,8 +29,9 @@ def record_arrays(
 ) -> dict[str, np.ndarray]:
     """One record, or a rank's piece of it, as arrays by name: cast, but the matrix neither copied nor rounded yet.
 
-    `rows` (start, stop) are those of the matrix that `snapshot` holds; None stands for all of them. Label counts are
-    left out where there is no snapshot.
+    `snapshot` is float32, or for the precision "bfloat16" uint16, the bits of bfloat16 numbers: so a device can
+    round, and half the bytes travel. `rows` (start, stop) are those of the matrix
+    that it holds; None stands for all of them. Label counts are left out where there is no snapshot.
 
     Raises ValueError, with every problem found, where something does not fit the layout.
     """
@@ -48,7 +56,7 @@ def record_arrays(
 def rounded(layout: Layout, arrays: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A record's arrays as the journal keeps them: the matrix rounded to the layout's precision, and packed."""
     kept = dict(arrays)
-    if SNAPSHOT in kept and layout.kept_bits < FLOAT32_MANTISSA_BITS:
+    if SNAPSHOT in kept and kept[SNAPSHOT].dtype != np.uint16 and layout.kept_bits < FLOAT32_MANTISSA_BITS:
         shorten = round_and_pack if layout.kept_bits <= PACKABLE_BITS else round_mantissa
         kept[SNAPSHOT] = shorten(kept[SNAPSHOT], kept_bits=layout.kept_bits)
     return kept
@@ -132,7 +140,10 @@ def _snapshot_problems(layout: Layout, snapshot: np.ndarray, rows: tuple[int, in
         return [f"rows {rows[0]}:{rows[1]} of the matrix were given; it has rows 0 to {layout.vocab - 1}"]
     shape = (rows[1] - rows[0], layout.dim)
     problems = [] if snapshot.shape == shape else [f"the snapshot has shape {snapshot.shape}, needed {shape}"]
-    if snapshot.dtype != np.float32:
+    if snapshot.dtype == np.uint16 and layout.kept_bits != BFLOAT16_MANTISSA_BITS:
+        kept = precision_name(layout.kept_bits)
+        problems.append(f"the snapshot is uint16, bits of bfloat16; a store of precision {kept!r} needs float32")
+    elif snapshot.dtype not in (np.float32, np.uint16):
         problems.append(f"the snapshot is {snapshot.dtype}, needed float32; pass snapshot.astype(np.float32)")
     return problems
 

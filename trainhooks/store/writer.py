@@ -137,9 +137,10 @@ class StoreWriter:
         """Add the record of `step`, which must lie beyond the last one; it is durable when this returns.
 
         `values` has an array for each variable that was measured, shaped as declared; missing ones read as NaN
-        (whole numbers: -1). `sketch` is [group, sketch_bucket]; `snapshot` is float32 [vocab, dim] and is rounded
-        here to the layout's precision; `label_counts` [vocab] are kept beside a snapshot and nowhere else. Where
-        several ranks write, `snapshot` holds the rows `rows` (start, stop), and sketches and counts add up.
+        (whole numbers: -1). `sketch` is [group, sketch_bucket]; `snapshot` [vocab, dim] is float32 and is
+        rounded here to the layout's precision, or uint16, the bits of bfloat16 (see `record_arrays`); `label_counts`
+        [vocab] are kept beside a snapshot and nowhere else. Where several ranks write, `snapshot` holds the rows `rows`
+        (start, stop), and sketches and counts add up.
 
         Raises ValueError, and writes nothing, where the record does not fit the layout or comes after `finish`;
         StoreError where the disk refuses.
