@@ -131,6 +131,27 @@ def test_broken_files_are_refused(tmp_path):
             npy_pieces(tmp_path / f"{name}.npy", settings())
 
 
+@pytest.mark.parametrize(
+    ("written", "read"), [("<u4", "uint16"), (">u4", ">u2"), ("<i8", "uint32"), ("<u8", "uint16"), ("<u2", "uint8")]
+)
+def test_a_stream_of_wider_ids_is_refused(tmp_path, written, read):
+    path = tmp_path / "a.bin"
+    ids(2000, dtype=written).tofile(path)
+    with pytest.raises(ValueError, match=r"a\.bin is to be read as .* every second id .*--dtype uint32"):
+        bin_pieces(path, dtype=read)
+    assert tally_pieces(bin_pieces(path, dtype=written), settings()).tokens == 2000
+
+
+def test_padding_and_separators_do_not_look_like_wider_ids(tmp_path):
+    path, padded = tmp_path / "a.bin", np.zeros((40, 64), dtype="<u2")
+    padded[:, 0] = 7  # documents of one id, and an odd number of zeros behind each
+    mostly = np.tile(np.array([5, 0], dtype="<u2"), 500)
+    mostly[333] = 1
+    for stream in (padded.ravel(), np.zeros(500, dtype="<u2"), mostly, np.tile(mostly[:2], 63)):
+        stream.tofile(path)
+        assert tally_pieces(bin_pieces(path), settings()).tokens == stream.size
+
+
 def test_a_file_that_shrinks_while_counting_is_named(tmp_path):
     path = tmp_path / "a.bin"
     ids(3000).tofile(path)

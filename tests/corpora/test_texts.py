@@ -13,7 +13,7 @@ from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_to
 
 from trainhooks.corpora import cutting, texts
 from trainhooks.corpora.base import LabelRule, Settings
-from trainhooks.corpora.documents import load_tokenizer
+from trainhooks.corpora.documents import DocumentCounter, load_tokenizer
 from trainhooks.corpora.texts import is_text, text_pieces
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -116,6 +116,33 @@ def test_what_is_called_cuttable_can_be_cut_at_every_cut(tmp_path, made):
         for cut in cuts:
             sides = [text.encode()[:cut].decode(), text.encode()[cut:].decode()]
             assert [token for side in sides for token in tokenizer.encode(side, add_special_tokens=False).ids] == whole
+
+
+@pytest.mark.parametrize("block", [1, 2, 3, 39, 40, 41, 5000])
+def test_chunks_end_at_the_first_cut_behind_their_size_however_they_are_read(monkeypatch, block):
+    monkeypatch.setattr(cutting, "CHUNK", 40)
+    text = nasty(4, 600) + "7" * 200 + nasty(5, 200)
+    data = text.encode()
+    found = list(cutting.chunks((data[at : at + block] for at in range(0, len(data), block)), may_cut=True))
+    assert "".join(found) == text
+    cuts, ends, at = [match.end() for match in cutting._CUT.finditer(data)], [], 0
+    while at := next((cut for cut in cuts if cut >= at + 40), 0):
+        ends.append(at)
+    assert np.cumsum([len(part.encode()) for part in found]).tolist() == [*ends, len(data)]
+
+
+def test_documents_of_several_chunks_share_a_call_of_the_tokenizer(tmp_path, tokenizer, monkeypatch):
+    monkeypatch.setattr(cutting, "CHUNK", 40)
+    encoded, sizes = DocumentCounter._encoded, []
+    monkeypatch.setattr(
+        DocumentCounter, "_encoded", lambda self, texts: (sizes.append(len(texts)), encoded(self, texts))[1]
+    )
+    documents = ["", *(nasty(seed, 80) for seed in range(20))]
+    settings = settings_of(tmp_path, rule=LabelRule(skip_first=True))
+    pieces = text_pieces(write(tmp_path / "a.jsonl", lines(documents)), settings)
+    same(total(pieces, settings), twin(tokenizer, documents, settings))
+    assert len(sizes) == 1
+    assert sizes[0] > 60
 
 
 @pytest.mark.parametrize(

@@ -19,6 +19,7 @@ from trainhooks.corpora.base import MAX_PROBLEMS, LabelRule, Piece, Settings, Ta
 PIECE_BYTES = 1 << 26
 _BLOCK = 1 << 18  # ids a pass: what bincount widens to int64 (2 MB) stays in the cache
 _SAMPLES, _SAMPLE_BYTES = 16, 4096
+_WIDTH_BYTES, _WIDTH_PAIRS = 1 << 16, 64  # what a `.bin` of wider ids is told by, and the least it takes
 
 Firsts = Callable[[int, int], "slice | np.ndarray"]
 
@@ -111,8 +112,9 @@ def bin_pieces(path: Path, *, dtype: str = "uint16", vocab_size: int = 1) -> lis
     """Pieces of a headerless `.bin` of token ids, as nanoGPT writes it: one stream, `uint16` unless said.
 
     `skip_first` leaves out the file's first id only, for the stream does not know its documents. Raises
-    ValueError where the bytes are no whole number of ids, where the dtype is no integer, and where it cannot hold the
-    ids of `vocab_size`, for then the file is of another one, and read as this one would give wrong ids silently.
+    ValueError where the bytes are no whole number of ids, where the dtype is no integer, and where the file is of
+    another one and would give wrong ids silently: the dtype cannot hold the ids of `vocab_size`, or wider ids show in
+    the file's first 64 kB (every second id is 0, and a quarter of the others or more are not).
     """
     kind = _integer(dtype, path)
     if np.iinfo(kind).max < vocab_size - 1:
@@ -126,8 +128,29 @@ def bin_pieces(path: Path, *, dtype: str = "uint16", vocab_size: int = 1) -> lis
             f"{path} has {size} bytes, no whole number of {kind.name} ids ({kind.itemsize} bytes each): is it cut "
             "short, or of another dtype? Name the dtype, or make the file again."
         )
+    if _holds_wider(path, kind):
+        raise ValueError(
+            f"{path} is to be read as {kind.name}, and every second id of its beginning is 0, as if its ids were "
+            "wider. Name the dtype that the file was written with, such as uint32 (bin_dtype; on the command line "
+            "--dtype uint32)."
+        )
     tokens = size // kind.itemsize
     return spans_of(path, dtype=kind.str, offset=0, tokens=tokens, row=max(tokens, 1))
+
+
+def _holds_wider(path: Path, kind: np.dtype) -> bool:
+    """Whether ids of twice the width or more begin the file: the empty half of each reads as 0, in either byte order.
+
+    Padding is no such sign, for it is 0 everywhere: a quarter of the other halves must hold something (of ids four
+    times as wide, half of those are empty too).
+    """
+    if kind.itemsize == 8:
+        return False
+    with path.open("rb") as file:
+        data = file.read(_WIDTH_BYTES)
+    pairs = np.frombuffer(data[: len(data) - len(data) % (2 * kind.itemsize)], dtype=kind).reshape(-1, 2)
+    used = np.count_nonzero(pairs, axis=0)
+    return len(pairs) >= _WIDTH_PAIRS and used.min() == 0 and 4 * used.max() > len(pairs)
 
 
 def _integer(dtype: str, path: Path) -> np.dtype:

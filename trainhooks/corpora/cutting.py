@@ -22,10 +22,9 @@ import re
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-CHUNK = 1 << 12  # bytes tokenized as one text, where it can be cut
+CHUNK = 1 << 12  # bytes tokenized as one text, and what there is up to the next cut
 LARGEST = 16 << 20  # bytes of a document that cannot be cut: its tokens take some 30 times that
 _CUT = re.compile(rb"[A-Za-z](?= [A-Za-z])")
-_NEAR = 1 << 11  # bytes before the end of a chunk in which the cut is looked for first
 _LETTERWISE = frozenset(("NFC", "NFD", "NFKC", "NFKD", "Lowercase"))
 _CLASSWISE = frozenset(("Digits", "Punctuation"))  # cut by the class of a character, hence also at both sides of a cut
 _BY_WORD = frozenset(("ByteLevel", "Digits", "Punctuation", "Split"))  # of one pre-token they make the same always
@@ -78,15 +77,15 @@ def chunks(blocks: Iterable[bytes], *, may_cut: bool, at: int = 0) -> Iterator[s
     Raises BadDocument for broken UTF-8 (with its byte position, counted from `at` on) and for more than `LARGEST`
     bytes without a place to cut.
     """
-    held = b""
+    held, sought = b"", 0  # no cut begins in the first `sought` bytes held
     for block in blocks:
         held += block
-        while len(held) >= CHUNK:
-            end = _last_cut(held) if may_cut else 0
-            if not end:
-                break
-            yield _decoded(held[:end], at)
-            held, at = held[end:], at + end
+        begin = 0
+        while may_cut and (found := _CUT.search(held, max(begin + CHUNK - 1, sought))):
+            yield _decoded(held[begin : found.end()], at + begin)
+            begin = found.end()
+        held, at = held[begin:], at + begin
+        sought = max(len(held) - 2, 0)
         if len(held) > LARGEST:
             raise BadDocument(
                 f"more than {LARGEST >> 20} MiB from byte {at} on cannot be cut for this tokenizer without a risk of "
@@ -104,7 +103,7 @@ def parts(text: str, *, may_cut: bool) -> Iterator[str]:
         raise BadDocument(f"character {error.start} is half a surrogate pair, which no UTF-8 text holds") from error
     if len(data) < CHUNK:
         return iter([text] if text else [])
-    return chunks((data[start : start + CHUNK] for start in range(0, len(data), CHUNK)), may_cut=may_cut)
+    return chunks([data], may_cut=may_cut)
 
 
 def _decoded(data: bytes, at: int) -> str:
@@ -112,17 +111,6 @@ def _decoded(data: bytes, at: int) -> str:
         return data.decode()
     except UnicodeDecodeError as error:
         raise BadDocument(f"byte {at + error.start} is not UTF-8 ({error.reason})") from error
-
-
-def _last_cut(data: bytes) -> int:
-    """The last cut of `data`, 0 where it has none."""
-    for start in (max(len(data) - _NEAR, 0), 0):
-        found = 0
-        for match in _CUT.finditer(data, start):
-            found = match.end()
-        if found:
-            return found
-    return 0
 
 
 def _steps(part: dict[str, Any] | None, name: str) -> list[dict[str, Any]]:

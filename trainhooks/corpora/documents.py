@@ -12,7 +12,7 @@ import multiprocessing
 import os
 from collections.abc import Callable, Iterable, Iterator
 from functools import lru_cache
-from itertools import chain
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ class DocumentCounter:
         self.tally = Tally(np.zeros(settings.vocab_size, dtype=np.int64), documents=0)
         self._settings = settings
         self._locate = locate
-        self._pending: list[tuple[str, int]] = []
+        self._pending: list[tuple[list[str], int]] = []
         self._size = 0
 
     @property
@@ -57,14 +57,14 @@ class DocumentCounter:
 
     def add_parts(self, document: Iterable[str], place: int, *, continues: bool = False) -> None:
         """Counts one document that comes in parts; `continues` says that its beginning is in another piece."""
-        pieces = iter(document)
+        batches = _batches(document)
         try:
-            first, second = next(pieces, ""), next(pieces, None)
+            first, second = next(batches, [""]), next(batches, None)
             if second is None and not continues:
                 self._queue(first, place)
                 return
             self.flush()
-            long = self._long(chain((first,), () if second is None else (second,), pieces), not continues)
+            long = self._long(chain((first,), () if second is None else (second,), batches), not continues)
         except BadDocument as error:
             self.bad(place, error)
             return
@@ -95,11 +95,13 @@ class DocumentCounter:
         """Encodes and counts the documents that wait."""
         waiting, self._pending, self._size = self._pending, [], 0
         if waiting:
-            self._settle(self._encoded([text for text, _ in waiting]), [place for _, place in waiting])
+            found = iter(self._encoded([text for texts, _ in waiting for text in texts]))
+            documents = [np.concatenate(list(islice(found, len(texts)))) for texts, _ in waiting]
+            self._settle(documents, [place for _, place in waiting])
 
-    def _queue(self, text: str, place: int) -> None:
-        self._pending.append((text, place))
-        self._size += len(text)
+    def _queue(self, texts: list[str], place: int) -> None:
+        self._pending.append((texts, place))
+        self._size += sum(map(len, texts))
         if self._size >= _BATCH or len(self._pending) >= _BATCH_DOCUMENTS:
             self.flush()
 
@@ -125,10 +127,10 @@ class DocumentCounter:
             return
         self._merge(found)
 
-    def _long(self, pieces: Iterator[str], begins: bool) -> Tally:
-        """Counts a document of several parts apart from the rest, so that a bad end takes all of it back."""
+    def _long(self, batches: Iterator[list[str]], begins: bool) -> Tally:
+        """Counts a document of several batches apart from the rest, so that a bad end takes all of it back."""
         found = Tally(self._none(), documents=int(begins))
-        for batch in _batches(pieces):
+        for batch in batches:
             ids = np.concatenate(self._encoded(batch))
             first = begins and found.tokens == 0 and len(ids) > 0
             self._count(found, ids, np.zeros(int(first), dtype=np.int64))
