@@ -109,21 +109,38 @@ class Children:
             os.kill(self._child, signal.SIGKILL)
         self._server.communicate()
 
-    def kill(self, what: str, store: Path, *, seconds: float, number: signal.Signals = signal.SIGKILL) -> int | None:
-        """Signal a child some seconds after it began; returns the last step that was ever reported durable."""
+    def kill(
+        self,
+        what: str,
+        store: Path,
+        *,
+        seconds: float,
+        number: signal.Signals = signal.SIGKILL,
+        after: int | None = None,
+    ) -> int | None:
+        """Signal a child some seconds after it began, or after it reported a step of at least `after` durable; returns
+        the last step that was ever reported durable."""
         assert self._server.stdin is not None
         assert self._server.stdout is not None
         self._server.stdin.write(f"{what} {store}\n")
         self._server.stdin.flush()
         self._child = int(self._server.stdout.readline())
-        time.sleep(seconds)
         with contextlib.suppress(ProcessLookupError):
+            while after is not None and (reported_durable(store) or 0) < after:
+                os.kill(self._child, 0)  # still there
+                time.sleep(0.005)
+            time.sleep(seconds)
             os.kill(self._child, number)
         ended, self._child = int(self._server.stdout.readline()), 0
         assert ended == -number, f"the child ended by itself: {ended}"
-        side = store.with_suffix(".durable")
-        lines = side.read_text(encoding="utf-8").split("\n")[:-1] if side.exists() else []
-        return int(lines[-1]) if lines else None
+        return reported_durable(store)
+
+
+def reported_durable(store: Path) -> int | None:
+    """The last step that the runs of a store reported durable."""
+    side = store.with_suffix(".durable")
+    lines = side.read_text(encoding="utf-8").split("\n")[:-1] if side.exists() else []
+    return int(lines[-1]) if lines else None
 
 
 def fail(store: str, records: int) -> None:

@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainhooks.capture import add_label_counts, point_in_time, to_host, watch_forward
+from trainhooks.capture import add_label_counts, to_host, watch_forward
 
 
 @pytest.fixture
@@ -76,15 +76,6 @@ def test_to_host_keeps_names_shapes_and_whole_numbers():
     assert moved["a"] == 2**40 + 1
     assert moved["c"].shape == (2, 3)
     assert all(array.dtype == np.float64 for array in moved.values())
-
-
-def test_point_in_time_is_no_view():
-    weight = torch.nn.Parameter(torch.ones(3, 2))
-    copy = point_in_time(weight)
-    with torch.no_grad():
-        weight.zero_()
-    assert copy.eq(1).all()
-    assert not copy.requires_grad
 
 
 def test_label_counts_against_a_plain_loop():

@@ -10,7 +10,7 @@ import torch
 from loops import VOCAB, TinyLM, batches, train
 
 import trainhooks as th
-from trainhooks.cost import REVIEW_STEPS, Budget, Cost, Thinning
+from trainhooks.cost import REVIEW_STEPS, Budget, Cost, DeviceClock, Stopwatch, Thinning
 from trainhooks.metrics.base import Metric
 from trainhooks.variable import Variable
 
@@ -122,3 +122,71 @@ def test_thinned_snapshots_are_fewer(tmp_path):
         train(recorder._model, data, recorder)
     expected = [*range(2 * REVIEW_STEPS + 1), *range(2 * REVIEW_STEPS + 2, 3 * REVIEW_STEPS + 1, 2)]
     assert th.open_store(tmp_path / "run.zarr").snapshots.steps.tolist() == expected
+
+
+class Device:
+    """A device that is told how far it has come; it hands out marks of its own time."""
+
+    def __init__(self) -> None:
+        self.given, self.come = 0.0, 0.0
+
+    def mark(self):
+        return DeviceMark(self, self.given)
+
+
+class DeviceMark:
+    """A point in the device's work."""
+
+    def __init__(self, device: Device, at: float) -> None:
+        self.device, self.at = device, at
+
+    def query(self):
+        return self.device.come >= self.at
+
+    def elapsed_time(self, later):
+        assert self.query()
+        assert later.query(), "asking for what has not happened yet would wait"
+        return 1000 * (later.at - self.at)
+
+
+def test_a_devices_time_is_added_up_once_it_has_come_by():
+    device = Device()
+    watch = Stopwatch()
+    watch.follow(DeviceClock(device.mark))
+    for seconds in (1.0, 2.0):
+        with watch:
+            device.given += seconds
+        device.given += 10.0  # the loop's own
+    assert watch.cost.device_seconds == 0
+    device.come = 5.0
+    assert watch.cost.device_seconds == 1.0
+    device.come = 13.0
+    assert watch.cost.device_seconds == 3.0
+    watch.follow(None)
+    with watch:
+        device.given += 1.0
+    assert watch.cost.device_seconds == 3.0, "what was measured stays, and the host has no device"
+
+
+def test_the_clock_changes_between_two_moments():
+    first, second = Device(), Device()
+    watch = Stopwatch()
+    watch.follow(DeviceClock(first.mark))
+    with watch:
+        watch.follow(DeviceClock(second.mark))
+        first.given += 1.0
+    first.come = second.come = 100.0
+    with watch:
+        second.given += 2.0
+    assert watch.cost.device_seconds == 3.0
+
+
+def test_the_larger_share_counts():
+    assert Cost(1, 1.0, 11.0).fraction == pytest.approx(0.1)
+    assert Cost(1, 1.0, 11.0, 3.0).fraction == pytest.approx(3 / 8)
+    assert Cost(4, 1.0, 11.0, 2.0).device_milliseconds_per_step == 500
+    assert Cost(4, 3.0, 11.0, 2.0).since(Cost(1, 1.0, 2.0, 0.5)) == Cost(3, 2.0, 9.0, 1.5)
+    thinning = Thinning(Budget(0.1), parts=["metric", "snapshots"])
+    thinning.excess(Cost(0, 0.0, 0.0))
+    spend(thinning, 0, step=1, seconds=0.05)
+    assert thinning.excess(Cost(1, 0.06, 21.0, 5.0)) == 0, "the device is over budget, not the thread"

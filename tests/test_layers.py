@@ -11,11 +11,12 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
-    {"variable", "schedule", "cost", "lazy", "distributed"},
+    {"variable", "schedule", "cost", "lazy", "distributed", "transfer"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "restart", "labels", "probability", "audit"},
     {"followed", "outlets", "timetable"},
+    {"dispatch"},
     {"recorder", "runs", "summary", "report", "analyze", "intervene"},
     {"integrations"},
     {"demo"},

@@ -288,7 +288,7 @@ def test_plan_bounds_what_the_store_takes(tmp_path):
 def test_own_cost_is_reported(tmp_path):
     recorder = record(tmp_path, 4)
     assert recorder.cost.steps == 4
-    assert 0 < recorder.cost.milliseconds_per_step < 10_000
+    assert recorder.cost.milliseconds_per_step > 0
     assert recorder.cost.fraction > 0
     milliseconds = th.open_store(tmp_path / "run.zarr")["recorder.milliseconds"]
     assert (milliseconds > 0).all()

@@ -140,7 +140,7 @@ def test_distance_and_cosine_of_two_records():
     assert math.isnan(float(cosine(sketches[0], torch.zeros(1021))))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(cuts=st.lists(st.integers(0, 60), max_size=5), width=st.integers(1, 70), size=st.sampled_from([2, 7, 101, 1021]))
 def test_slices_of_rows_add_up(cuts, width, size):
     values = draw(60, width)

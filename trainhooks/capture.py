@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -12,22 +14,46 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 
+@dataclass(frozen=True)
+class Packed:
+    """A record's results: `known` numbers of the host, and one vector `flat` of all that lie on a device.
+
+    `shapes` holds the shape of every result, in their order.
+    """
+
+    known: Mapping[str, np.ndarray]
+    shapes: Mapping[str, tuple[int, ...]]
+    flat: Float[Tensor, "number"] | None
+
+    def unpack(self, flat: Float[Tensor, "number"] | None) -> dict[str, np.ndarray]:
+        """All results as float64 arrays, given `flat` on the host. Whole numbers are exact to 2^53."""
+        moved = [name for name in self.shapes if name not in self.known]
+        arrays = dict(self.known)
+        if flat is not None:
+            parts = flat.double().split([math.prod(self.shapes[name]) for name in moved])
+            arrays |= {n: part.reshape(self.shapes[n]).numpy() for n, part in zip(moved, parts, strict=True)}
+        return {name: arrays[name] for name in self.shapes}
+
+
+def pack(values: Mapping[str, Tensor | float]) -> Packed:
+    """Results as they are now, to be moved in a single transfer; nothing waits for a device."""
+    tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
+    host = torch.device("cpu")
+    device = next((tensor.device for tensor in tensors.values() if tensor.device != host), host)
+    # on its way to a device a tensor of the host would be waited for
+    here = {name: tensor for name, tensor in tensors.items() if tensor.device == host != device}
+    known = {name: np.array(value, dtype=np.float64) for name, value in values.items() if name not in tensors}
+    known |= {name: tensor.to(torch.float64, copy=True).numpy() for name, tensor in here.items()}
+    dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
+    there = [tensor.reshape(-1).to(device, dtype) for name, tensor in tensors.items() if name not in here]
+    shapes = {name: tuple(np.shape(value)) for name, value in values.items()}
+    return Packed(known, shapes, torch.cat(there) if there else None)
+
+
 def to_host(values: Mapping[str, Tensor | float]) -> dict[str, np.ndarray]:
-    """All results of a record as float64 arrays, moved in a single transfer. Whole numbers are exact to 2^53."""
-    tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
-    arrays = {name: np.array(value, dtype=np.float64) for name, value in values.items() if name not in tensors}
-    if tensors:
-        device = next(iter(tensors.values())).device
-        dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
-        flat = torch.cat([t.detach().reshape(-1).to(device, dtype) for t in tensors.values()]).cpu().double()
-        parts = flat.split([tensor.numel() for tensor in tensors.values()])
-        arrays |= {name: part.reshape(tensors[name].shape).numpy() for name, part in zip(tensors, parts, strict=True)}
-    return {name: arrays[name] for name in values}
-
-
-def point_in_time(weight: Float[Tensor, "vocab dim"]) -> Float[Tensor, "vocab dim"]:
-    """A float32 copy on the same device, made now: the optimizer reuses the parameter's buffer."""
-    return weight.detach().to(torch.float32, copy=True, memory_format=torch.contiguous_format)
+    """All results of a record as float64 arrays, moved in a single transfer; waits for the device."""
+    packed = pack(values)
+    return packed.unpack(None if packed.flat is None else packed.flat.cpu())
 
 
 def add_label_counts(counts: Int[Tensor, "bins"], labels: Int[Tensor, "..."]) -> None:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 REVIEW_STEPS = 20
 """Updates between two looks at the budget: all ranks look at the same steps, whatever their clocks say."""
@@ -14,33 +15,96 @@ REVIEW_STEPS = 20
 
 @dataclass(frozen=True)
 class Cost:
-    """Seconds of the training thread spent in the recorder, over the updates done since its first moment."""
+    """Seconds spent in the recorder, over the updates done since its first moment.
+
+    `seconds` are those of the training thread, `device_seconds` those of the GPU's training stream, as far as it has
+    come; 0 on the host. The two run side by side, so they do not add up.
+    """
 
     steps: int
     seconds: float
     wall_seconds: float
+    device_seconds: float = 0.0
 
     @property
     def milliseconds_per_step(self) -> float:
-        """Mean over all updates; NaN before the first."""
+        """Mean of the training thread over all updates; NaN before the first."""
         return 1000 * self.seconds / self.steps if self.steps else float("nan")
 
     @property
+    def device_milliseconds_per_step(self) -> float:
+        """Mean of the GPU over all updates, 0 without one; NaN before the first."""
+        return 1000 * self.device_seconds / self.steps if self.steps else float("nan")
+
+    @property
+    def most_seconds(self) -> float:
+        """The larger of the thread's and the GPU's: what the loop can have lost by the recorder."""
+        return max(self.seconds, self.device_seconds)
+
+    @property
     def fraction(self) -> float:
-        """Time in the recorder over the time the loop would have taken without it; NaN before the first update."""
-        bare = self.wall_seconds - self.seconds
-        return self.seconds / bare if self.steps and bare > 0 else float("nan")
+        """`most_seconds` over the time the loop would have taken without it; NaN before the first update."""
+        bare = self.wall_seconds - self.most_seconds
+        return self.most_seconds / bare if self.steps and bare > 0 else float("nan")
 
     def since(self, earlier: Cost) -> Cost:
         """What came after `earlier`, a cost of the same recorder."""
-        seconds, wall_seconds = self.seconds - earlier.seconds, self.wall_seconds - earlier.wall_seconds
-        return Cost(self.steps - earlier.steps, seconds, wall_seconds)
+        return Cost(
+            self.steps - earlier.steps,
+            self.seconds - earlier.seconds,
+            self.wall_seconds - earlier.wall_seconds,
+            self.device_seconds - earlier.device_seconds,
+        )
+
+
+class Mark(Protocol):
+    """A point in a device's work, its time taken there."""
+
+    def query(self) -> bool:
+        """Whether the device has come here."""
+
+    def elapsed_time(self, later: Any) -> float:
+        """Milliseconds from here to a later mark; both must have been come by."""
+
+
+class DeviceClock:
+    """Adds up what a device spends between enter and exit, without ever waiting for it.
+
+    `mark` puts a mark behind what the device has been given so far. Between two marks a device also stands still where
+    the host does not give it work fast enough: that is the recorder's time too.
+    """
+
+    def __init__(self, mark: Callable[[], Mark]) -> None:
+        self._mark = mark
+        self._begun: list[Mark] = []
+        self._pairs: deque[tuple[Mark, Mark]] = deque()
+        self._seconds = 0.0
+
+    def __enter__(self) -> DeviceClock:
+        self._begun.append(self._mark())
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._pairs.append((self._begun.pop(), self._mark()))
+
+    @property
+    def seconds(self) -> float:
+        """Of all that the device has come by so far; a device goes in order, so the first that is missing ends it."""
+        while self._pairs and self._pairs[0][1].query():
+            begin, end = self._pairs.popleft()
+            self._seconds += begin.elapsed_time(end) / 1000
+        return self._seconds
 
 
 class Stopwatch:
-    """Adds up the time between enter and exit, and knows when the first began and the last step ended."""
+    """Adds up the time between enter and exit, and knows when the first began and the last step ended.
+
+    Beside a GPU it has the device's clock too, see `follow`.
+    """
 
     def __init__(self) -> None:
+        self._clocks: list[DeviceClock | None] = [None]  # the last one is that of the device now
+        self._running: DeviceClock | None = None
         self._seconds = 0.0
         self._lap = 0.0
         self._steps = 0
@@ -51,13 +115,22 @@ class Stopwatch:
     def __enter__(self) -> Stopwatch:
         self._entered = time.perf_counter()
         self._first = self._entered if self._first is None else self._first
+        self._running = self._clocks[-1]
+        if self._running is not None:
+            self._running.__enter__()
         return self
 
     def __exit__(self, *exc: object) -> None:
+        if self._running is not None:
+            self._running.__exit__()
         now = time.perf_counter()
         self._seconds += now - self._entered
         self._lap += now - self._entered
         self._last = now
+
+    def follow(self, clock: DeviceClock | None) -> None:
+        """From the next enter on the model is on the device of this clock; None for the host."""
+        self._clocks.append(clock)
 
     def step_done(self) -> None:
         """One more update is over."""
@@ -73,7 +146,8 @@ class Stopwatch:
     @property
     def cost(self) -> Cost:
         """So far."""
-        return Cost(self._steps, self._seconds, self._last - (self._first or 0.0))
+        device = sum(clock.seconds for clock in self._clocks if clock is not None)
+        return Cost(self._steps, self._seconds, self._last - (self._first or 0.0), device)
 
 
 @dataclass(frozen=True)
@@ -97,7 +171,8 @@ class Thinning:
 
     `parts` names them, the snapshots last. `spacing` is by part the least number of updates between two times, 0 where
     the schedule alone decides. `allows` depends on the steps taken and on `thin` alone, so ranks that call the same
-    agree. Parts' seconds are those of the training thread: on a GPU that of launching them.
+    agree. Parts' seconds are those of the training thread; on a GPU, where it only launches them, the device's time is
+    shared out in proportion.
     """
 
     def __init__(self, budget: Budget, *, parts: Sequence[str]) -> None:
@@ -138,9 +213,10 @@ class Thinning:
         lap = cost.since(before)
         if not lap.fraction > self.budget.share:
             return None
-        worth = 0.1 * self.budget.share * (lap.wall_seconds - lap.seconds)
+        worth = 0.1 * self.budget.share * (lap.wall_seconds - lap.most_seconds)
+        scale = lap.most_seconds / lap.seconds if lap.seconds > 0 else 1.0
         metrics = max(range(len(self.parts) - 1), key=seconds.__getitem__, default=None)
-        if metrics is not None and seconds[metrics] > worth:
+        if metrics is not None and seconds[metrics] * scale > worth:
             return metrics
         snapshots = len(self.parts) - 1
         return snapshots if self.budget.thin_snapshots and self._last[snapshots] is not None else None

@@ -7,6 +7,7 @@ to rounding, whatever the world size.
 
 from __future__ import annotations
 
+import hashlib
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -41,6 +42,43 @@ def whole(tensor: Tensor) -> Tensor:
     sharded: Any = tensor
     full: Tensor = sharded.full_tensor()
     return full
+
+
+def share(tensor: Tensor) -> Tensor:
+    """What this rank holds of a tensor, detached; all of it where it is not sharded."""
+    held: Any = tensor
+    local: Tensor = held.to_local() if is_sharded(tensor) else tensor
+    return local.detach()
+
+
+def share_of(full: Tensor, *, like: Tensor) -> Tensor:
+    """What this rank holds of `full` where that is spread as `like` is."""
+    if not is_sharded(like):
+        return full
+    from torch.distributed.tensor._utils import compute_local_shape_and_global_offset
+
+    spread: Any = like
+    shape, offset = compute_local_shape_and_global_offset(spread.shape, spread.device_mesh, spread.placements)
+    return full[tuple(slice(first, first + count) for first, count in zip(offset, shape, strict=True))]
+
+
+def joined(held: Tensor, *, like: Tensor) -> Tensor:
+    """The whole tensor of which each rank holds a share, spread as `like` is; all ranks of its mesh must call this."""
+    if not is_sharded(like):
+        return held
+    from torch.distributed.tensor import DTensor
+
+    spread: Any = like
+    return whole(
+        DTensor.from_local(
+            held.to(share(like).device),
+            spread.device_mesh,
+            spread.placements,
+            run_check=False,
+            shape=spread.shape,
+            stride=spread.stride(),
+        )
+    )
 
 
 def reshard(model: nn.Module) -> None:
@@ -90,6 +128,23 @@ class Rows:
     rows: tuple[int, int]
 
 
+class Announcement:
+    """A number on its way from the device `told` is on."""
+
+    def __init__(self, told: Tensor) -> None:
+        self._number = torch.empty((), dtype=told.dtype, pin_memory=told.is_cuda)
+        self._number.copy_(told, non_blocking=True)
+        self._arrived = torch.cuda.Event() if told.is_cuda else None
+        if self._arrived is not None:
+            self._arrived.record(torch.cuda.current_stream(told.device))
+
+    def read(self) -> int:
+        """The number; waits where it has not arrived yet."""
+        if self._arrived is not None:
+            self._arrived.synchronize()
+        return int(self._number)
+
+
 class Ranks:
     """The processes that train `model` together, as one of them sees it; alone where there is one process.
 
@@ -102,6 +157,7 @@ class Ranks:
     """
 
     def __init__(self, model: nn.Module) -> None:
+        reshard(model)  # after an evaluation the parameters of a sharded model are no `DTensor`s
         tensors = list(model.parameters())
         self.sharded = any(is_sharded(tensor) for tensor in tensors)
         ready = dist.is_available() and dist.is_initialized()
@@ -111,8 +167,7 @@ class Ranks:
         self.first = self.rank == 0
         self.measures = self.first or self.sharded
         self.has_data = self.alone or 0 in self._ranks_with_other_data(model)
-        # NCCL sums on its own device, gloo on any
-        self._device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self._model = model
         if any(base.__name__ == "FullyShardedDataParallel" for m in model.modules() for base in type(m).__mro__):
             raise ValueError(
                 "FullyShardedDataParallel flattens parameters, so their rows cannot be followed. Shard the model with "
@@ -127,6 +182,36 @@ class Ranks:
             if (mesh := _fsdp_mesh(module)) is not None:
                 return [int(rank) for rank in mesh.mesh.flatten().tolist()]
         return [self.rank] if self.sharded else list(range(self.size))
+
+    @property
+    def _device(self) -> torch.device:
+        """Where the model is now: NCCL sums on its own device, gloo on any."""
+        return next((tensor.device for tensor in self._model.parameters()), torch.device("cpu"))
+
+    def check_still_so(self) -> None:
+        """Raise ValueError where the model has been sharded, or the processes have joined, since this was made."""
+        now = Ranks(self._model)
+        if (now.sharded, now.size, now.has_data) != (self.sharded, self.size, self.has_data):
+            raise ValueError(
+                "the model was sharded, or its processes joined, after the recorder was made. Make the recorder after "
+                "init_process_group(), fully_shard() and parallelize_module(), before the first step."
+            )
+
+    def agree(self, said: Mapping[str, object]) -> None:
+        """Raise ValueError, on every rank, where one says something else than rank 0 (collective).
+
+        All name the same things, in one order; what is said of them is compared by its `repr`.
+        """
+        digests = [hashlib.sha256(repr(value).encode()).digest()[:8] for value in said.values()]
+        mine = torch.tensor([int.from_bytes(digest, "big", signed=True) for digest in digests])
+        told = torch.stack(self.every(mine)).cpu()
+        for name, same in zip(said, (told == told[0]).unbind(1), strict=True):
+            if not same.all():
+                others = ", ".join(str(rank) for rank in (~same).nonzero().flatten().tolist()[:8])
+                raise ValueError(
+                    f"the recorder of rank {others} has other {name} than rank 0's: make the same recorder and load "
+                    f"the same state on every rank. Rank {self.rank} has {repr(said[name])[:200]}."
+                )
 
     def sum(self, tensor: Tensor) -> Tensor:
         """The sum over all ranks, on all of them (collective); the tensor itself where alone."""
@@ -169,6 +254,13 @@ class Ranks:
         held = [value]
         dist.broadcast_object_list(held, src=0, device=self._device)
         return held[0]
+
+    def announce(self, number: int) -> Announcement:
+        """Rank 0's number, to be read on every rank some steps later (collective); nothing waits for the device."""
+        told = torch.full((), number, device=torch.device("cpu") if self.alone else self._device)
+        if not self.alone:
+            dist.broadcast(told, src=0)
+        return Announcement(told)
 
     @contextmanager
     def together(self, what: str) -> Iterator[None]:

@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import point_in_time
 from trainhooks.checks import check_same_shape
 from trainhooks.distributed import Ranks, reshard, whole
 from trainhooks.metrics.base import State
@@ -84,16 +83,10 @@ class Followed:
         return self.ranks.sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device))
 
     def whole_head(self) -> Tensor:
-        """A float32 copy of the output embedding [vocab, dim], of a sharded one collective."""
-        return point_in_time(whole(self.head.matrix))
+        """The output embedding [vocab, dim] as it is, of a sharded one collective; copy what is to be kept."""
+        return whole(self.head.matrix)
 
-    def copies(self, *, stored: bool, compared: bool, by_rows: bool) -> tuple[Tensor | None, Tensor | None]:
-        """What this rank stores of the head, and the whole head where later records compare with it.
-
-        `by_rows`: each rank stores its own rows, without a gather.
-        """
-        copy = self.whole_head() if compared or (stored and not by_rows) else None
-        if not (stored and by_rows):
-            return copy if stored else None, copy
+    def rows(self) -> Tensor | None:
+        """This rank's own rows of the output embedding as they are; None where others hold the same."""
         part = self.ranks.part(self.head.weight)
-        return None if part is None else point_in_time(part.values), copy
+        return None if part is None else part.values

@@ -22,7 +22,7 @@ class LabelTally:
         self._pending: Tensor | None = None
         self._ranks = ranks
         self._total: Tensor | None = None
-        self._total_is_fresh = False
+        self._total_is_fresh = self._any_given = False
 
     @property
     def counts(self) -> Int[Tensor, "vocab"] | None:
@@ -30,9 +30,9 @@ class LabelTally:
         return None if self._seen is None else self._seen[1:-1]
 
     @property
-    def foreign(self) -> int:
-        """How many of this rank's ids lay beyond the vocabulary; waits for the device."""
-        return 0 if self._seen is None else int(self._seen[-1])
+    def foreign(self) -> Int[Tensor, ""] | None:
+        """How many of this rank's ids lay beyond the vocabulary, where the counts lie; None without labels."""
+        return None if self._seen is None else self._seen[-1]
 
     def total(self) -> Int[Tensor, "vocab"] | None:
         """`counts` of all ranks together (collective unless nothing was counted since the last time)."""
@@ -43,9 +43,10 @@ class LabelTally:
         if self._ranks is None or self._ranks.alone:
             return self._seen
         if not self._total_is_fresh:
-            given = self._ranks.any(self._seen is not None)
+            # once given they stay: asking the others again would wait for the device at each record
+            self._any_given = self._any_given or self._ranks.any(self._seen is not None)
             mine = self._seen if self._seen is not None and self._ranks.has_data else self._nothing()
-            self._total = self._ranks.sum(mine) if given else None
+            self._total = self._ranks.sum(mine) if self._any_given else None
             self._total_is_fresh = True
         return self._total
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import ExitStack
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 from trainhooks.distributed import Ranks, Rows
-from trainhooks.metrics.base import State
 from trainhooks.metrics.group_convergence import convergence_to_final
 from trainhooks.plan import Plan, check_disk
 from trainhooks.restart import Restart, check_state_given, check_store
@@ -69,26 +68,14 @@ class Outlets:
         if self.store is not None and self.rows is not None:
             self._open_piece(self.store, self.rows)
 
-    def write(
-        self, state: State, values: Mapping[str, np.ndarray], *, sketch: np.ndarray | None, snapshot: Tensor | None
-    ) -> None:
-        """Give every sink the record of a state, its `values` and `sketch` on the host already."""
-        counts = state.label_counts
-        record = Record(
-            step=state.step,
-            values=values,
-            groups=tuple(state.groups),
-            sketch=sketch,
-            snapshot=None if snapshot is None else snapshot.cpu().numpy(),
-            label_counts=None if counts is None else counts.cpu().numpy(),
-            rows=None if self.rows is None else self.rows.rows,
-        )
+    def write(self, record: Record) -> None:
+        """Give every sink a record."""
         for sink in self._sinks:
             sink.write(record)
         self._last = record.step
-        if self.store is None and sketch is not None:
+        if self.store is None and record.sketch is not None:
             self._steps.append(record.step)
-            self._sketches.append(sketch)
+            self._sketches.append(record.sketch)
 
     def wait(self, *, seconds: float) -> bool:
         """Wait until the other ranks' pieces of the last record are in the store; False where they are not by then."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainhooks.schedule import Schedule
 from trainhooks.store import Layout, required_bytes
+from trainhooks.transfer import Freight
 
 
 @dataclass(frozen=True)
@@ -16,7 +17,8 @@ class Plan:
     """Records and snapshots a run will make, and the most bytes it takes on disk, on the device and on the host.
 
     `records` and `snapshots` are None where the run's length is not known; `disk_bytes` then stands for one block.
-    `gathered_bytes` are those of `device_bytes` that a sharded output embedding takes while a record gathers it.
+    `gathered_bytes` are those of `device_bytes` that a sharded output embedding takes while a record gathers it,
+    `pinned_bytes` those of `host_bytes` that a GPU writes into: they cannot be swapped out.
     """
 
     records: int | None
@@ -25,13 +27,15 @@ class Plan:
     device_bytes: int
     host_bytes: int
     gathered_bytes: int = 0
+    pinned_bytes: int = 0
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
         gathered = f" ({human(self.gathered_bytes)} of it gathered from shards)" if self.gathered_bytes else ""
+        pinned = f" ({human(self.pinned_bytes)} of it pinned)" if self.pinned_bytes else ""
         return (
             f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
-            f"device{gathered} and {human(self.host_bytes)} of host memory"
+            f"device{gathered} and {human(self.host_bytes)} of host memory{pinned}"
         )
 
 
@@ -41,7 +45,7 @@ def plan_run(
     total_steps: int | None,
     layout: Layout | None,
     matrix_bytes: int,
-    reference_bytes: int,
+    freight: Freight,
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
     queue_bytes: int = 0,
@@ -49,9 +53,10 @@ def plan_run(
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
-    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `reference_bytes` of those kept
-    on the device, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device" and "host",
-    `queue_bytes` of the records that wait for the store's writer, `gathered_bytes` of a sharded output embedding.
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `freight` is what moves to the
+    host and what is kept of it, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
+    and "host", `queue_bytes` of the records that wait for the store's writer, `gathered_bytes` of a sharded output
+    embedding.
 
     Raises ValueError where a schedule never fires.
     """
@@ -65,8 +70,13 @@ def plan_run(
         snapshots=snapshots,
         disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
         gathered_bytes=gathered_bytes,
-        device_bytes=gathered_bytes + reference_bytes + 3 * sketch_bytes + sum(one.get("device", 0) for one in kept),
+        device_bytes=gathered_bytes
+        + freight.device_bytes
+        + 3 * sketch_bytes
+        + sum(one.get("device", 0) for one in kept),
+        pinned_bytes=freight.pinned_bytes,
         host_bytes=matrix_bytes
+        + freight.pinned_bytes
         + queue_bytes
         + (0 if layout is not None else sketch_bytes * (records or 1))
         + sum(one.get("host", 0) for one in kept),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -12,9 +11,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import to_host, watch_head_input
+from trainhooks.capture import watch_head_input
 from trainhooks.checks import check_when, checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.cost import Budget, Cost, Stopwatch
+from trainhooks.dispatch import Dispatch, device_clock, freight_of
 from trainhooks.distributed import is_sharded, whole
 from trainhooks.followed import Followed
 from trainhooks.labels import LabelTally
@@ -22,12 +22,12 @@ from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
 from trainhooks.metrics.norms import GROUP_NORMS, sharded_group_norms
-from trainhooks.metrics.own import OWN_VARIABLES, own_values, what_is_not_finite
+from trainhooks.metrics.own import OWN_VARIABLES, own_values
 from trainhooks.model import OutputEmbedding
 from trainhooks.outlets import Outlets
 from trainhooks.plan import Plan, plan_run
 from trainhooks.provenance import provenance_of
-from trainhooks.references import References, head_bytes
+from trainhooks.references import HEADS, References
 from trainhooks.restart import Restart, load_metric_states, metric_states
 from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
@@ -125,7 +125,7 @@ class Recorder:
             self._metrics, schedule=schedule, snapshot_schedule=snapshot_schedule, budget=budget, ranks=self._ranks
         )
         self._needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
-        self._compares_heads = bool(self._needs & {"initial_head", "previous_head"})
+        self._compares_heads = bool(self._needs & HEADS)
         self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if store or "sketch" in self._needs else None
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks)
@@ -133,6 +133,7 @@ class Recorder:
         self._provenance = {**provenance_of(model, counts, given=provenance), **rows}
         self._token_texts = texts
         self._references = References()
+        self._dispatch = Dispatch(self._outlets, first=self._ranks.first)
         self._recorded: int | None = None
         self._restart: Restart | None = None
         self._labels = LabelTally(self._vocab, ranks=self._ranks)
@@ -141,7 +142,6 @@ class Recorder:
         self._watch = Stopwatch()
         self._hook = watch_head_input(self.head.module, self.observe) if "hidden" in self._needs else None
         self._opened = self._closed = False
-        self._warned: set[str] = set()
 
     # -- the three moments ------------------------------------------------------------------------------------
 
@@ -153,6 +153,7 @@ class Recorder:
         """
         self._refuse_when_closed()
         with self._watch:
+            self._dispatch.hand_out()
             if labels is not None:
                 self._labels.begin(labels)
             if not self._opened:
@@ -166,7 +167,7 @@ class Recorder:
         with self._watch, self._followed.plain_arithmetic():
             due = self._timetable.metrics_due("before_update", self.step + 1)
             if due:
-                state = self._state(self.step + 1)
+                state = self._state(self.step + 1, due=due)
                 self._before = {name: value for m in due for name, value in self._timetable.compute(m, state).items()}
 
     def observe(self, hidden: Tensor) -> None:
@@ -213,8 +214,7 @@ class Recorder:
             return
         self._closed = True
         with self._watch, closing(self._outlets):
-            if self._ranks.first:
-                self._finish(wait_seconds=wait_seconds)
+            self._dispatch.finish(step=self.step, wait_seconds=wait_seconds)
 
     def __enter__(self) -> Recorder:
         return self
@@ -246,14 +246,14 @@ class Recorder:
 
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
-        store = self._outlets.store
+        store, layout = self._outlets.store, self._layout()
         return plan_run(
             self._timetable.schedules,
             total_steps=self.total_steps,
-            layout=None if store is None else self._layout(),
+            layout=None if store is None else layout,
             matrix_bytes=4 * self._vocab * self._dim,
-            queue_bytes=0 if store is None else store.writing.memory_bytes(self._layout()),
-            reference_bytes=head_bytes(self._needs, vocab=self._vocab, dim=self._dim),
+            queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
+            freight=freight_of(layout, weight=self.head.weight, needs=self._needs),
             gathered_bytes=self.head.weight.nbytes if is_sharded(self.head.weight) else 0,
             sketch_bytes=0 if self._sketcher is None else 4 * len(self._followed.groups) * self._sketcher.size,
             kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
@@ -262,8 +262,10 @@ class Recorder:
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.
 
-        With several ranks all of them call it (label counts are summed); rank 0's answer is the one to keep.
+        With several ranks all of them call it (label counts are summed); rank 0's answer is the one to keep. Waits for
+        the device, so that every record it knows of is with the sinks.
         """
+        self._dispatch.hand_out(wait=True)
         return {
             "step": self.step,
             "begun": self._opened or self._restart is not None,
@@ -288,7 +290,7 @@ class Recorder:
         self._restart = restart
         self._labels.load_state_dict(state["label_counts"])
         self._learning_rate_sum = state["learning_rate_sum"]
-        self._references.load_state_dict(dict(state["references"]), device=self.head.weight.device)
+        self._references.load_state_dict(dict(state["references"]))
         load_metric_states(self._metrics, state)
         self._timetable.load_state_dict(state.get("thinning"))
 
@@ -298,8 +300,12 @@ class Recorder:
 
     def _follow(self) -> None:
         """Look the parameters up again where the model has got new ones (`load_state_dict(assign=True)`, tying)."""
-        if self._opened and self._followed.is_current:
-            return
+        if not (self._opened and self._followed.is_current):
+            self._look_again()
+        if self._opened and self.head.weight.device != self._device:
+            self._carry(self._layout())
+
+    def _look_again(self) -> None:
         before = self.head.module
         self._followed.look_again(step=self.step)
         if self._hook is not None and self.head.module is not before:
@@ -308,8 +314,9 @@ class Recorder:
 
     def _open(self) -> None:
         self._follow()
-        plan = self.plan()
-        self._outlets.open(self._layout(), plan=plan, weight=self.head.weight, restart=self._restart, force=self._force)
+        layout, plan = self._layout(), self.plan()
+        self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
+        self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=self._restart, force=self._force)
         self._opened = True
         if self._restart is None:
             if self._timetable.record_due(0):
@@ -320,8 +327,15 @@ class Recorder:
     @torch.no_grad()
     def _remember(self) -> None:
         if self._ranks.measures:
-            head = self._followed.whole_head() if self._compares_heads else None
+            _, head = self._dispatch.copies(self._followed, stored=False, compared=self._compares_heads)
             self._references.advance(head=head, sketch=self._followed.sketch(self._sketcher), needs=self._needs)
+
+    def _carry(self, layout: Layout) -> None:
+        """Records come from the head's device from here on."""
+        self._device = self.head.weight.device
+        self._dispatch.carry(freight_of(layout, weight=self.head.weight, needs=self._needs))
+        self._references.place(self._dispatch.lane, device=self._device)
+        self._watch.follow(device_clock(self._device))
 
     def _layout(self) -> Layout:
         final = () if self._sketcher is None else FINAL_VARIABLES
@@ -337,10 +351,17 @@ class Recorder:
             token_text=self._token_texts,
         )
 
-    def _state(self, step: int, *, sketch: Tensor | None = None, label_counts: Tensor | None = None) -> State:
+    def _state(
+        self,
+        step: int,
+        *,
+        due: Sequence[Metric] = (),
+        sketch: Tensor | None = None,
+        label_counts: Tensor | None = None,
+    ) -> State:
         return self._followed.state(
             step,
-            references=self._references,
+            references=self._references.brought(heads=any(metric.needs & HEADS for metric in due)),
             learning_rate_sum=self._learning_rate_sum,
             sketch=sketch,
             label_counts=label_counts,
@@ -351,49 +372,26 @@ class Recorder:
         with self._followed.plain_arithmetic():
             self._follow()
             self._measure(loss=loss, learning_rate=learning_rate, skipped=skipped)
+            self._dispatch.hand_out()
 
     def _measure(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
-        step = self.step
+        step, due = self.step, self._timetable.metrics_due("after_update", self.step)
         sketch = self._followed.sketch(self._sketcher) if self._ranks.measures else None
-        state = self._state(step, sketch=sketch, label_counts=self._labels.total())
+        state = self._state(step, due=due, sketch=sketch, label_counts=self._labels.total())
         if self._ranks.sharded:
             state.shared[GROUP_NORMS] = sharded_group_norms(self._followed.groups, ranks=self._ranks)
-        snapshot, copy = self._copies(step)
+        snapshot = copy = None
+        if self._ranks.measures:
+            stored = self._timetable.take_snapshot(step)
+            snapshot, copy = self._dispatch.copies(self._followed, stored=stored, compared=self._compares_heads)
         values = {**own_values(state, loss=loss, learning_rate=learning_rate, skipped=skipped), **self._before}
-        for metric in self._timetable.metrics_due("after_update", step):
+        for metric in due:
             values |= self._timetable.compute(metric, state)
         self._learning_rate_sum = None if self._learning_rate_sum is None else 0.0
         self._before = {}
         self._recorded = step
         if self._ranks.measures:
-            self._write(state, values, snapshot=snapshot)
+            lap = {"recorder.milliseconds": np.array(1000 * self._watch.take_lap())}
+            known = {**lap, **self._timetable.budget_values(self.cost)}
+            self._dispatch.send(state, values, known=known, foreign=self._labels.foreign, snapshot=snapshot)
             self._references.advance(head=copy, sketch=sketch, needs=self._needs)
-
-    def _copies(self, step: int) -> tuple[Tensor | None, Tensor | None]:
-        """What this rank stores of the head, and the whole head where later records compare with it."""
-        if not self._ranks.measures:
-            return None, None
-        stored, by_rows = self._timetable.take_snapshot(step), self._outlets.rows is not None
-        return self._followed.copies(stored=stored, compared=self._compares_heads, by_rows=by_rows)
-
-    def _write(self, state: State, values: dict[str, Tensor | float], *, snapshot: Tensor | None) -> None:
-        sketch = state.sketch
-        host = to_host(values if sketch is None else {**values, "": sketch})  # one transfer for all
-        host_sketch = host.pop("").astype(np.float32) if sketch is not None else None
-        host["recorder.milliseconds"] = np.array(1000 * self._watch.take_lap())
-        host |= self._timetable.budget_values(self.cost)
-        self._outlets.write(state, host, sketch=host_sketch, snapshot=snapshot)
-        if weights := what_is_not_finite(host, sketch=host_sketch, groups=list(self._followed.groups)):
-            self._warn_once("nonfinite", f"weights are not finite: {weights}. They are recorded as they are")
-        if self._labels.foreign:
-            self._warn_once("labels", f"labels beyond the {self._vocab} rows of the output embedding; not counted")
-
-    def _finish(self, *, wait_seconds: float) -> None:
-        if not self._outlets.wait(seconds=wait_seconds):
-            self._warn_once("pieces", "other ranks have not written their rows of all records; those are left out")
-        self._outlets.finish()
-
-    def _warn_once(self, kind: str, text: str) -> None:
-        if kind not in self._warned and self._ranks.first:
-            self._warned.add(kind)
-            warnings.warn(f"step {self.step}: {text} (said once).", RuntimeWarning, stacklevel=5)

@@ -3,45 +3,75 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-NEEDS = frozenset({"initial_head", "previous_head", "sketch", "hidden"})
+from trainhooks.transfer import DirectLane, Lane
+
+HEADS = frozenset({"initial_head", "previous_head"})
+NEEDS = HEADS | {"sketch", "hidden"}
+
+
+TENSORS = ("initial_head", "previous_head", "initial_sketch", "previous_sketch")
 
 
 @dataclass
 class References:
-    """Output embeddings and sketches of the first record and of the last one; None where nothing asks for them."""
+    """Output embeddings and sketches of the first record and of the last one; None where nothing asks for them.
+
+    Output embeddings are kept by the `lane`: beside a GPU in pinned memory of the host, in float32 (bfloat16 would
+    round by more than most updates move), and brought to the device for the records whose metrics compare with them.
+    """
 
     initial_head: Tensor | None = None
     previous_head: Tensor | None = None
     initial_sketch: Tensor | None = None
     previous_sketch: Tensor | None = None
+    lane: Lane = field(default_factory=DirectLane)
 
     def advance(self, *, head: Tensor | None, sketch: Tensor | None, needs: frozenset[str]) -> None:
-        """Take in the record just made: `head` is a copy that nobody else writes into."""
-        if "initial_head" in needs and self.initial_head is None:
-            self.initial_head = head
-        if "previous_head" in needs:
-            self.previous_head = head
+        """Take in the record just made: `head` is the float32 copy that the lane made last."""
+        if head is not None and "initial_head" in needs and self.initial_head is None:
+            self.initial_head = self.lane.keep(head)
+        if head is not None and "previous_head" in needs:
+            self.previous_head = self.lane.keep(head, over=self.previous_head)
         if self.initial_sketch is None:
             self.initial_sketch = sketch
         self.previous_sketch = sketch
 
+    def brought(self, *, heads: bool) -> References:
+        """What one record's metrics are shown; the output embeddings only where `heads` says that one asks for them."""
+        initial, previous = (
+            self.lane.bring(kept) if heads and kept is not None else None
+            for kept in (self.initial_head, self.previous_head)
+        )
+        return replace(self, initial_head=initial, previous_head=previous)
+
     def state_dict(self) -> dict[str, Tensor]:
         """The tensors that are held, on the host."""
-        held = {field.name: getattr(self, field.name) for field in fields(self)}
-        return {name: tensor.cpu() for name, tensor in held.items() if tensor is not None}
+        held = {name: getattr(self, name) for name in TENSORS}
+        return {
+            name: self.lane.read(tensor) if name in HEADS else tensor.cpu()
+            for name, tensor in held.items()
+            if tensor is not None
+        }
 
-    def load_state_dict(self, state: dict[str, Tensor], *, device: torch.device) -> None:
-        """Take tensors back, onto the device."""
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take tensors of the host back; `place` puts them where they are used."""
         for name, tensor in state.items():
-            setattr(self, name, tensor.to(device))
+            setattr(self, name, tensor)
+
+    def place(self, lane: Lane, *, device: torch.device) -> None:
+        """Hold everything where records of a model on `device` look for it: tensors came, or the model has moved."""
+        self.lane = lane
+        for name in TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                setattr(self, name, lane.keep(tensor.cpu()) if name in HEADS else tensor.to(device))
 
 
-def head_bytes(needs: Iterable[str], *, vocab: int, dim: int) -> int:
-    """Device bytes of the float32 output embeddings that are kept, the copy in flight included."""
-    kept = len({"initial_head", "previous_head"} & set(needs))
-    return (kept + 1) * vocab * dim * 4
+def kept_heads(needs: Iterable[str]) -> int:
+    """How many float32 output embeddings are kept for these needs."""
+    return len(HEADS & set(needs))

@@ -10,7 +10,7 @@ import numpy as np
 from torch import Tensor
 
 from trainhooks.cost import REVIEW_STEPS, Budget, Cost, Stopwatch, Thinning
-from trainhooks.distributed import Ranks
+from trainhooks.distributed import Announcement, Ranks
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.own import budget_variables
 from trainhooks.schedule import EveryStep, Schedule, Union
@@ -45,12 +45,26 @@ class Timetable:
         parts = [*(type(metric).__name__ for metric in metrics), "snapshots"]
         budget = Budget(budget) if isinstance(budget, (int, float)) else budget
         self._thinning = None if budget is None else Thinning(budget, parts=parts)
+        self._decided: Announcement | None = None  # what rank 0 said at the last review
 
     @property
     def schedules(self) -> dict[str, Schedule]:
         """By what they are of: "records", "snapshots", and each metric that has its own."""
         own = {type(metric).__name__: metric.schedule for metric in self.metrics if metric.schedule is not None}
         return {"records": self._records, **own, "snapshots": self._snapshot_schedule}
+
+    def agree(self, first: int, **more: object) -> None:
+        """Check that all ranks have this timetable from step `first` on, and what `more` names (collective).
+
+        Schedules are compared by when they fire. Raises ValueError where ranks differ: they would wait for each other.
+        """
+        if self._ranks.alone:
+            return
+        steps = [*range(first, first + 512), *(1000 * n for n in range(first // 1000, first // 1000 + 64))]
+        metrics = [(type(m).__name__, m.moment, sorted(m.needs), [v.name for v in m.variables]) for m in self.metrics]
+        thinned = None if self._thinning is None else (self._thinning.budget, self._thinning.state_dict())
+        schedules = {what: [step for step in steps if fires(step)] for what, fires in self.schedules.items()}
+        self._ranks.agree({"steps": first, "metrics": metrics, "schedules": schedules, "budgets": thinned, **more})
 
     def record_due(self, step: int) -> bool:
         """Whether there is a record of `step`: something is scheduled."""
@@ -83,11 +97,22 @@ class Timetable:
             return True
 
     def review(self, step: int, *, watch: Stopwatch) -> None:
-        """Thin what is too dear: rank 0 decides, at steps that all ranks know, and it holds from the next one on."""
+        """Thin what is too dear, at steps that all ranks know; it holds from the next one on.
+
+        Several ranks hear at one review what rank 0 decided at the review before: no rank waits for another, and none
+        looks at a clock of its own.
+        """
         if self._thinning is None or step % REVIEW_STEPS:
             return
-        part = self._ranks.tell(self._thinning.excess(watch.cost) if self._ranks.first else None)
-        if part is not None:
+        decided, self._decided = self._decided, None
+        excess = self._thinning.excess(watch.cost) if self._ranks.first else None
+        if decided is None:
+            decided = self._ranks.announce(-1 if excess is None else excess)
+            if not self._ranks.alone:
+                self._decided = decided
+                return
+        # else the excess counts for nothing: the ranks were hearing of it meanwhile, and the look began a new lap
+        if (part := decided.read()) >= 0:
             self._thinning.thin(part)
             what, spacing = self._thinning.parts[part], self._thinning.spacing[part]
             logger.info("step %d: over budget; %s every %d updates at most from here", step, what, spacing)

@@ -6,6 +6,7 @@ import os
 import signal
 import threading
 import warnings
+from datetime import timedelta
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from torch import nn
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import fully_shard
-from torch.distributed.tensor import Replicate
+from torch.distributed.tensor import Replicate, Shard
 from torch.distributed.tensor.parallel import ColwiseParallel, RowwiseParallel, parallelize_module
 
 import trainhooks as th
@@ -48,6 +49,11 @@ def fsdp(model: nn.Module, world: int) -> nn.Module:
     return fully_shard(model)
 
 
+def columns(model: nn.Module, world: int) -> nn.Module:
+    """Matrices sharded by columns, the head among them: rank 0 writes it."""
+    return fully_shard(model, shard_placement_fn=lambda parameter: Shard(parameter.ndim - 1))
+
+
 def hybrid(model: nn.Module, world: int) -> nn.Module:
     """Sharded within pairs, replicated across them."""
     mesh = init_device_mesh("cpu", (world // 2, 2), mesh_dim_names=("replicate", "shard"))
@@ -74,14 +80,15 @@ def both(model: nn.Module, world: int) -> nn.Module:
     return fully_shard(model, mesh=mesh["data"])
 
 
-WAYS = {way.__name__: way for way in (ddp, fsdp, hybrid, tensor_parallel, both)}
+WAYS = {way.__name__: way for way in (ddp, fsdp, columns, hybrid, tensor_parallel, both)}
 
 
 def recorder(model: nn.Module, store: Path | None, **settings: object) -> th.Recorder:
     """Every default metric, the probability probe and exact references."""
     counts = np.bincount(batches(STEPS)[:, :, 1:].flatten().numpy(), minlength=ROWS)
     mask = torch.from_numpy(counts > 0)
-    metrics = [*th.default_metrics(counts), th.ProbabilityProbe(mask=mask)]
+    exact = th.ExactConvergence(["whole", "output_embedding"], patterns=["layers.*.weight", "norm.*"])
+    metrics = [*th.default_metrics(counts), th.ProbabilityProbe(mask=mask), exact]
     return th.Recorder(model, store=store, head="lm_head", metrics=metrics, **settings)
 
 
@@ -112,14 +119,20 @@ def start(rank: int, world: int, folder: Path) -> None:
     """Join the group."""
     torch.set_num_threads(1)
     warnings.simplefilter("ignore")
-    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=world)
+    dist.init_process_group(
+        "gloo",
+        init_method=f"file://{folder}/rendezvous",
+        rank=rank,
+        world_size=world,
+        timeout=timedelta(seconds=60),  # ranks that miss each other fail, they do not hang
+    )
 
 
 def two_ranks(rank: int, world: int, folder: Path) -> None:
     """Every way that two ranks can take, a sink that is refused, and the first half of a run that goes on."""
     start(rank, world, folder)
     refused(rank, world, folder)
-    record_ways(world, folder, "ddp", "fsdp", "tensor_parallel")
+    record_ways(world, folder, "ddp", "fsdp", "columns", "tensor_parallel")
     stop_halfway(rank, world, folder)
     dist.destroy_process_group()
 

@@ -76,9 +76,9 @@ class SpyRecorder(Recorder):
         self._note("after_update", **arguments)
         super().after_update(**arguments)
 
-    def close(self) -> None:
-        self._note("close")
-        super().close()
+    def close(self, **how: float) -> None:
+        self._note("close", **how)
+        super().close(**how)
 
     def moments(self) -> list[str]:
         return [call.moment for call in self.calls]

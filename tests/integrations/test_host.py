@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import gc
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from trainhooks.integrations.host import HostedRecorder, HostLog, causal_labels
+from trainhooks.integrations.host import AFTER_FAILURE_SECONDS, HostedRecorder, HostLog, causal_labels
+from trainhooks.recorder import WAIT_SECONDS
 from trainhooks.schedule import Every
 from trainhooks.sinks import MemorySink, Record
 
@@ -79,3 +81,19 @@ def test_run_that_nobody_ends_is_closed_when_the_host_goes(build_tiny, spy):
     del hosted
     gc.collect()
     assert recorder.moments() == ["begin_step", "close"]
+
+
+@pytest.mark.parametrize(("failed", "seconds"), [(False, WAIT_SECONDS), (True, AFTER_FAILURE_SECONDS)])
+def test_after_a_failure_other_ranks_are_hardly_waited_for(failed, seconds, build_tiny, spy):
+    hosted = HostedRecorder({"metrics": []}, labels=causal_labels)
+    hosted.start(build_tiny(), step=0, total_steps=None, saved=None)
+    hosted.close(failed=failed)
+    assert hosted.recorder.of("close")[0].arguments == {"wait_seconds": seconds}
+
+
+def test_lightnings_exception_is_a_failure(build_tiny, spy):
+    lightning = pytest.importorskip("trainhooks.integrations.lightning")
+    hooks = lightning.TrainHooks(metrics=[])
+    hooks._host.start(build_tiny(), step=0, total_steps=None, saved=None)
+    hooks.on_exception(SimpleNamespace(loggers=[]), None, KeyboardInterrupt())
+    assert hooks.recorder.of("close")[0].arguments == {"wait_seconds": AFTER_FAILURE_SECONDS}

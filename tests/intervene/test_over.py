@@ -8,7 +8,7 @@ from intervene.planted_lm import llama, target, texts
 
 from trainhooks.cli import app
 from trainhooks.intervene import over
-from trainhooks.intervene.over import WHOLE, Trajectory, moments, prune_along, steer_along
+from trainhooks.intervene.over import HEAD, WHOLE, Moments, Trajectory, moments, prune_along, steer_along
 from trainhooks.intervene.prune import prune
 from trainhooks.intervene.steer import steer
 
@@ -38,12 +38,14 @@ def test_figures_by_step_are_those_of_each_step_alone(suite):
     folder, text = suite
     seen = list(moments(folder, text=[text], context_length=30, max_positions=300))
     options = {"variants": ("zero",), "orders": ("ascending",), "random": 3, "fractions": (0.25, 0.5)}
-    found = prune_along(iter(seen), note=WHOLE, **options)
+    found = prune_along(Moments(WHOLE, iter(seen)), **options)
     assert [row["step"] for row in found.rows] == [0, 8]
     alone = prune(seen[0].target.weight, calibration=seen[0].calibration, test=seen[0].test, **options)
     assert found.rows[1]["zero/ascending"] == alone.largest[0].value
     assert found.rows[1]["zero gain"] == alone.gains["zero"].fraction.value
-    steered = steer_along(iter(seen), note=WHOLE, tokens=2, ratios=[2.0], directions=["least_norm", "logit_bias"])
+    assert found.note == WHOLE
+    series = Moments(WHOLE, iter(seen))
+    steered = steer_along(series, tokens=2, ratios=[2.0], directions=["least_norm", "logit_bias"])
     edits = steer(seen[0].target, seen[0].calibration, seen[0].test, tokens=2, ratios=[2.0], directions=["logit_bias"])
     errors = sorted(abs(math.log(edit.achieved / 2)) for edit in edits.edits)
     assert steered.rows[1]["logit_bias"] == pytest.approx(sum(errors) / 2)
@@ -56,7 +58,9 @@ def test_a_stores_matrices_stand_in_one_body(suite, monkeypatch):
     one, listed = seen[0].target, over.list_suite
     monkeypatch.setattr(over, "list_suite", lambda source, **options: listed(folder, **options))
     monkeypatch.setattr(over, "store_matrix", lambda store, step: one.weight * (step + 1))
-    found = list(moments(folder / "step8", text=[text], store="run.zarr", context_length=30, max_positions=300))
+    series = moments(folder / "step8", text=[text], store="run.zarr", context_length=30, max_positions=300)
+    assert series.note == HEAD.format(model=folder / "step8")
+    found = list(series)
     assert [moment.step for moment in found] == [8, 0]
     assert torch.allclose(found[0].target.weight, found[1].target.weight * 9)
     assert found[0].test is found[1].test

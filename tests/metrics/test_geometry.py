@@ -69,7 +69,7 @@ def test_growth_is_radial_and_rotation_is_angular():
     assert float(turned.angular) == pytest.approx(float(turned.distance))
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(seed=st.integers(0, 1000), scale=st.floats(1e-6, 1e6))
 def test_the_two_parts_make_up_the_distance_and_nothing_depends_on_the_frame(seed, scale):
     before, now = draw(20, 5, seed=seed), draw(20, 5, seed=seed + 1)

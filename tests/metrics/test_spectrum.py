@@ -65,7 +65,7 @@ def test_known_spectrum():
     np.testing.assert_allclose(scalars(spectrum), [energy, amplitude, 1.25, 2 / 3, 2], rtol=1e-12)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(scale=st.floats(1e-8, 1e8), seed=st.integers(0, 1000))
 def test_scale_rotation_shift_and_order_of_rows_change_nothing(scale, seed):
     rows = embedding(60, 8, seed=seed)

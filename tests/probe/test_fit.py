@@ -134,7 +134,7 @@ def test_a_random_matrix_knows_nothing_held_out():
     assert abs(float(fit.adjusted_r2)) < 0.015
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31), st.floats(1e-3, 1e3), st.floats(-50, 50))
 def test_scale_rotation_and_a_constant_row_change_nothing(seed, scale, shift):
     embedding, y, _ = planted(300, 6, noise=2.0)
@@ -146,7 +146,7 @@ def test_scale_rotation_and_a_constant_row_change_nothing(seed, scale, shift):
     np.testing.assert_allclose(fit.slope, expected.slope @ rotation / scale, rtol=1e-6, atol=1e-9 / scale)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(st.integers(0, 2**31))
 def test_rows_permuted_within_folds_with_their_targets_change_nothing(seed):
     embedding, y, _ = planted(300, 6, noise=2.0)

@@ -10,7 +10,7 @@ from trainhooks.probe import average_ranks, pearson, spearman
 few_values = st.lists(st.integers(-3, 3), min_size=1, max_size=40)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(few_values)
 def test_average_ranks_agree_with_scipy(values):
     ranks = average_ranks(torch.tensor(values, dtype=torch.float64))

@@ -45,7 +45,7 @@ def test_agree_with_explicit_sums(weighted):
         np.testing.assert_allclose(getattr(sums.total(), name).numpy(), expected, rtol=1e-9, atol=1e-9)
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.integers(1, 199), min_size=1, max_size=4, unique=True))
 def test_sums_of_shards_add_to_the_sums_of_all(cuts):
     embedding, y, _ = planted(200, 6)

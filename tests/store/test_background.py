@@ -25,7 +25,7 @@ def begin(run, tmp_path):
 def held(core, monkeypatch):
     """Let the writing thread wait before each record until the event is set."""
     gate, plain = threading.Event(), core.journal
-    monkeypatch.setattr(core, "journal", lambda *args, **kwargs: (gate.wait(20), plain(*args, **kwargs))[1])
+    monkeypatch.setattr(core, "journal", lambda *args, **kwargs: (gate.wait(120), plain(*args, **kwargs))[1])
     return gate
 
 
@@ -73,36 +73,6 @@ def test_a_kept_matrix_is_never_written_into(run, begin):
     writer.close()
     for step, matrix in enumerate(given):
         np.testing.assert_array_equal(matrix, run.matrix(step))
-
-
-def test_a_full_queue_blocks(run, begin, monkeypatch):
-    writer, core = begin(queue_bytes=3000)
-    gate = held(core, monkeypatch)
-    done = threading.Event()
-    thread = threading.Thread(target=lambda: (run.append(writer, range(6)), done.set()))
-    thread.start()
-    assert not done.wait(0.3)
-    assert writer._queued_bytes <= 3000
-    gate.set()
-    thread.join()
-    writer.close()
-    assert open_store(core.path).steps.tolist() == list(range(6))
-    assert writer.dropped == 0
-
-
-def test_a_full_queue_drops_counts_and_says_so(run, begin, monkeypatch):
-    writer, core = begin(queue_bytes=3000, backpressure="drop")
-    gate = held(core, monkeypatch)
-    with pytest.warns(RuntimeWarning, match="queue is full") as said:
-        run.append(writer, range(12))
-    assert len(said) == 1
-    gate.set()
-    writer.close()
-    store = open_store(core.path)
-    assert 0 < writer.dropped < 12
-    assert store.dropped == writer.dropped == 12 - len(store.steps)
-    for step in store.steps:
-        np.testing.assert_array_equal(store.output_embedding(step), run.matrix(step))
 
 
 def full_disk(*_, **__):

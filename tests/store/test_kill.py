@@ -4,7 +4,6 @@ import random
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -26,34 +25,31 @@ def children():
 
 def test_ten_kills_during_blocks_folds_compaction_and_commits_lose_nothing(tmp_path, children):
     rng = random.Random(3)
-    records = 0
+    records = check(tmp_path / "s.zarr", durable=children.kill("record", tmp_path / "s.zarr", seconds=0.0, after=3))
     for number in range(10):
         records = kill_one(children, tmp_path / "s.zarr", number, records=records, seconds=rng.uniform(0.0, 0.3))
-        if records:
-            look(tmp_path / "s.zarr")
+        look(tmp_path / "s.zarr")
     assert records >= 4
 
 
 def test_sigterm_loses_nothing(tmp_path, children):
-    for seconds in (0.05, 0.3):
-        durable = children.kill("record", tmp_path / "s.zarr", seconds=seconds, number=signal.SIGTERM)
+    for after in (None, 4):
+        durable = children.kill("record", tmp_path / "s.zarr", seconds=0.05, number=signal.SIGTERM, after=after)
         check(tmp_path / "s.zarr", durable=durable)
-    assert durable is not None
     assert durable >= 4
 
 
 def test_an_exception_in_the_loop_leaves_everything_durable(tmp_path):
     code = f"import sys; sys.path.insert(0, {str(SCRIPT.parent)!r}); import kill; kill.fail({str(tmp_path / 's')!r}, 7)"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=600, check=False)
     assert "ZeroDivisionError" in done.stderr
     assert open_store(tmp_path / "s").steps.tolist() == list(range(7))
 
 
-def test_a_killed_holder_does_not_block_the_next(tmp_path, children):
-    children.kill("record", tmp_path / "s.zarr", seconds=0.3)
-    begun = time.monotonic()
+def test_a_killed_holder_does_not_block_the_next(tmp_path, children, monkeypatch):
+    children.kill("record", tmp_path / "s.zarr", seconds=0.0, after=1)
+    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", float("nan"))  # time.sleep refuses: nobody may wait
     writer = StoreWriter(tmp_path / "s.zarr", layout(), mode="resume")
-    assert time.monotonic() - begun < 10
     step = -1 if writer.last_step is None else writer.last_step
     writer.append(step + 1, {}, snapshot=matrix(step + 1))
     writer.close()

@@ -2,13 +2,13 @@
 
 import json
 import os
-import threading
 import time
+from types import SimpleNamespace
 
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter
-from trainhooks.store.lock import LOCK
+from trainhooks.store.lock import LOCK, WATCH_SECONDS
 
 
 def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path, monkeypatch):
@@ -38,16 +38,20 @@ def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path, 
 
 
 def test_a_holder_elsewhere_that_beats_is_alive_whatever_its_clock_says(run, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", 0.5)
     StoreWriter(tmp_path / "s.zarr", run.layout).close()
     lock = tmp_path / "s.zarr" / LOCK
     holder = {"host": "elsewhere", "pid": 1, "started": "", "token": "theirs", "beat": time.time() - 1000}
     lock.write_text(json.dumps(holder))
-    beat = threading.Timer(0.1, lambda: lock.write_text(json.dumps(holder | {"beat": holder["beat"] + 15})))
-    beat.start()
+    watched = []
+
+    def sleep(seconds):  # while it is watched, the holder beats
+        watched.append(seconds)
+        lock.write_text(json.dumps(holder | {"beat": holder["beat"] + 15}))
+
+    monkeypatch.setattr("trainhooks.store.lock.time", SimpleNamespace(time=time.time, sleep=sleep))
     with pytest.raises(StoreError, match="on elsewhere"):
         StoreWriter(tmp_path / "s.zarr", run.layout, mode="resume")
-    beat.join()
+    assert watched == [WATCH_SECONDS]
 
 
 def test_a_damaged_lock_admits_nobody(run, tmp_path):

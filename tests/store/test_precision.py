@@ -27,7 +27,7 @@ def from_bits(*patterns: int) -> np.ndarray:
     return np.array(patterns, dtype=np.uint32).view(np.float32)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(PATTERNS, min_size=1, max_size=8), st.integers(1, 23))
 def test_agrees_with_the_slow_twin_on_any_bit_pattern(patterns, kept):
     values = from_bits(*patterns)
@@ -40,7 +40,7 @@ def test_agrees_with_the_slow_twin_on_any_bit_pattern(patterns, kept):
             assert np.signbit(got) == np.signbit(value)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(PATTERNS, st.integers(1, 22))
 def test_is_idempotent_odd_and_within_its_bounds(pattern, kept):
     value = from_bits(pattern)
@@ -86,7 +86,7 @@ def test_strides_and_tiles_do_not_matter():
     np.testing.assert_array_equal(round_mantissa(values[::3, 1::2], kept_bits=5), whole[::3, 1::2])
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.lists(PATTERNS, min_size=1, max_size=8), st.integers(1, 7))
 def test_packing_loses_nothing_but_payloads(patterns, kept):
     rounded = round_mantissa(from_bits(*patterns), kept_bits=kept)
@@ -117,7 +117,7 @@ def test_unknown_precision_is_refused(precision):
         kept_mantissa_bits(precision)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(PATTERNS, min_size=1, max_size=40))
 def test_a_cast_to_bfloat16_gives_the_same_bits(patterns):
     values = from_bits(*patterns)

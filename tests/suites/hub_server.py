@@ -4,7 +4,6 @@ import hashlib
 import json
 import re
 import threading
-import time
 from collections import deque
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -16,9 +15,10 @@ RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 class Hub:
     """`revisions[repo][revision][file]` are bytes; `faults` are taken one a file request, in order.
 
-    A fault is a status (500, 429, 401), or "stall", "whole" (ignores Range: 200), "shifted" (Content-Range of other
-    bytes), "wrong total", "early" (closes half-way), "gzip" (says it is encoded), "redirect". `fetched` counts body
-    bytes of files, `listed` of listings; `requests` are (path, headers).
+    A fault is a status (500, 429, 401), a status with its headers, or "stall" (until it is asked again), "whole"
+    (ignores Range: 200), "shifted" (Content-Range of other bytes), "wrong total", "early" (closes half-way), "gzip"
+    (says it is encoded), "redirect". `fetched` counts body bytes of files, `listed` of listings, before they are sent:
+    whoever has them finds them counted. `requests` are (path, headers).
     """
 
     def __init__(self) -> None:
@@ -26,7 +26,7 @@ class Hub:
         self.faults = deque()
         self.fetched = self.listed = 0
         self.requests = []
-        self.stall_seconds = 0.5
+        self.asked_again = threading.Event()
         self.redirect_to = ""
 
     def add(self, repo, revision, files):
@@ -89,12 +89,16 @@ class Handler(BaseHTTPRequestHandler):
         start, last = (int(match[1]), int(match[2])) if match else (0, len(data) - 1)
         body, total, status = data[start : last + 1], len(data), 206
         headers = {}
+        self.hub.asked_again.set()
         if isinstance(fault, int):
-            return self.answer(fault, b"", {"Retry-After": "0"})
+            fault = fault, {"Retry-After": "0"}
+        if isinstance(fault, tuple):
+            return self.answer(fault[0], b"", fault[1])
         if fault == "redirect":
             return self.answer(302, b"", {"Location": self.hub.redirect_to + self.path})
         if fault == "stall":
-            time.sleep(self.hub.stall_seconds)
+            self.hub.asked_again.clear()
+            self.hub.asked_again.wait(60)
         if fault == "shifted":
             start, last = start + 1, last + 1
         if fault == "wrong total":
@@ -122,8 +126,8 @@ class Handler(BaseHTTPRequestHandler):
                 return
             for at in range(0, len(body[:cut]), 1 << 16):
                 block = body[:cut][at : at + (1 << 16)]
-                self.wfile.write(block)
                 self.hub.fetched += len(block) if count else 0
+                self.wfile.write(block)
             if cut is not None:
                 self.close_connection = True
         except (BrokenPipeError, ConnectionResetError):

@@ -71,6 +71,15 @@ PICKLES = {
     "storage is none": b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00K\x01\x85K\x01\x85\x89NtR.",
 }
 
+UNTYPED = b"\x80\x02ctorch._utils\n_rebuild_tensor_v3\n"
+UNTYPED += b"((X\x07\x00\x00\x00storagectorch\n%s\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuK\x07tQ"
+UNTYPED += b"K\x00%s\x85K\x01\x85\x89N%stR."
+PICKLES |= {
+    "untyped beyond its bytes": UNTYPED % (b"UntypedStorage", b"K\x04", b"ctorch\nuint16\n"),
+    "untyped of no dtype": UNTYPED % (b"UntypedStorage", b"K\x01", b"K\x01"),
+    "untyped on a storage of floats": UNTYPED % (b"FloatStorage", b"K\x01", b"ctorch\nuint16\n"),
+}
+
 
 @pytest.mark.parametrize("case", PICKLES)
 def test_a_broken_pickle_is_an_error(tmp_path, case):

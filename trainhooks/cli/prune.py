@@ -106,7 +106,7 @@ def prune(
         "seed": seed,
     }
     if over is not None:
-        from trainhooks.intervene.over import HEAD, WHOLE, moments, prune_along
+        from trainhooks.intervene.over import moments, prune_along
 
         refuse_beside_over({"--save": save, "--step": step, "--generate": generate})
         series = moments(
@@ -119,7 +119,7 @@ def prune(
             max_positions=positions,
             seed=seed,
         )
-        along = prune_along(series, note=WHOLE if store is None else HEAD.format(model=model), **options)
+        along = prune_along(series, **options)
         print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
         return
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 from cyclopts import Parameter, validators
 
@@ -77,43 +77,25 @@ def steer(
     from trainhooks.intervene.directions import REFERENCES, SOLVED
     from trainhooks.intervene.steering import run_steering
 
+    where: dict[str, Any] = {
+        "text": text,
+        "store": store,
+        "tokenizer": tokenizer,
+        "context_length": context_length,
+        "max_positions": positions,
+        "seed": seed,
+    }
+    edits: dict[str, Any] = {
+        "tokens": tokens or pick,
+        "ratios": ratios,
+        "directions": direction or (*SOLVED, *REFERENCES),
+    }
+    found: Any
     if over is not None:
-        from trainhooks.intervene.over import HEAD, WHOLE, moments, steer_along
+        from trainhooks.intervene.over import moments, steer_along
 
         refuse_beside_over({"--save": save, "--step": step, "--counts": counts})
-        along = steer_along(
-            moments(
-                model,
-                text=text,
-                over=over,
-                store=store,
-                tokenizer=tokenizer,
-                context_length=context_length,
-                max_positions=positions,
-                seed=seed,
-            ),
-            note=WHOLE if store is None else HEAD.format(model=model),
-            tokens=tokens or pick,
-            ratios=ratios,
-            directions=direction or (*SOLVED, *REFERENCES),
-            seed=seed,
-        )
-        print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
-        return
-    report = run_steering(
-        model,
-        text=text,
-        tokens=tokens or pick,
-        ratios=ratios,
-        directions=direction or (*SOLVED, *REFERENCES),
-        store=store,
-        step=step,
-        tokenizer=tokenizer,
-        context_length=context_length,
-        max_positions=positions,
-        seed=seed,
-        untie=untie,
-        counts=counts,
-        save=save,
-    )
-    print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")
+        found = steer_along(moments(model, over=over, **where), **edits, seed=seed)
+    else:
+        found = run_steering(model, step=step, untie=untie, counts=counts, save=save, **where, **edits)
+    print(json_format.dumps(found.to_dict(), indent=2) if json else found.render(), end="\n" if json else "")

@@ -12,11 +12,13 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from trainhooks.recorder import Recorder
+from trainhooks.recorder import WAIT_SECONDS, Recorder
 from trainhooks.sinks import Record, Sink
 
 LabelFunction = Callable[[Any], Tensor | None]
 ScalarLog = Callable[[dict[str, float], int], None]
+
+AFTER_FAILURE_SECONDS = 1.0  # for other ranks' last pieces: whoever writes them may be gone
 
 
 def causal_labels(batch: Any) -> Tensor | None:
@@ -98,7 +100,7 @@ class HostedRecorder:
         self._log = HostLog()
         recorder.add_sink(self._log)
         # a host that fails without telling leaves a readable store nevertheless: at the latest when Python ends
-        weakref.finalize(self, recorder.close)
+        weakref.finalize(self, recorder.close, wait_seconds=AFTER_FAILURE_SECONDS)
         self._recorder = recorder
 
     def begin_step(self, batch: Any) -> None:
@@ -119,7 +121,7 @@ class HostedRecorder:
         """Give the host's loggers the scalars that have arrived."""
         self._log.drain(log)
 
-    def close(self) -> None:
-        """End the run; nothing happens where none is open."""
+    def close(self, *, failed: bool = False) -> None:
+        """End the run; nothing happens where none is open. After a failure other ranks are hardly waited for."""
         if self._recorder is not None:
-            self._recorder.close()
+            self._recorder.close(wait_seconds=AFTER_FAILURE_SECONDS if failed else WAIT_SECONDS)

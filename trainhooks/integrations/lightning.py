@@ -64,7 +64,7 @@ class TrainHooks(Callback):
         """After the sanity check and after every kind of restore, before the first forward pass."""
         expected = trainer.estimated_stepping_batches
         self._host.start(
-            pl_module,
+            trainer.model,  # as the strategy has wrapped it
             step=trainer.global_step,
             total_steps=int(expected) if expected != float("inf") else None,
             saved=self._saved,
@@ -101,7 +101,7 @@ class TrainHooks(Callback):
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
         """What was recorded until here is kept."""
-        self._close(trainer)
+        self._close(trainer, failed=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The recorder's state, for the trainer's checkpoint."""
@@ -128,8 +128,8 @@ class TrainHooks(Callback):
 
         self._host.drain(log)
 
-    def _close(self, trainer: Any) -> None:
-        self._host.close()
+    def _close(self, trainer: Any, *, failed: bool = False) -> None:
+        self._host.close(failed=failed)
         self._drain(trainer)
 
 

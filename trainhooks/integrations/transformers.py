@@ -100,16 +100,19 @@ class TrainHooks(TrainerCallback):
         """End the run."""
         self.close()
 
-    def close(self) -> None:
-        """End the run: takes the hooks off the model and closes the recorder. May be called twice."""
+    def close(self, *, failed: bool = False) -> None:
+        """End the run: takes the hooks off the model and closes the recorder. May be called twice.
+
+        After a failure (`failed`) what other ranks have not written yet is hardly waited for.
+        """
         self._release()
-        self._host.close()
+        self._host.close(failed=failed)
 
     def __enter__(self) -> TrainHooks:
         return self
 
-    def __exit__(self, *exception: object) -> None:
-        self.close()
+    def __exit__(self, error: object, *_: object) -> None:
+        self.close(failed=error is not None)
 
     def _release(self) -> None:
         for handle in self._handles:

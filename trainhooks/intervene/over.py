@@ -5,8 +5,11 @@ from __future__ import annotations
 import statistics
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from trainhooks.intervene.contexts import Contexts, choose_windows, read_documents, run_windows, split_documents
 from trainhooks.intervene.directions import REFERENCES, SOLVED
@@ -31,6 +34,21 @@ class Moment:
     target: Target
     calibration: Contexts
     test: Contexts
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The steps of a run from the last to the first, one model in memory at a time; walked once.
+
+    `note` says whose hidden states they are.
+    """
+
+    note: str
+    found: Iterator[Moment]
+
+    def __iter__(self) -> Iterator[Moment]:
+        """Moments, each made when it is asked for."""
+        return self.found
 
 
 @dataclass(frozen=True)
@@ -69,47 +87,49 @@ def moments(
     context_length: int = 128,
     max_positions: int = 8192,
     seed: int = 0,
-) -> Iterator[Moment]:
-    """The steps of a run from the last to the first, one model in memory at a time.
+) -> Moments:
+    """The steps of a run, each with its model and contexts.
 
     Without `store`, `model` is a folder of whole checkpoints (`list_suite`) and contexts are each checkpoint's own.
     With it, the store's output embeddings stand one after the other in the body of `model`. `over` selects steps as
-    `parse_steps` does, "all" takes all. Raises ValueError for a suite that is not of folders, and as `list_suite`,
-    `load_target`, `split_documents` and `choose_windows`.
+    `parse_steps` does, "all" takes all. Raises ValueError for a suite that is not of folders, and as `list_suite` and
+    `split_documents`; while it is walked as `load_target` and `choose_windows`.
     """
     suite = list_suite(model if store is None else store, steps=None if over == "all" else over)
     parts = split_documents(read_documents(text), seed=seed)
-    window: dict[str, Any] = {"context_length": context_length, "max_positions": max_positions, "seed": seed}
+    load = partial(load_target, tokenizer=tokenizer)
+
+    def contexts(target: Target) -> tuple[Contexts, ...]:
+        chosen = [
+            choose_windows(target, part, context_length=context_length, max_positions=max_positions, seed=seed)
+            for part in parts
+        ]
+        return tuple(run_windows(target, windows, max_positions=max_positions) for windows in chosen)
+
     if store is not None:
-        body = load_target(model, tokenizer=tokenizer)
-        first, second = (_contexts(body, part, window) for part in parts)
-        for step in reversed(suite.steps):
-            yield Moment(step, body.with_head(store_matrix(store, step)), first, second)
-        return
+        heads = ((step, store_matrix(store, step)) for step in reversed(suite.steps))
+        return Moments(HEAD.format(model=model), _in_one_body(lambda: load(model), heads, contexts))
     if suite.kind not in ("folder", "list"):
         raise ValueError(
             f"{model} is a {suite.kind}; whole models at each step are read from folders. Download the steps into "
             "folders step{N}, or give a store together with the model whose body it goes into."
         )
-    for entry in reversed(suite.entries):
-        target = load_target(entry.place, tokenizer=tokenizer)
-        first, second = (_contexts(target, part, window) for part in parts)
-        yield Moment(entry.step, target, first, second)
+    models = ((entry.step, load(entry.place)) for entry in reversed(suite.entries))
+    return Moments(WHOLE, (Moment(step, target, *contexts(target)) for step, target in models))
 
 
-def prune_along(series: Iterator[Moment], *, note: str, **options: Any) -> Trajectory:
+def prune_along(series: Moments, **options: Any) -> Trajectory:
     """`prune` at each moment: for each variant the largest fraction in ascending order, the random orders' mean, and
     what saliency gains with its interval; `loss` of the unmodified model, nats. `options` are those of `prune`.
 
     Raises ValueError as `prune`.
     """
-    return _collect(series, lambda moment: _prune_figures(_pruned(moment, options)), note)
+    return _collect(series, lambda moment: _prune_figures(_pruned(moment, options)))
 
 
 def steer_along(
-    series: Iterator[Moment],
+    series: Moments,
     *,
-    note: str,
     tokens: Sequence[int | str] | int = 20,
     ratios: Sequence[float] = RATIOS,
     directions: Sequence[str] = (*SOLVED, *REFERENCES),
@@ -136,12 +156,18 @@ def steer_along(
         chosen.append(list(dict.fromkeys(edit.token for edit in found.edits)))
         return _steer_figures(found)
 
-    return _collect(series, figures, note)
+    return _collect(series, figures)
 
 
-def _contexts(target: Target, documents: Sequence[str], window: dict[str, Any]) -> Contexts:
-    windows = choose_windows(target, documents, **window)
-    return run_windows(target, windows, max_positions=window["max_positions"])
+def _in_one_body(
+    load: Callable[[], Target],
+    heads: Iterator[tuple[int, Tensor]],
+    contexts: Callable[[Target], tuple[Contexts, ...]],
+) -> Iterator[Moment]:
+    body = load()
+    calibration, test = contexts(body)
+    for step, head in heads:
+        yield Moment(step, body.with_head(head), calibration, test)
 
 
 def _pruned(moment: Moment, options: dict[str, Any]) -> Pruning:
@@ -150,10 +176,10 @@ def _pruned(moment: Moment, options: dict[str, Any]) -> Pruning:
     return prune(target.weight, calibration=moment.calibration, test=moment.test, **own, **options)
 
 
-def _collect(series: Iterator[Moment], figures: Callable[[Moment], dict[str, float]], note: str) -> Trajectory:
+def _collect(series: Moments, figures: Callable[[Moment], dict[str, float]]) -> Trajectory:
     rows = [{"step": float(moment.step), **figures(moment)} for moment in series]
     rows.sort(key=lambda row: row["step"])
-    return Trajectory(note, tuple(name for name in rows[0] if name != "step"), tuple(rows))
+    return Trajectory(series.note, tuple(name for name in rows[0] if name != "step"), tuple(rows))
 
 
 def _prune_figures(found: Pruning) -> dict[str, float]:

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainhooks.distributed import is_sharded
+from trainhooks.distributed import Ranks, joined, share, share_of
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.geometry import ratio
 from trainhooks.metrics.norms import group_sums, squared_norms, unique_tensors
@@ -45,13 +45,15 @@ class ExactConvergence(Metric):
 
     Each of `groups` (names of `State.groups`) and each of `patterns` (globs on clean parameter names,
     "layers.*.attention*") is one entry of the dimension `exact`, in this order. The copies stay in the parameters'
-    dtype on `device` (default: the host, pinned where the model is on CUDA, so that nothing waits);
-    `reference_bytes` says how much they take. They are made at the first record computed, and the previous one moves
-    on with every record: compute each record once. A store keeps sketches of these parameters, not their values, so a
-    restart needs the copies: they are part of `state_dict`, which makes a checkpoint larger by `reference_bytes`, and
-    a restarted run goes on as if it had never stopped. Where the first record seen is not step 0 and no state was
-    loaded, the initial state is not known: what compares with it is NaN to the end, and what compares with the
-    previous record is NaN at that one. Frozen parameters have step 0 and cosine 1; what divides by a norm of 0 is NaN.
+    dtype on `device` (default: the host, pinned where the model is on CUDA, so that nothing waits); `reference_bytes`
+    says how much they take. They are made at the first record computed, and the previous one moves on with every
+    record: compute each record once. A store keeps sketches of these parameters, not their values, so a restart needs
+    the copies: they are part of `state_dict`, which makes a checkpoint larger by `reference_bytes`, and a restarted run
+    goes on as if it had never stopped. Where parameters are sharded each rank keeps copies of its own share;
+    `state_dict` gathers them, one at a time, so that any number of ranks may go on. Where the first record seen is not
+    step 0 and no state was loaded, the initial state is not known: what compares with it is NaN to the end, and what
+    compares with the previous record is NaN at that one. Frozen parameters have step 0 and cosine 1; what divides by a
+    norm of 0 is NaN.
 
     Raises ValueError where neither groups nor patterns are given, at the first record where one matches nothing, and
     at the first record after a restart where parameters have other shapes or types than those that were saved.
@@ -75,54 +77,60 @@ class ExactConvergence(Metric):
         self.variables = _declare((*self.groups, *self.patterns))
         self._initial: _Copy | None = None
         self._previous: _Copy | None = None
+        self._shares: _Shares | None = None
         self._saved: dict[str, Any] = {}
 
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values [exact] on the parameters' device."""
         tensors, members = unique_tensors(self._select(state))
-        squares = squared_norms(tensors)
+        self._shares = shares = _Shares(tensors, state.ranks)
+        squares = shares.total(squared_norms(shares.held))
         norms = group_sums(squares, members=members).sqrt()
         values: dict[str, Tensor | float] = {"exact_convergence.norm": norms}
-        self._restore(tensors)
+        self._restore(shares)
         if self._previous is None:
-            self._previous = _Copy(tensors, squares, self.device)
-            self._initial = _Copy(tensors, squares, self.device) if state.step == 0 else None
+            self._previous = _Copy(shares, squares, self.device)
+            self._initial = _Copy(shares, squares, self.device) if state.step == 0 else None
         else:
-            apart, cosines, _ = self._previous.compare(tensors, squares, members)
+            apart, cosines, _ = self._previous.compare(shares, squares, members)
             step = ratio(apart, norms)
             values |= {"exact_convergence.relative_step": step, "exact_convergence.cosine_to_previous": cosines}
             if state.learning_rate_sum:
                 values["exact_convergence.step_per_learning_rate"] = step / state.learning_rate_sum
-            self._previous.update(tensors, squares)
+            self._previous.update(shares, squares)
         if self._initial is not None:
-            apart, cosines, initial_norms = self._initial.compare(tensors, squares, members)
+            apart, cosines, initial_norms = self._initial.compare(shares, squares, members)
             values["exact_convergence.distance_to_initial"] = ratio(apart, initial_norms)
             values["exact_convergence.cosine_to_initial"] = cosines
         return values
 
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """What the copies take, on the host or on the device that was asked for."""
-        held = [tensor for tensors in self._select(state).values() for tensor in tensors]
+        tensors, _ = unique_tensors(self._select(state))
+        held = [share(tensor) for tensor in tensors]
         return {"host" if self.device.type == "cpu" else "device": reference_bytes(held)}
 
     def state_dict(self) -> dict[str, Any]:
-        """The copies, on the host: initial and previous, as they were at their records."""
-        if self._saved:
+        """The copies, on the host: initial and previous, as they were at their records.
+
+        Of sharded parameters collective, and rank 0 alone is given the whole of them.
+        """
+        if self._saved or self._shares is None:
             return self._saved
         held = {"initial": self._initial, "previous": self._previous}
-        return {name: copy.state_dict() for name, copy in held.items() if copy is not None}
+        return {name: copy.state_dict(self._shares) for name, copy in held.items() if copy is not None}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take the copies back; they are laid where they belong at the next record, when the parameters are seen."""
-        self._initial = self._previous = None
+        self._initial = self._previous = self._shares = None
         self._saved = dict(state)
 
-    def _restore(self, tensors: Sequence[Tensor]) -> None:
+    def _restore(self, shares: _Shares) -> None:
         saved, self._saved = self._saved, {}
         if "initial" in saved:
-            self._initial = _Copy.restored(saved["initial"], tensors, self.device)
+            self._initial = _Copy.restored(saved["initial"], shares, self.device)
         if "previous" in saved:
-            self._previous = _Copy.restored(saved["previous"], tensors, self.device)
+            self._previous = _Copy.restored(saved["previous"], shares, self.device)
 
     def _select(self, state: State) -> dict[str, list[Tensor]]:
         if unknown := [group for group in self.groups if group not in state.groups]:
@@ -135,24 +143,40 @@ class ExactConvergence(Metric):
                 shown = ", ".join(name for name, _ in named[:6])
                 raise ValueError(f"no parameter matches {pattern!r}. Names look like: {shown}, ...")
             chosen[f"pattern {pattern}"] = matched
-        if any(is_sharded(tensor) for tensors in chosen.values() for tensor in tensors):
-            raise ValueError(
-                "ExactConvergence keeps whole parameters, and these are sharded: use GroupConvergence, whose sketches "
-                "add up over the ranks."
-            )
         return chosen
 
 
-class _Copy:
-    """Parameters as they were at one record, with their squared norms."""
+class _Shares:
+    """What this rank has of parameters: `held`, its share of each of `tensors`, and sums over all ranks' shares."""
 
-    def __init__(self, tensors: Sequence[Tensor], squares: Tensor, device: torch.device) -> None:
-        self.tensors = [_empty_like(tensor, device) for tensor in tensors]
-        self.update(tensors, squares)
+    def __init__(self, tensors: Sequence[Tensor], ranks: Ranks | None) -> None:
+        self.tensors = tensors
+        self.held = [share(tensor) for tensor in tensors]
+        self._ranks = ranks if ranks is not None and ranks.sharded else None
+        self.first = ranks is None or ranks.first
+        # of what several ranks hold one counts
+        self._counts = [self._ranks is None or self._ranks.part(tensor) is not None for tensor in tensors]
+
+    def total(self, values: Float[Tensor, "tensor"]) -> Float[Tensor, "tensor"]:
+        """The sum over the shares of each parameter, given this rank's (collective where they are sharded)."""
+        if self._ranks is None:
+            return values
+        nothing = values.new_zeros(())
+        mine = [value if counts else nothing for value, counts in zip(values.unbind(), self._counts, strict=True)]
+        return self._ranks.sum(torch.stack(mine) if mine else values)
+
+
+class _Copy:
+    """A rank's shares of parameters as they were at one record, with the whole parameters' squared norms."""
+
+    def __init__(self, shares: _Shares, squares: Tensor, device: torch.device) -> None:
+        self.tensors = [_empty_like(tensor, device) for tensor in shares.held]
+        self.update(shares, squares)
 
     @classmethod
-    def restored(cls, saved: Mapping[str, Any], like: Sequence[Tensor], device: torch.device) -> _Copy:
+    def restored(cls, saved: Mapping[str, Any], shares: _Shares, device: torch.device) -> _Copy:
         """What `state_dict` gave, for parameters of the same shapes and types."""
+        like = shares.tensors
         kept, now = ([(tuple(t.shape), t.dtype) for t in tensors] for tensors in (saved["tensors"], like))
         if kept != now:
             odd = next((pair for pair in zip(kept, now, strict=False) if pair[0] != pair[1]), (len(kept), len(now)))
@@ -160,27 +184,29 @@ class _Copy:
                 f"the state was saved for other parameters than the model has: {odd[0]} then, {odd[1]} now. Follow the "
                 "same groups and patterns of the same model, or go on without this metric."
             )
-        copy = cls(like, saved["squares"].to(like[0].device), device)
-        for tensor, value in zip(copy.tensors, saved["tensors"], strict=True):
-            tensor.copy_(value)
+        copy = cls(shares, saved["squares"].to(shares.held[0].device), device)
+        for tensor, value, parameter in zip(copy.tensors, saved["tensors"], like, strict=True):
+            tensor.copy_(share_of(value, like=parameter))
         return copy
 
-    def state_dict(self) -> dict[str, Any]:
+    def state_dict(self, shares: _Shares) -> dict[str, Any]:
         # the squares first: they wait for the device, and with it for copies to the host that are under way
         squares = self.squares.cpu()
-        return {"squares": squares, "tensors": [tensor.cpu().clone() for tensor in self.tensors]}
+        whole = (joined(kept, like=like) for kept, like in zip(self.tensors, shares.tensors, strict=True))
+        return {"squares": squares, "tensors": [tensor.cpu().clone() for tensor in whole if shares.first]}
 
-    def update(self, tensors: Sequence[Tensor], squares: Tensor) -> None:
-        for copy, tensor in zip(self.tensors, tensors, strict=True):
+    def update(self, shares: _Shares, squares: Tensor) -> None:
+        for copy, tensor in zip(self.tensors, shares.held, strict=True):
             # stream order makes this safe: later reads of the copy are queued behind it
-            copy.copy_(tensor.detach(), non_blocking=True)
+            copy.copy_(tensor, non_blocking=True)
         self.squares = squares
 
     def compare(
-        self, tensors: Sequence[Tensor], squares: Tensor, members: Sequence[Sequence[int]]
+        self, shares: _Shares, squares: Tensor, members: Sequence[Sequence[int]]
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Distance, cosine and the copy's norm by group; the cosine from the three squared lengths."""
-        apart = group_sums(squared_distances(tensors, self.tensors), members=members)
+        distances = shares.total(squared_distances(shares.held, self.tensors))
+        apart = group_sums(distances, members=members)
         now, then = group_sums(squares, members=members), group_sums(self.squares, members=members)
         cosines = ratio((now + then - apart) / 2, now.sqrt() * then.sqrt()).clamp(-1.0, 1.0)
         return apart.sqrt(), cosines, then.sqrt()

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from trainhooks.store import Layout
+from trainhooks.store.precision import unpack
 
 
 @dataclass(frozen=True)
@@ -17,7 +18,8 @@ class Record:
 
     `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
     `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out. Where several ranks
-    write the store, `snapshot` holds this one's rows alone, `rows` (start, stop); None: all of them.
+    write the store, `snapshot` holds this one's rows alone, `rows` (start, stop); None: all of them. Of a run that is
+    stored in bfloat16 precision `snapshot` is uint16, the bits of bfloat16; `matrix` is float32 either way.
     """
 
     step: int
@@ -27,6 +29,13 @@ class Record:
     snapshot: np.ndarray | None = None
     label_counts: np.ndarray | None = None
     rows: tuple[int, int] | None = None
+
+    @property
+    def matrix(self) -> np.ndarray | None:
+        """`snapshot` as float32, made where it holds bits."""
+        if self.snapshot is None or self.snapshot.dtype != np.uint16:
+            return self.snapshot
+        return unpack(self.snapshot)
 
     @property
     def scalars(self) -> dict[str, float]:

@@ -18,7 +18,8 @@ from trainhooks.suites.ranges import WritableBytes, check_range
 
 RETRIES = 5
 WAIT_SECONDS = 0.5  # before the first retry; doubles
-LONGEST_WAIT_SECONDS = 60.0
+LONGEST_WAIT_SECONDS = 300.0  # the hub counts requests in windows of five minutes
+LIMITED_SECONDS = 60.0  # where it answers 429 and does not say for how long: five such waits outlast a window
 TIMEOUT_SECONDS = 20.0  # without a byte
 CHUNK_BYTES = 1 << 20
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
@@ -49,8 +50,9 @@ class HubFile:
 
     def read(self, start: int, stop: int) -> WritableBytes:
         """Bytes [start, stop), in one request unless it breaks: then from where it broke, up to five times more on
-        408, 429, 5xx, timeouts, broken connections and short answers, after 0.5, 1, 2, ... seconds or what Retry-After
-        says (60 at most). Raises CheckpointError on any other answer, and when the retries are used up."""
+        408, 429, 5xx, timeouts, broken connections and short answers, after 0.5, 1, 2, ... seconds or what the server
+        asks for (300 at most; a minute where it answers 429 and asks for nothing). Raises CheckpointError on any other
+        answer, and when the retries are used up."""
         check_range(self, start, stop)
         try:
             progress = _Progress(bytearray(stop - start), start)
@@ -63,6 +65,7 @@ class HubFile:
             if attempt:
                 time.sleep(min(max(wait, progress.asked_wait), LONGEST_WAIT_SECONDS))
                 wait *= 2
+                progress.asked_wait = 0.0
             try:
                 failure = self._request(progress)
             except _transport_errors() as error:
@@ -86,7 +89,7 @@ class HubFile:
                 "GET", self.url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
             ) as response:
                 if response.status_code in RETRY_STATUS:
-                    progress.asked_wait = _seconds(response.headers.get("Retry-After"))
+                    progress.asked_wait = _asked_wait(response)
                     return f"the server answers {response.status_code}"
                 self._check(response, expected=f"bytes {first}-{last}/{self.size}")
                 for chunk in response.iter_raw(CHUNK_BYTES):
@@ -209,5 +212,14 @@ def _transport_errors() -> tuple[type[Exception], ...]:
     return tuple(importlib.import_module(name).TransportError for name in clients)
 
 
-def _seconds(retry_after: str | None) -> float:
-    return float(retry_after) if retry_after and retry_after.isdecimal() else 0.0
+def _asked_wait(response: Any) -> float:
+    """Seconds the server asks to be left alone: until its limit is reset, or what Retry-After says."""
+    from huggingface_hub import utils
+
+    limit = getattr(utils, "parse_ratelimit_headers", lambda _: None)(response.headers)  # absent before 1.2
+    if response.status_code == 429 and limit is not None and not limit.remaining:
+        return limit.reset_in_seconds + 1.0  # it is told in whole seconds
+    told = response.headers.get("Retry-After", "")
+    if told.isdecimal():
+        return float(told)
+    return LIMITED_SECONDS if response.status_code == 429 else 0.0

@@ -6,23 +6,12 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import torch
+
 from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.dtypes import PICKLED, STORAGES
 from trainhooks.suites.pickle_machine import PickleMachine
 from trainhooks.suites.sizes import MOST_SIZE, is_shape, is_sizes
-
-STORAGES = {
-    "DoubleStorage": "float64",
-    "FloatStorage": "float32",
-    "HalfStorage": "float16",
-    "BFloat16Storage": "bfloat16",
-    "LongStorage": "int64",
-    "IntStorage": "int32",
-    "ShortStorage": "int16",
-    "CharStorage": "int8",
-    "ByteStorage": "uint8",
-    "BoolStorage": "bool",
-}
-DTYPES = frozenset((*STORAGES.values(), "float8_e4m3fn", "float8_e5m2", "complex64", "complex128"))
 
 
 class Inert:
@@ -94,6 +83,24 @@ class RebuildTensor(Record):
         return tensor
 
 
+class RebuildUntyped(Record):
+    """In place of torch._utils._rebuild_tensor_v3: a tensor that says its own dtype, on a storage of bytes."""
+
+    def __call__(
+        self, storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
+    ) -> Any:
+        """A checked record. Raises CheckpointError."""
+        if not isinstance(dtype, Dtype):
+            named = dtype.global_name[:80] if isinstance(dtype, Inert) else type(dtype).__name__
+            raise CheckpointError(
+                f"the pickle holds a tensor of dtype {named}; known are {', '.join(sorted(PICKLED))}. Save it as one."
+            )
+        if not isinstance(storage, Storage) or storage.dtype != "uint8":
+            raise CheckpointError(f"the pickle holds a tensor of {dtype.name} whose storage is not one of bytes.")
+        length = storage.length // getattr(torch, dtype.name).itemsize
+        return RebuildTensor()(Storage(dtype.name, storage.key, length), offset, shape, stride)
+
+
 class RebuildParameter(Record):
     """In place of torch._utils._rebuild_parameter: the tensor inside."""
 
@@ -107,7 +114,7 @@ class RebuildSubclass(Record):
 
     def __call__(self, rebuild: Any, _: Any, arguments: Any, __: Any) -> Any:
         """The tensor inside; an inert object where it is rebuilt by anything but the functions above."""
-        if isinstance(rebuild, (RebuildTensor, RebuildParameter)) and isinstance(arguments, tuple):
+        if isinstance(rebuild, (RebuildTensor, RebuildUntyped, RebuildParameter)) and isinstance(arguments, tuple):
             return rebuild(*arguments)
         return Inert()
 
@@ -133,11 +140,12 @@ KNOWN: dict[str, Callable[[], Any]] = {
     "torch.Size": MakeSize,
     "torch._utils._rebuild_tensor": RebuildTensor,
     "torch._utils._rebuild_tensor_v2": RebuildTensor,
+    "torch._utils._rebuild_tensor_v3": RebuildUntyped,
     "torch._utils._rebuild_parameter": RebuildParameter,
     "torch._utils._rebuild_parameter_with_state": RebuildParameter,
     "torch._tensor._rebuild_from_type_v2": RebuildSubclass,
 }
-CALLABLE = (MakeMapping, MakeSize, RebuildTensor, RebuildParameter, RebuildSubclass)
+CALLABLE = (MakeMapping, MakeSize, RebuildTensor, RebuildUntyped, RebuildParameter, RebuildSubclass)
 
 
 class InertBuild:
@@ -156,7 +164,7 @@ class InertBuild:
         if whole in KNOWN:
             return KNOWN[whole]()
         module, _, last = whole.rpartition(".")
-        if module in ("torch", "torch.storage") and (last in STORAGES or last in DTYPES):
+        if module in ("torch", "torch.storage") and (last in STORAGES or last in PICKLED):
             return Dtype(STORAGES.get(last, last))
         self.unknown.add(whole)
         if self._strict:

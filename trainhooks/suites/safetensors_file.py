@@ -5,34 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
-
 from trainhooks.suites.base import CheckpointError, TensorEntry
+from trainhooks.suites.dtypes import SAFETENSORS
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, load_json
 from trainhooks.suites.sizes import MOST_DIMS, is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor, row_major
 
-DTYPES = {
-    "F64": torch.float64,
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
-    "I64": torch.int64,
-    "I32": torch.int32,
-    "I16": torch.int16,
-    "I8": torch.int8,
-    "U8": torch.uint8,
-    "BOOL": torch.bool,
-}
 PROBLEMS_SHOWN = 5
 
 
 def safetensors_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, unread: only the header is fetched, and checked against the file's size.
 
-    `file` is the name entries carry. Tensors of a dtype that torch lacks are listed under the format's name for it
+    `file` is the name entries carry. Tensors of any other dtype than those in
+    `dtypes` are listed under the format's name for it
     and fail when read. Raises CheckpointError with each problem's location: a header longer than 100 MB or than the
     file, no JSON, offsets outside the file, overlapping tensors, dtype x shape that is not the bytes announced.
     Format: huggingface/safetensors, README, "Format".
@@ -95,7 +81,7 @@ def _entry(key: str, fields: dict[str, Any], *, file: str, room: int) -> tuple[T
     start, stop = offsets
     if not start <= stop <= room:
         raise ValueError(f"bytes {start} to {stop} lie outside the file, which holds {room} after the header")
-    dtype = DTYPES.get(name) if isinstance(name, str) else None
+    dtype = SAFETENSORS.get(name) if isinstance(name, str) else None
     if dtype is not None and math.prod(shape) * dtype.itemsize != stop - start:
         raise ValueError(f"{name} of shape {str(shape)[:80]} does not fill the {stop - start} bytes announced")
     spelled = str(name) if dtype is None else str(dtype).removeprefix("torch.")

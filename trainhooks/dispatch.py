@@ -1,0 +1,206 @@
+"""Between measuring and the sinks: what a record holds is sent to the host, and handed on once it is there."""
+
+from __future__ import annotations
+
+import logging
+import math
+import warnings
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainhooks.capture import Packed, pack
+from trainhooks.cost import DeviceClock
+from trainhooks.distributed import is_sharded
+from trainhooks.followed import Followed
+from trainhooks.metrics.base import State
+from trainhooks.metrics.own import what_is_not_finite
+from trainhooks.outlets import Outlets
+from trainhooks.references import kept_heads
+from trainhooks.sinks import Record
+from trainhooks.store import Layout
+from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS
+from trainhooks.transfer import Freight, Lane, Parcel
+
+logger = logging.getLogger("trainhooks")
+
+_SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What stays behind of a record while its tensors travel."""
+
+    step: int
+    groups: tuple[str, ...]
+    packed: Packed
+    known: Mapping[str, np.ndarray]
+    has_counts: bool
+    has_snapshot: bool
+    rows: tuple[int, int] | None
+
+
+def freight_of(layout: Layout, *, weight: Tensor, needs: Iterable[str]) -> Freight:
+    """What records of this layout and output embedding are in bytes; `needs` says what is kept of it."""
+    values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
+    numbers = values + len(layout.groups) * layout.sketch_size + layout.vocab + 1  # label counts; those beyond
+    return Freight(
+        device=weight.device,
+        vocab=layout.vocab,
+        dim=layout.dim,
+        stored=torch.bfloat16 if layout.kept_bits == BFLOAT16_MANTISSA_BITS else torch.float32,
+        kept=kept_heads(needs),
+        record=8 * numbers,
+        sharded=is_sharded(weight),
+    )
+
+
+def device_clock(device: torch.device) -> DeviceClock | None:
+    """A clock of what a GPU does; None for the host, whose clock the stopwatch has."""
+    if device.type != "cuda":
+        return None
+
+    def mark() -> torch.cuda.Event:
+        event = torch.cuda.Event(enable_timing=True)
+        event.record(torch.cuda.current_stream(device))
+        return event
+
+    return DeviceClock(mark)
+
+
+class Dispatch:
+    """Sends records over a lane and gives them to the outlets, in order, in the thread that calls `hand_out`.
+
+    On the host a record is handed out when it is sent. From a GPU it is once it has arrived: records without a matrix
+    travel several together, and nothing waits but `hand_out(wait=True)`. A matrix travels as it is stored: bfloat16
+    in 2 bytes an element. What is wrong with a record is said once, with its step, on the `first` rank.
+    """
+
+    def __init__(self, outlets: Outlets, *, first: bool) -> None:
+        self._outlets, self._first = outlets, first
+        self._warned: set[str] = set()
+        self._freight: Freight | None = None
+        self._lane: Lane | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """The lane of the freight that was announced."""
+        assert self._lane is not None, "carry() comes first"
+        return self._lane
+
+    @property
+    def freight(self) -> Freight:
+        """What was announced."""
+        assert self._freight is not None, "carry() comes first"
+        return self._freight
+
+    def carry(self, freight: Freight) -> None:
+        """Use the lane that this freight needs; what is on its way arrives first."""
+        self._empty()
+        self._freight, self._lane = freight, freight.lane()
+
+    def copies(self, followed: Followed, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Point-in-time copies: what this rank stores of the head, and all of it where later records compare with it.
+
+        Of a sharded head each rank stores its own rows, without a gather, where the outlets take them.
+        """
+        by_rows = stored and self._outlets.rows is not None
+        copy = None
+        if compared or (stored and not by_rows):
+            copy = self.lane.copy(followed.whole_head(), dtype=torch.float32 if compared else self.freight.stored)
+        if not by_rows:
+            return copy if stored else None, copy
+        rows = followed.rows()
+        return None if rows is None else self.lane.copy(rows, dtype=self.freight.stored), copy
+
+    def send(
+        self,
+        state: State,
+        values: Mapping[str, Tensor | float],
+        *,
+        known: Mapping[str, np.ndarray],
+        foreign: Tensor | None,
+        snapshot: Tensor | None,
+    ) -> None:
+        """Send a record off: a state's `values`, sketch and label counts, with what is `known` on the host already.
+
+        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored.
+        """
+        extra = {_SKETCH: state.sketch, _FOREIGN: foreign}
+        packed = pack({**values, **{name: tensor for name, tensor in extra.items() if tensor is not None}})
+        counts, rows = state.label_counts, self._outlets.rows
+        parcels: list[Parcel] = [] if packed.flat is None else [(packed.flat, packed.flat.dtype)]
+        parcels += [] if counts is None else [(counts, counts.dtype)]
+        parcels += [] if snapshot is None else [(snapshot, self.freight.stored)]
+        sent = _Sent(
+            step=state.step,
+            groups=tuple(state.groups),
+            packed=packed,
+            known=known,
+            has_counts=counts is not None,
+            has_snapshot=snapshot is not None,
+            rows=None if rows is None else rows.rows,
+        )
+        self.lane.send(parcels, note=sent, at_once=snapshot is not None)
+
+    def hand_out(self, *, wait: bool = False) -> None:
+        """Give the outlets what has arrived; `wait` for all that was sent. Raises what a sink does."""
+        if self._lane is not None:
+            for sent, tensors in self._lane.arrived(wait=wait):
+                self._deliver(*_arrived(sent, tensors))
+
+    def finish(self, *, step: int, wait_seconds: float) -> None:
+        """The run has ended at `step`: everything arrives, and the sinks get what needed the last record."""
+        self._empty()
+        if self._first:
+            if not self._outlets.wait(seconds=wait_seconds):
+                text = "other ranks have not written their rows of all records; those are left out"
+                self._warn_once("pieces", text, step=step)
+            self._outlets.finish()
+
+    def _empty(self) -> None:
+        """Nothing is on its way any more, and what the lane has cost the loop is said."""
+        self.hand_out(wait=True)
+        if self._lane is not None and self._lane.waits:
+            logger.info("the loop waited %d times for records on their way from the device", self._lane.waits)
+
+    def _deliver(self, record: Record, foreign: int) -> None:
+        self._outlets.write(record)
+        if weights := what_is_not_finite(record.values, sketch=record.sketch, groups=list(record.groups)):
+            text = f"weights are not finite: {weights}. They are recorded as they are"
+            self._warn_once("nonfinite", text, step=record.step)
+        if foreign:
+            text = f"labels beyond the {self.freight.vocab} rows of the output embedding; not counted"
+            self._warn_once("labels", text, step=record.step)
+
+    def _warn_once(self, kind: str, text: str, *, step: int) -> None:
+        if kind not in self._warned and self._first:
+            self._warned.add(kind)
+            warnings.warn(f"step {step}: {text} (said once).", RuntimeWarning, stacklevel=7)
+
+
+def _arrived(sent: _Sent, tensors: list[Tensor]) -> tuple[Record, int]:
+    """The record, and how many labels of this rank so far were none of the vocabulary."""
+    here = iter(tensors)
+    values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
+    sketch = values.pop(_SKETCH, None)
+    foreign = int(values.pop(_FOREIGN, np.zeros(())))
+    record = Record(
+        step=sent.step,
+        values={**values, **sent.known},
+        groups=sent.groups,
+        sketch=None if sketch is None else sketch.astype(np.float32),
+        label_counts=next(here).numpy() if sent.has_counts else None,
+        snapshot=_stored(next(here)) if sent.has_snapshot else None,
+        rows=sent.rows,
+    )
+    return record, foreign
+
+
+def _stored(matrix: Tensor) -> np.ndarray:
+    """The matrix as the store takes it; numpy has no bfloat16, so its bits."""
+    array: np.ndarray = (matrix.view(torch.uint16) if matrix.dtype == torch.bfloat16 else matrix).numpy()
+    return array
