@@ -1,7 +1,8 @@
 """Several processes that train one model: which part of it is here, and sums over the ranks.
 
 The only file that calls collectives. Plain tensors are replicated (DDP), `DTensor`s are sharded (FSDP2's
-`fully_shard`, tensor parallelism, both together). Every sum adds disjoint parts, so that it is the single process' one
+`fully_shard`, tensor parallelism, both together); those of FullyShardedDataParallel, the older way, are gathered for
+each record. Every sum adds disjoint parts, so that it is the single process' one
 to rounding, whatever the world size.
 """
 
@@ -89,6 +90,33 @@ def reshard(model: nn.Module) -> None:
             again()
 
 
+def _is_flat(model: nn.Module) -> bool:
+    wrappers: list[Any] = [m for m in model.modules() if "FullyShardedDataParallel" in _class_names(m)]
+    if not all(wrapper._use_orig_params for wrapper in wrappers):
+        raise ValueError(
+            "FullyShardedDataParallel without its original parameters: their values cannot be followed. Pass "
+            "use_orig_params=True (Lightning does), or shard the model with torch.distributed.fsdp.fully_shard."
+        )
+    return bool(wrappers)
+
+
+def _class_names(module: nn.Module) -> list[str]:
+    return [base.__name__ for base in type(module).__mro__]
+
+
+@contextmanager
+def unflattened(model: nn.Module, *, gradients: bool) -> Iterator[None]:
+    """Inside, the parameters that `FullyShardedDataParallel` flattened are whole on every rank, and so are gradients
+    if asked for; what is written into them is lost.
+
+    A gather of the whole model: all ranks must enter and leave together, and not during a pass.
+    """
+    from torch.distributed.fsdp import FullyShardedDataParallel
+
+    with FullyShardedDataParallel.summon_full_params(model, writeback=False, with_grads=gradients):
+        yield
+
+
 @dataclass(frozen=True)
 class Part:
     """What this rank adds of a tensor of shape `shape`: `values`, which begin at `offset` in it."""
@@ -153,13 +181,16 @@ class Ranks:
     them where it is sharded, since reading it then takes all. `has_data`: of the ranks that train on the same
     batches (tensor parallelism), the one that counts them.
 
-    Raises ValueError for `FullyShardedDataParallel`, whose flat parameters have no rows.
+    `flat`: `FullyShardedDataParallel` has laid the parameters end to end; they have rows inside `unflattened` only.
+
+    Raises ValueError for `FullyShardedDataParallel` without its original parameters.
     """
 
     def __init__(self, model: nn.Module) -> None:
         reshard(model)  # after an evaluation the parameters of a sharded model are no `DTensor`s
         tensors = list(model.parameters())
-        self.sharded = any(is_sharded(tensor) for tensor in tensors)
+        self.flat = _is_flat(model)
+        self.sharded = self.flat or any(is_sharded(tensor) for tensor in tensors)
         ready = dist.is_available() and dist.is_initialized()
         self.alone = not ready or (dist.get_world_size() == 1 and not self.sharded)
         self.rank = 0 if self.alone else dist.get_rank()
@@ -168,14 +199,11 @@ class Ranks:
         self.measures = self.first or self.sharded
         self.has_data = self.alone or 0 in self._ranks_with_other_data(model)
         self._model = model
-        if any(base.__name__ == "FullyShardedDataParallel" for m in model.modules() for base in type(m).__mro__):
-            raise ValueError(
-                "FullyShardedDataParallel flattens parameters, so their rows cannot be followed. Shard the model with "
-                "torch.distributed.fsdp.fully_shard (in Lightning: ModelParallelStrategy)."
-            )
 
     def _ranks_with_other_data(self, model: nn.Module) -> Sequence[int]:
         """The global ranks beside which this one trains on other batches than they do; itself is one of them."""
+        if self.flat:
+            return list(range(self.size))
         for module in model.modules():
             if isinstance(module, nn.parallel.DistributedDataParallel):
                 return list(dist.get_process_group_ranks(module.process_group))
@@ -339,7 +367,7 @@ class Ranks:
 
 def _fsdp_mesh(module: nn.Module) -> Any:
     """The mesh over which FSDP2 spreads data, None where this module is not wrapped so."""
-    if not any(base.__name__ == "FSDPModule" for base in type(module).__mro__):
+    if "FSDPModule" not in _class_names(module):
         return None
     wrapped: Any = module
     state = wrapped._get_fsdp_state()

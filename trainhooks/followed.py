@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
 
 from trainhooks.checks import check_same_shape
-from trainhooks.distributed import Ranks, reshard, whole
+from trainhooks.distributed import Ranks, is_sharded, reshard, unflattened, whole
 from trainhooks.metrics.base import State
 from trainhooks.model import find_output_embedding, parameter_at, parameter_groups
 from trainhooks.references import References
@@ -27,10 +28,12 @@ class Followed:
         self, model: nn.Module, *, name: str | None, patterns: Mapping[str, str | Sequence[str]] | None
     ) -> None:
         self.model = model
-        self.head = find_output_embedding(model, name=name)
-        self.groups = parameter_groups(model, self.head, patterns=patterns)
-        self.ranks = Ranks(model)
+        self.ranks = Ranks(model)  # first: it reshards, and what follows reads parameters
         self._name, self._patterns = name, patterns
+        self._is_readable = not self.ranks.flat
+        with self.readable():
+            self.head = find_output_embedding(model, name=name)
+            self.groups = parameter_groups(model, self.head, patterns=patterns)
 
     @property
     def is_current(self) -> bool:
@@ -38,11 +41,38 @@ class Followed:
         return parameter_at(self.model, self.head.name) is self.head.weight
 
     def look_again(self, *, step: int) -> None:
-        """Find output embedding and groups anew. Raises ValueError where the matrix has another shape at `step`."""
+        """Find output embedding and groups anew.
+
+        Raises ValueError where the matrix has another shape at `step`, or the model was sharded meanwhile.
+        """
         reshard(self.model)
+        self.ranks.check_still_so()
         head = find_output_embedding(self.model, name=self._name)
         check_same_shape(head.weight, before=self.head.weight, step=step)
         self.head, self.groups = head, parameter_groups(self.model, head, patterns=self._patterns)
+
+    @contextmanager
+    def readable(self, *, gradients: bool = False) -> Iterator[None]:
+        """Inside, parameters have their shapes, and their gradients if asked for: elsewhere not where they are flat.
+
+        Collective then; may be nested.
+        """
+        if self._is_readable:
+            yield
+            return
+        with unflattened(self.model, gradients=gradients):
+            self._is_readable = True
+            try:
+                yield
+            finally:
+                self._is_readable = False
+
+    @property
+    def gathered_bytes(self) -> int:
+        """Bytes that each record gathers on every rank: a sharded head, or the whole model where it is flat."""
+        if self.ranks.flat:
+            return sum(parameter.nbytes for _, parameter in self.groups["whole"])
+        return self.head.weight.nbytes if is_sharded(self.head.weight) else 0
 
     def plain_arithmetic(self) -> torch.autocast:
         """No autocast inside: the loop's choice of precision is not the metrics'."""

@@ -26,7 +26,7 @@ class Outlets:
     `store` is the store's sink where there is one, on every rank; `rows` is this rank's share of the stored matrices
     once they are open, None where rank 0 writes them whole.
 
-    Raises what a sink's `check` does: ValueError or OSError.
+    Making it is collective. Raises what a sink's `check` does, ValueError or OSError; RuntimeError on the other ranks.
     """
 
     def __init__(self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: Ranks) -> None:
@@ -37,8 +37,9 @@ class Outlets:
         self._last: int | None = None
         self._steps: list[int] = []  # with the sketches, where no store keeps them
         self._sketches: list[np.ndarray] = []
-        for sink in self._sinks:
-            sink.check()
+        with ranks.together("use the sinks"):
+            for sink in self._sinks:
+                sink.check()
 
     def add(self, sink: Sink) -> None:
         """One more, before `open`; only rank 0 uses it."""

@@ -15,7 +15,7 @@ from trainhooks.capture import watch_head_input
 from trainhooks.checks import check_when, checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
-from trainhooks.distributed import is_sharded, whole
+from trainhooks.distributed import whole
 from trainhooks.followed import Followed
 from trainhooks.labels import LabelTally
 from trainhooks.metrics.base import Metric, State
@@ -69,17 +69,15 @@ class Recorder:
       `force` begins on a disk that is too small.
     - `provenance`: JSON for the store's attributes (configuration, seed, hashes); `token_texts`: decoded text of
       each id; with counts, the default metrics then hold the probe against token covariates (`CovariateBaseline`).
-
     - `budget`: the share of the loop's time that recording may take, 0.02 for 2 %; None (default) for any. Where it
       takes more, metrics are computed less often, and the store says which and when (`recorder.spacing`); a
       `trainhooks.cost.Budget` may allow fewer snapshots too.
 
-    With several processes (DDP, `fully_shard`, tensor parallelism) every rank makes a recorder of the model that is
+    With several processes (DDP, FSDP, tensor parallelism) every rank makes the same recorder of the model that is
     wrapped already, and calls every moment and `state_dict`; see `trainhooks.distributed`. Rank 0 has the sinks; of a
     sharded head each rank writes its own rows, where all see the store's folder. `loss` is what rank 0 says.
 
-    Raises ValueError for bad arguments and OSError for a store that can't be written or does not fit, always
-    before a step has run.
+    Raises ValueError for bad arguments, OSError for a store that can't be written or does not fit, before any step.
     """
 
     def __init__(
@@ -113,8 +111,10 @@ class Recorder:
         self._model = model
         self._followed = Followed(model, name=head, patterns=groups)
         self._ranks = self._followed.ranks
-        self._vocab, self._dim = self.head.weight.shape
         counts = checked_counts(counts)
+        with self._followed.readable():
+            self._vocab, self._dim = self.head.weight.shape
+            found = provenance_of(model, counts, given=provenance)
         self._counts = None if counts is None else counts.for_rows(self._vocab, vocab_size=vocab_size)
         texts = None if token_texts is None else padded_texts(token_texts, rows=self._vocab)
         rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=metrics is not None)
@@ -130,7 +130,7 @@ class Recorder:
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks)
         self._force, self._precision = force, precision
-        self._provenance = {**provenance_of(model, counts, given=provenance), **rows}
+        self._provenance = {**found, **rows}
         self._token_texts = texts
         self._references = References()
         self._dispatch = Dispatch(self._outlets, first=self._ranks.first)
@@ -157,16 +157,17 @@ class Recorder:
             if labels is not None:
                 self._labels.begin(labels)
             if not self._opened:
-                self._open()
+                with self._followed.readable():
+                    self._open()
             if labels is not None:
                 self._labels.add(labels)
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Call when gradients are complete and parameters have not moved yet."""
-        with self._watch, self._followed.plain_arithmetic():
-            due = self._timetable.metrics_due("before_update", self.step + 1)
-            if due:
+        due = self._timetable.metrics_due("before_update", self.step + 1)
+        if due:
+            with self._watch, self._followed.plain_arithmetic(), self._followed.readable(gradients=True):
                 state = self._state(self.step + 1, due=due)
                 self._before = {name: value for m in due for name, value in self._timetable.compute(m, state).items()}
 
@@ -247,17 +248,18 @@ class Recorder:
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
         store, layout = self._outlets.store, self._layout()
-        return plan_run(
-            self._timetable.schedules,
-            total_steps=self.total_steps,
-            layout=None if store is None else layout,
-            matrix_bytes=4 * self._vocab * self._dim,
-            queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
-            freight=freight_of(layout, weight=self.head.weight, needs=self._needs),
-            gathered_bytes=self.head.weight.nbytes if is_sharded(self.head.weight) else 0,
-            sketch_bytes=0 if self._sketcher is None else 4 * len(self._followed.groups) * self._sketcher.size,
-            kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
-        )
+        with self._followed.readable():
+            return plan_run(
+                self._timetable.schedules,
+                total_steps=self.total_steps,
+                layout=None if store is None else layout,
+                matrix_bytes=4 * self._vocab * self._dim,
+                queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
+                freight=freight_of(layout, weight=self.head.weight, needs=self._needs),
+                gathered_bytes=self._followed.gathered_bytes,
+                sketch_bytes=4 * len(layout.groups) * layout.sketch_size,
+                kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.
@@ -314,7 +316,9 @@ class Recorder:
 
     def _open(self) -> None:
         self._follow()
-        layout, plan = self._layout(), self.plan()
+        layout = self._layout()
+        self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=self._restart)
+        plan = self.plan()
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
         self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=self._restart, force=self._force)
         self._opened = True
@@ -369,7 +373,7 @@ class Recorder:
 
     @torch.no_grad()
     def _record(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
-        with self._followed.plain_arithmetic():
+        with self._followed.plain_arithmetic(), self._followed.readable():
             self._follow()
             self._measure(loss=loss, learning_rate=learning_rate, skipped=skipped)
             self._dispatch.hand_out()
