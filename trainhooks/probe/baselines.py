@@ -10,9 +10,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe, score, squeeze
-from trainhooks.probe.rows import Rows, refuse_rows, sum_rows
-from trainhooks.probe.solve import solve_sums
+from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe, spearman_by_fold
+from trainhooks.probe.ranks import rounding_square
+from trainhooks.probe.rows import Rows, refuse_rows
 
 BLOCK_ROWS = 2048
 
@@ -62,17 +62,45 @@ def row_norm_probe(
     return fit_probe(row_norms(embedding, mask=mask)[:, None], y, mask=mask, weights=weights, folds=folds)
 
 
-def fit_row_norms(scored: Scored, rows: Rows) -> ProbeFit:
-    """`row_norm_probe` of the first target from the norms that a probe's second pass leaves."""
-    norms = scored.row_norms[:, None]
-    here = Rows(
-        ids=torch.arange(len(rows), device=norms.device),
-        y=rows.y[:, :1],
-        root_weights=rows.root_weights,
-        fold_sizes=rows.fold_sizes,
+@dataclass(frozen=True)
+class RowNormFit:
+    """What of `row_norm_probe` a record keeps: see `ProbeFit`."""
+
+    heldout_spearman: Float64[Tensor, ""]
+    heldout_r2: Float64[Tensor, ""]
+
+
+def fit_row_norms(scored: Scored, rows: Rows) -> RowNormFit:
+    """`row_norm_probe` of the first target, unweighted, from the norms that a probe's second pass leaves.
+
+    With one feature the regression has a closed form, and the ranks of its predictions are those of the norms, or
+    their reverse: an eighth of the work of the general path.
+    """
+    at, real = rows.table
+    finite = scored.row_norms.isfinite()
+    keep = (real & finite[at]).double()
+    total = keep.sum()
+    x = scored.row_norms.where(finite, 0)[at] * keep
+    y = rows.y[:, 0][at] * keep
+    x, x_noise = _about_mean(x, keep, total)
+    y, y_noise = _about_mean(y, keep, total)
+    # sums over all rows but each fold's
+    n, sx, sy, sxx, sxy = (v.sum() - v.sum(1) for v in (keep, x, y, x * x, x * y))
+    spread = sxx - sx.square() / n
+    slope = torch.where(spread > x_noise, (sxy - sx * sy / n) / spread, 0)
+    error = (y - (sy / n + slope * (-sx / n))[:, None] - slope[:, None] * x).square() * keep
+    baseline = (y - (sy / n)[:, None]).square() * keep
+    agreement = spearman_by_fold(rows, scored.row_norms[:, None], finite=finite)[0]
+    return RowNormFit(
+        heldout_spearman=(agreement * slope.sign()).where(slope != 0, torch.nan).nanmean(),
+        heldout_r2=(1 - error.sum() / baseline.sum()).where(y.square().sum() > y_noise, torch.nan),
     )
-    first = sum_rows(norms, here, dtype=torch.float64)
-    return squeeze(score(norms, here, first=first, found=solve_sums(first.sums, exact=False)).fit)
+
+
+def _about_mean(values: Tensor, keep: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
+    """Values less their mean, 0 where they are not kept, and the sum of squares that rounding that mean can leave."""
+    mean = values.sum() / total
+    return (values - mean) * keep, rounding_square(mean, total)
 
 
 def token_covariates(token_texts: Sequence[str]) -> Float64[Tensor, "vocab 3"]:

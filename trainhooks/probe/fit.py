@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import pearson, spearman
+from trainhooks.probe.ranks import average_ranks, pearson
 from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums
@@ -224,7 +224,7 @@ def _figures(
     n, k = total.rows, found.rank
     r2 = 1 - (weights @ (rows.y - fitted).square()) / square
     at, real = rows.table
-    y, guess, keep = rows.y.T[:, at], predicted.T[:, at], real & finite[at]
+    y, guess = rows.y.T[:, at], predicted.T[:, at]
     return ProbeFit(
         r2=r2,
         adjusted_r2=torch.where(n > k + 1, 1 - (1 - r2) * (n - 1) / (n - 1 - k), torch.nan),
@@ -232,7 +232,7 @@ def _figures(
         heldout_r2=(1 - error / spread).where(varies, torch.nan),
         heldout_mse=error / total.weight,
         heldout_pearson=pearson(y, guess, weights=weights[at] * real).nanmean(1),
-        heldout_spearman=spearman(y, guess, keep=keep).nanmean(1),
+        heldout_spearman=spearman_by_fold(rows, predicted, finite=finite).nanmean(1),
         slope=found.slope.T,
         intercept=found.intercept,
         fold_slope=found.fold_slope.mT,
@@ -241,6 +241,21 @@ def _figures(
         rows=n,
         variance=total.square / total.weight,
     )
+
+
+def spearman_by_fold(
+    rows: Rows, predicted: Float64[Tensor, "row target"], *, finite: Bool[Tensor, "row"]
+) -> Float64[Tensor, "target fold"]:
+    """Spearman's correlation of the first targets with what is predicted of them, over each fold's finite rows."""
+    at, real = rows.table
+    keep = real & finite[at]
+    guess = average_ranks(predicted.T[:, at].masked_fill(~keep, torch.inf))
+    # on a device the question would wait, and ranks are cheap there
+    if finite.device.type == "cpu" and finite.numpy().all():
+        ranks = rows.target_ranks[: len(guess)]
+    else:
+        ranks = average_ranks(rows.y.T[: len(guess), at].masked_fill(~keep, torch.inf))
+    return pearson(ranks, guess, weights=keep.double())
 
 
 def squeeze(fit: ProbeFit, *, target: int = 0) -> ProbeFit:

@@ -12,6 +12,7 @@ from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
 from trainhooks.probe.products import mirrored, upper_strips
+from trainhooks.probe.ranks import average_ranks
 from trainhooks.probe.sums import ProbeSums, centred_sums
 
 BLOCK_ELEMENTS = 3_200_000
@@ -19,7 +20,7 @@ BLOCK_ELEMENTS = 3_200_000
 
 KEPT_BYTES = 1 << 25
 MIN_BLOCK_ROWS = 1024
-SHIFT_ROWS = 255
+SHIFT_ROWS = 63
 
 
 @dataclass(frozen=True)
@@ -76,6 +77,12 @@ class Rows:
         column = torch.arange(max(self.fold_sizes), device=device)
         real = column < sizes
         return torch.where(real, column + sizes.cumsum(0) - sizes, 0), real
+
+    @cached_property
+    def target_ranks(self) -> Float64[Tensor, "target fold longest"]:
+        """Average ranks of the targets in each fold as `table` lays them out; what is not real is ranked behind."""
+        at, real = self.table
+        return average_ranks(self.y.T[:, at].masked_fill(~real, torch.inf))
 
     def blocks(self, dim: int) -> list[tuple[int, slice]]:
         """(fold, slice) of nearly equal blocks of one fold each, small enough for a cache."""
