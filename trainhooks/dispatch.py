@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainhooks.capture import Packed, pack
 from trainhooks.cost import DeviceClock
 from trainhooks.distributed import is_sharded
 from trainhooks.followed import Followed
-from trainhooks.metrics.base import State
+from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.own import what_is_not_finite
 from trainhooks.outlets import Outlets
 from trainhooks.references import kept_heads
@@ -79,8 +79,8 @@ class Dispatch:
     in 2 bytes an element. What is wrong with a record is said once, with its step, on the `first` rank.
     """
 
-    def __init__(self, outlets: Outlets, *, first: bool) -> None:
-        self._outlets, self._first = outlets, first
+    def __init__(self, outlets: Outlets, *, metrics: Sequence[Metric], first: bool) -> None:
+        self._outlets, self._metrics, self._first = outlets, metrics, first
         self._warned: set[str] = set()
         self._freight: Freight | None = None
         self._lane: Lane | None = None
@@ -144,13 +144,14 @@ class Dispatch:
             has_snapshot=snapshot is not None,
             rows=None if rows is None else rows.rows,
         )
-        self.lane.send(parcels, note=sent, at_once=snapshot is not None)
+        large = packed.flat is not None and packed.flat.nbytes > self.freight.record
+        self.lane.send(parcels, note=sent, at_once=large or snapshot is not None)
 
     def hand_out(self, *, wait: bool = False) -> None:
         """Give the outlets what has arrived; `wait` for all that was sent. Raises what a sink does."""
         if self._lane is not None:
             for sent, tensors in self._lane.arrived(wait=wait):
-                self._deliver(*_arrived(sent, tensors))
+                self._deliver(*self._arrived(sent, tensors))
 
     def finish(self, *, step: int, wait_seconds: float) -> None:
         """The run has ended at `step`: everything arrives, and the sinks get what needed the last record."""
@@ -167,6 +168,25 @@ class Dispatch:
         if self._lane is not None and self._lane.waits:
             logger.info("the loop waited %d times for records on their way from the device", self._lane.waits)
 
+    def _arrived(self, sent: _Sent, tensors: list[Tensor]) -> tuple[Record, int]:
+        """The record, and how many labels of this rank so far were none of the vocabulary."""
+        here = iter(tensors)
+        values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
+        sketch = values.pop(_SKETCH, None)
+        foreign = int(values.pop(_FOREIGN, np.zeros(())))
+        for metric in self._metrics:
+            values = dict(metric.conclude(values))
+        record = Record(
+            step=sent.step,
+            values={**values, **sent.known},
+            groups=sent.groups,
+            sketch=None if sketch is None else sketch.astype(np.float32),
+            label_counts=next(here).numpy() if sent.has_counts else None,
+            snapshot=_stored(next(here)) if sent.has_snapshot else None,
+            rows=sent.rows,
+        )
+        return record, foreign
+
     def _deliver(self, record: Record, foreign: int) -> None:
         self._outlets.write(record)
         if weights := what_is_not_finite(record.values, sketch=record.sketch, groups=list(record.groups)):
@@ -180,24 +200,6 @@ class Dispatch:
         if kind not in self._warned and self._first:
             self._warned.add(kind)
             warnings.warn(f"step {step}: {text} (said once).", RuntimeWarning, stacklevel=7)
-
-
-def _arrived(sent: _Sent, tensors: list[Tensor]) -> tuple[Record, int]:
-    """The record, and how many labels of this rank so far were none of the vocabulary."""
-    here = iter(tensors)
-    values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
-    sketch = values.pop(_SKETCH, None)
-    foreign = int(values.pop(_FOREIGN, np.zeros(())))
-    record = Record(
-        step=sent.step,
-        values={**values, **sent.known},
-        groups=sent.groups,
-        sketch=None if sketch is None else sketch.astype(np.float32),
-        label_counts=next(here).numpy() if sent.has_counts else None,
-        snapshot=_stored(next(here)) if sent.has_snapshot else None,
-        rows=sent.rows,
-    )
-    return record, foreign
 
 
 def _stored(matrix: Tensor) -> np.ndarray:

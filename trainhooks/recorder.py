@@ -133,7 +133,7 @@ class Recorder:
         self._provenance = {**found, **rows}
         self._token_texts = texts
         self._references = References()
-        self._dispatch = Dispatch(self._outlets, first=self._ranks.first)
+        self._dispatch = Dispatch(self._outlets, metrics=self._metrics, first=self._ranks.first)
         self._recorded: int | None = None
         self._restart: Restart | None = None
         self._labels = LabelTally(self._vocab, ranks=self._ranks)
@@ -316,17 +316,16 @@ class Recorder:
 
     def _open(self) -> None:
         self._follow()
-        layout = self._layout()
-        self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=self._restart)
+        layout, restart = self._layout(), self._restart
+        self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=restart)
         plan = self.plan()
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
-        self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=self._restart, force=self._force)
+        self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
         self._opened = True
-        if self._restart is None:
-            if self._timetable.record_due(0):
-                self._record(loss=None, learning_rate=None, skipped=False)
-            else:  # what is called initial is the state before the first update, recorded or not
-                self._remember()
+        if restart is None and self._timetable.record_due(0):
+            self._record(loss=None, learning_rate=None, skipped=False)
+        elif restart is None:  # what is called initial is the state before the first update, recorded or not
+            self._remember()
 
     @torch.no_grad()
     def _remember(self) -> None:

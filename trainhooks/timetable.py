@@ -80,11 +80,11 @@ class Timetable:
         return [metric for metric in self.metrics if "hidden" in metric.needs and self._is_due(metric, step)]
 
     def compute(self, metric: Metric, state: State) -> Mapping[str, Tensor | float]:
-        """The metric's values of a state, its time noted for the budget."""
+        """The metric's values of a state, to be concluded on the host; its time is noted for the budget."""
         if self._thinning is None:
-            return metric.compute(state)
+            return metric.enqueue(state)
         with self._thinning.taking(self.metrics.index(metric), state.step):
-            return metric.compute(state)
+            return metric.enqueue(state)
 
     def take_snapshot(self, step: int) -> bool:
         """Whether a snapshot is due at `step`; if so it counts as taken."""

@@ -130,3 +130,20 @@ def test_metric_without_a_norm_and_with_a_mask():
     np.testing.assert_allclose([float(values[f"spectrum.{name}"]) for name in SCALARS], expected, rtol=1e-4)
     with pytest.raises(ValueError, match="80 rows"):
         Spectrum(mask=mask[:70]).compute(state)
+
+
+@pytest.mark.parametrize("norm", [True, False])
+def test_a_gram_that_has_travelled_gives_what_compute_gives(norm):
+    state = make_state(norm=norm)
+    metric = Spectrum()
+    wanted = metric.compute(state)
+    sent = metric.gram_values(state)
+    assert sent[" gram"].shape == (6, 6)
+    there = {name: value.numpy() for name, value in sent.items()} | {"loss": np.array(2.5)}
+    concluded = metric.conclude(there)
+    assert concluded.pop("loss") == 2.5
+    assert set(concluded) == set(wanted)
+    for name, value in concluded.items():
+        np.testing.assert_allclose(value, wanted[name], rtol=1e-12, err_msg=name)
+    on_host = {name: value.numpy() for name, value in metric.enqueue(state).items()}
+    assert metric.conclude(on_host) is on_host

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
@@ -85,6 +86,18 @@ class Metric(ABC):
     @abstractmethod
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """A value for each name in `variables`, shaped as declared. Missing names are stored as NaN."""
+
+    def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
+        """What a recorder asks for in place of `compute`: what needs no wait for a device, to be sent to the host.
+
+        A metric whose last part would wait there (an eigendecomposition does) returns what that part needs, under
+        names of its own, and does it in `conclude`.
+        """
+        return self.compute(state)
+
+    def conclude(self, values: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The values of `compute`, of those of `enqueue` once they are on the host; others' values pass through."""
+        return values
 
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """Bytes of references that this metric keeps by itself, "device" and "host": announced before the run."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
@@ -15,6 +16,7 @@ from trainhooks.metrics.head_sums import RowsOfMask, head_sums
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 
+_GRAM, _GAMMA = " gram", " gamma"  # no variables' names: they travel from a device with a record's values
 FLOAT32_TOLERANCE = torch.finfo(torch.float32).eps
 
 
@@ -46,7 +48,7 @@ def spectrum_from_gram(gram: Float[Tensor, "dim dim"], *, tolerance: float | Non
 
     An eigenvalue (sigma^2) below `tolerance` times the largest is rounding and counts as 0; None takes 16 dim eps of
     float64. For a Gram summed from float32 products pass `FLOAT32_TOLERANCE`: singular values below 3.5e-4 of the
-    first drown there. On CUDA `eigvalsh` itself waits for the device. See `SingularSpectrum` for degenerate matrices.
+    first drown there. On CUDA `eigvalsh` waits for the device. See `SingularSpectrum` for degenerate matrices.
     """
     wide = gram.double()
     finite = torch.isfinite(wide).all()
@@ -91,18 +93,47 @@ class Spectrum(Metric):
         self.mask = mask
         self.schedule = schedule
         self._rows = RowsOfMask(mask)
+        self._tolerance: float | None = None
         self.variables = (*_declare("", "of the centred output embedding"), *_declare("folded_", "of E diag(gamma)"))
 
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
-        rows = state.output_embedding
+        gram = head_sums(state, self._rows.of(state.output_embedding)).gram
+        return _spectra(gram, gamma=state.head.norm_weight, tolerance=gram_tolerance(state.output_embedding))
+
+    def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
+        """On a device the Gram, since `eigvalsh` would wait for it; 8 bytes x dim^2 travel."""
+        return self.compute(state) if state.output_embedding.device.type == "cpu" else self.gram_values(state)
+
+    def gram_values(self, state: State) -> dict[str, Tensor]:
+        """What `conclude` makes the spectrum of."""
+        rows, gamma = state.output_embedding, state.head.norm_weight
+        self._tolerance = gram_tolerance(rows)
         gram = head_sums(state, self._rows.of(rows)).gram
-        values = _named("", spectrum_from_gram(gram, tolerance=gram_tolerance(rows)))
-        if state.head.norm_weight is not None:
-            gamma = state.head.norm_weight.detach().to(gram.device, gram.dtype)
-            folded = gamma.unsqueeze(1) * gram * gamma
-            values |= _named("folded_", spectrum_from_gram(folded, tolerance=gram_tolerance(rows)))
-        return values
+        return {_GRAM: gram} if gamma is None else {_GRAM: gram, _GAMMA: gamma.detach().to(gram)}
+
+    def conclude(self, values: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The spectrum of a Gram that has travelled."""
+        if _GRAM not in values:
+            return values
+        gram = torch.from_numpy(values.pop(_GRAM))
+        gamma = torch.from_numpy(values.pop(_GAMMA)) if _GAMMA in values else None
+        found = _spectra(gram, gamma=gamma, tolerance=self._tolerance)
+        return values | {name: value.numpy() for name, value in found.items()}
+
+    def kept_bytes(self, state: State) -> Mapping[str, int]:
+        """The Gram on its way from a device."""
+        dim = state.head.weight.shape[1]
+        return {} if state.head.weight.device.type == "cpu" else {"device": 8 * dim * dim}
+
+
+def _spectra(gram: Tensor, *, gamma: Tensor | None, tolerance: float | None) -> dict[str, Tensor]:
+    """All values of a record from the Gram, and from diag(gamma) Gram diag(gamma) where there is a norm's weight."""
+    values = _named("", spectrum_from_gram(gram, tolerance=tolerance))
+    if gamma is not None:
+        gamma = gamma.detach().to(gram.device, gram.dtype)
+        values |= _named("folded_", spectrum_from_gram(gamma.unsqueeze(1) * gram * gamma, tolerance=tolerance))
+    return values
 
 
 def _summary(sigma: Float[Tensor, "dim"]) -> SingularSpectrum:
@@ -140,5 +171,5 @@ def _declare(prefix: str, of: str) -> tuple[Variable, ...]:
     )
 
 
-def _named(prefix: str, spectrum: SingularSpectrum) -> dict[str, Tensor | float]:
+def _named(prefix: str, spectrum: SingularSpectrum) -> dict[str, Tensor]:
     return {f"spectrum.{prefix}{f.name}": getattr(spectrum, f.name) for f in fields(spectrum)}
