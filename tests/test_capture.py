@@ -5,7 +5,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from trainhooks.capture import add_label_counts, to_host, watch_forward
+from trainhooks.capture import add_label_counts, as_now, to_host, watch_forward
 
 
 @pytest.fixture
@@ -84,3 +84,12 @@ def test_label_counts_against_a_plain_loop():
     add_label_counts(bins, labels)
     add_label_counts(bins, labels.to(torch.int32))
     assert bins.tolist() == [4, 2, 0, 0, 4, 2]  # no label; ids 0 ... 3; beyond
+
+
+def test_results_stay_what_they_were_when_parameters_move():
+    weight = torch.nn.Parameter(torch.ones(2, 3))
+    with torch.no_grad():
+        found = as_now({"row": weight[0], "number": 2.0})
+        weight.mul_(5)
+    assert found["row"].tolist() == [1.0, 1.0, 1.0]
+    assert found["number"] == 2.0

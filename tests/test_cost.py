@@ -168,6 +168,31 @@ def test_a_devices_time_is_added_up_once_it_has_come_by():
     assert watch.cost.device_seconds == 3.0, "what was measured stays, and the host has no device"
 
 
+def test_what_a_metric_does_on_the_host_later_counts_as_its_own():
+    class Later(Slow):
+        def conclude(self, values):
+            time.sleep(self.seconds)
+            return values
+
+    recorder = th.Recorder(TinyLM(), metrics=[Slow("a.calls", seconds=0.0), Later("b.calls")], budget=0.1)
+    thinning = recorder._timetable._thinning
+    recorder._timetable.conclude({})
+    assert thinning._seconds[1] >= 0.002
+    assert thinning._last == [None, None, None], "it is no other time of it"
+
+
+def test_marks_do_not_pile_up_where_nobody_asks():
+    device = Device()
+    clock = DeviceClock(device.mark)
+    for step in range(100):
+        with clock:
+            device.given += 1.0
+        device.come = step  # one step behind
+    assert len(clock._pairs) <= 2
+    device.come = 100.0
+    assert clock.seconds == 100.0
+
+
 def test_the_clock_changes_between_two_moments():
     first, second = Device(), Device()
     watch = Stopwatch()

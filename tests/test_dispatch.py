@@ -62,6 +62,15 @@ def test_a_record_without_a_matrix_has_none():
     assert memory.records[0].label_counts is None
 
 
+def test_a_rank_whose_records_nobody_takes_moves_none():
+    recorder = th.Recorder(TinyLM(), counts=COUNTS)
+    recorder._ranks.first = False
+    train(recorder._model, batches(3), recorder)
+    assert recorder._outlets._last is None, "nothing was sent"
+    assert recorder.state_dict()["recorded"] == 3
+    assert recorder.state_dict()["references"]["previous_head"].shape == recorder._model.lm_head.weight.shape
+
+
 def test_what_later_records_compare_with_is_not_rounded(tmp_path):
     def run(**settings):
         model, memory = TinyLM(), th.MemorySink()

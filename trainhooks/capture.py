@@ -50,6 +50,11 @@ def pack(values: Mapping[str, Tensor | float]) -> Packed:
     return Packed(known, shapes, torch.cat(there) if there else None)
 
 
+def as_now(values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+    """Results that stay what they are when parameters move: one may be a parameter, or a view of it."""
+    return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
+
+
 def to_host(values: Mapping[str, Tensor | float]) -> dict[str, np.ndarray]:
     """All results of a record as float64 arrays, moved in a single transfer; waits for the device."""
     packed = pack(values)

@@ -86,14 +86,19 @@ class DeviceClock:
 
     def __exit__(self, *exc: object) -> None:
         self._pairs.append((self._begun.pop(), self._mark()))
+        self._add_up()  # at each exit: marks that nobody asks about would pile up over a run
 
     @property
     def seconds(self) -> float:
-        """Of all that the device has come by so far; a device goes in order, so the first that is missing ends it."""
+        """Of all that the device has come by so far."""
+        self._add_up()
+        return self._seconds
+
+    def _add_up(self) -> None:
+        """A device goes in order, so the first mark that it has not come by ends it."""
         while self._pairs and self._pairs[0][1].query():
             begin, end = self._pairs.popleft()
             self._seconds += begin.elapsed_time(end) / 1000
-        return self._seconds
 
 
 class Stopwatch:
@@ -194,6 +199,12 @@ class Thinning:
         last = self._last[part]
         self._gap[part] = 1 if last is None else max(1, step - last)
         self._last[part] = step
+        with self.timing(part):
+            yield
+
+    @contextmanager
+    def timing(self, part: int) -> Iterator[None]:
+        """Around work of a part that comes later than its step, on the host."""
         begin = time.perf_counter()
         try:
             yield

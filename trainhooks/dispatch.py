@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainhooks.capture import Packed, pack
 from trainhooks.cost import DeviceClock
 from trainhooks.distributed import is_sharded
 from trainhooks.followed import Followed
-from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.base import State
 from trainhooks.metrics.own import what_is_not_finite
 from trainhooks.outlets import Outlets
 from trainhooks.references import kept_heads
@@ -26,6 +26,9 @@ from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.transfer import Freight, Lane, Parcel
 
 logger = logging.getLogger("trainhooks")
+
+Conclude = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
+"""What makes a record's values of those that have travelled (see `Metric.conclude`)."""
 
 _SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
 
@@ -79,8 +82,8 @@ class Dispatch:
     in 2 bytes an element. What is wrong with a record is said once, with its step, on the `first` rank.
     """
 
-    def __init__(self, outlets: Outlets, *, metrics: Sequence[Metric], first: bool) -> None:
-        self._outlets, self._metrics, self._first = outlets, metrics, first
+    def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool) -> None:
+        self._outlets, self._conclude, self._first = outlets, conclude, first
         self._warned: set[str] = set()
         self._freight: Freight | None = None
         self._lane: Lane | None = None
@@ -110,7 +113,9 @@ class Dispatch:
         by_rows = stored and self._outlets.rows is not None
         copy = None
         if compared or (stored and not by_rows):
-            copy = self.lane.copy(followed.whole_head(), dtype=torch.float32 if compared else self.freight.stored)
+            head = followed.whole_head()  # collective, so before anything that depends on the rank
+            if compared or self._outlets.takes_records:
+                copy = self.lane.copy(head, dtype=torch.float32 if compared else self.freight.stored)
         if not by_rows:
             return copy if stored else None, copy
         rows = followed.rows()
@@ -127,8 +132,11 @@ class Dispatch:
     ) -> None:
         """Send a record off: a state's `values`, sketch and label counts, with what is `known` on the host already.
 
-        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored.
+        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. Nothing moves on
+        a rank whose records nobody takes.
         """
+        if not self._outlets.takes_records:
+            return
         extra = {_SKETCH: state.sketch, _FOREIGN: foreign}
         packed = pack({**values, **{name: tensor for name, tensor in extra.items() if tensor is not None}})
         counts, rows = state.label_counts, self._outlets.rows
@@ -174,8 +182,7 @@ class Dispatch:
         values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
         sketch = values.pop(_SKETCH, None)
         foreign = int(values.pop(_FOREIGN, np.zeros(())))
-        for metric in self._metrics:
-            values = dict(metric.conclude(values))
+        values = self._conclude(values)
         record = Record(
             step=sent.step,
             values={**values, **sent.known},

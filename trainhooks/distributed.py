@@ -2,8 +2,7 @@
 
 The only file that calls collectives. Plain tensors are replicated (DDP), `DTensor`s are sharded (FSDP2's
 `fully_shard`, tensor parallelism, both together); those of FullyShardedDataParallel, the older way, are gathered for
-each record. Every sum adds disjoint parts, so that it is the single process' one
-to rounding, whatever the world size.
+each record. Every sum adds disjoint parts, so that it is the single process' one to rounding, whatever the world size.
 """
 
 from __future__ import annotations

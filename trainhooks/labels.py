@@ -51,7 +51,9 @@ class LabelTally:
         return self._total
 
     def _nothing(self) -> Tensor:
-        return torch.zeros(self._vocab + 2, dtype=torch.int64)
+        # made on the device where labels are counted there: on its way to it a tensor of the host would be waited for
+        device = None if self._seen is None else self._seen.device
+        return torch.zeros(self._vocab + 2, dtype=torch.int64, device=device)
 
     def begin(self, labels: Tensor) -> None:
         """Start counting from zero, if this is the first time that labels are given.

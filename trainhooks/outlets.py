@@ -41,6 +41,11 @@ class Outlets:
             for sink in self._sinks:
                 sink.check()
 
+    @property
+    def takes_records(self) -> bool:
+        """Whether records come here: to rank 0, which also says what is wrong with them, and to ranks with a piece."""
+        return self._ranks.first or bool(self._sinks)
+
     def add(self, sink: Sink) -> None:
         """One more, before `open`; only rank 0 uses it."""
         if self._ranks.first:
@@ -54,9 +59,12 @@ class Outlets:
     def open(self, layout: Layout, *, plan: Plan, weight: Tensor, restart: Restart | None, force: bool) -> None:
         """Open them for records of this layout, whose matrix is `weight` (collective).
 
-        Raises ValueError where `restart` and the store do not belong together, and OSError where the plan does not fit
-        on the disk, which `force` lets pass; RuntimeError on the other ranks where rank 0 fails.
+        Raises ValueError where ranks differ in what they store, and where `restart` and the store do not belong
+        together; OSError where the plan does not fit on the disk, which `force` lets pass; RuntimeError on the other
+        ranks where rank 0 fails.
         """
+        matrix = layout.vocab, layout.dim, layout.kept_bits
+        self._ranks.agree({"store": "none" if self.store is None else "one", "output embedding": matrix})
         if self.store is not None and self.store.folder is not None:  # at a URL one rank writes whole matrices
             self.rows = self._ranks.rows(weight, folder=self.store.folder.parent)
             self.store.pieces = 1 if self.rows is None else self.rows.pieces

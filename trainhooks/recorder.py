@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import watch_head_input
+from trainhooks.capture import as_now, watch_head_input
 from trainhooks.checks import check_when, checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
@@ -133,7 +133,7 @@ class Recorder:
         self._provenance = {**found, **rows}
         self._token_texts = texts
         self._references = References()
-        self._dispatch = Dispatch(self._outlets, metrics=self._metrics, first=self._ranks.first)
+        self._dispatch = Dispatch(self._outlets, conclude=self._timetable.conclude, first=self._ranks.first)
         self._recorded: int | None = None
         self._restart: Restart | None = None
         self._labels = LabelTally(self._vocab, ranks=self._ranks)
@@ -169,7 +169,7 @@ class Recorder:
         if due:
             with self._watch, self._followed.plain_arithmetic(), self._followed.readable(gradients=True):
                 state = self._state(self.step + 1, due=due)
-                self._before = {name: value for m in due for name, value in self._timetable.compute(m, state).items()}
+                self._before = {n: v for m in due for n, v in as_now(self._timetable.compute(m, state)).items()}
 
     def observe(self, hidden: Tensor) -> None:
         """Show what enters the head, [..., dim], where the loss bypasses the head's module (fused losses).
@@ -214,7 +214,7 @@ class Recorder:
             self._closed = True
             return
         self._closed = True
-        with self._watch, closing(self._outlets):
+        with closing(self._outlets), self._watch:  # sinks close also where the device has failed, its clock with it
             self._dispatch.finish(step=self.step, wait_seconds=wait_seconds)
 
     def __enter__(self) -> Recorder:

@@ -65,11 +65,12 @@ class References:
 
     def place(self, lane: Lane, *, device: torch.device) -> None:
         """Hold everything where records of a model on `device` look for it: tensors came, or the model has moved."""
-        self.lane = lane
+        before, self.lane = self.lane, lane
         for name in TENSORS:
             tensor = getattr(self, name)
             if tensor is not None:
-                setattr(self, name, lane.keep(tensor.cpu()) if name in HEADS else tensor.to(device))
+                # read: what the lane before keeps may still be on its way there
+                setattr(self, name, lane.keep(before.read(tensor)) if name in HEADS else tensor.to(device))
 
 
 def kept_heads(needs: Iterable[str]) -> int:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import numpy as np
@@ -85,6 +86,13 @@ class Timetable:
             return metric.enqueue(state)
         with self._thinning.taking(self.metrics.index(metric), state.step):
             return metric.enqueue(state)
+
+    def conclude(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+        """A record's values on the host, each metric's last part done; its time counts for the budget too."""
+        for part, metric in enumerate(self.metrics):
+            with nullcontext() if self._thinning is None else self._thinning.timing(part):
+                values = dict(metric.conclude(values))
+        return values
 
     def take_snapshot(self, step: int) -> bool:
         """Whether a snapshot is due at `step`; if so it counts as taken."""

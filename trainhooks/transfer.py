@@ -193,12 +193,12 @@ class PinnedLane(Lane):
 
     def arrived(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
         """See `Lane`."""
+        yield from self._landed()  # before the device is asked again: where it has failed, this is what is left
         if wait and self._held:
             self._launch()
         while self._flying and (wait or self._flying[0].event.query()):
             self._land()
-        while self._done:
-            yield self._done.popleft()
+            yield from self._landed()
 
     def keep(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
         """See `Lane`: pinned memory, filled aside, or at once from the host."""
@@ -226,12 +226,16 @@ class PinnedLane(Lane):
     def _pinned_like(self, matrix: Tensor) -> Tensor:
         return self._streams.pinned(matrix.nbytes).view(matrix.dtype).view(matrix.shape)
 
+    def _landed(self) -> Iterator[tuple[Any, list[Tensor]]]:
+        while self._done:
+            yield self._done.popleft()
+
+    # an interrupt may come while these wait or copy: what is held, flying or free changes after that, all at once
+
     def _launch(self) -> None:
-        held, self._held = self._held, []
-        size = sum(_room(tensor) for _, parcels in held for tensor, _ in parcels)
-        slot = self._take_slot(size)
+        slot = self._next_slot(sum(_room(tensor) for _, parcels in self._held for tensor, _ in parcels))
         entries, start = [], 0
-        for note, parcels in held:
+        for note, parcels in self._held:
             placed = []
             for tensor, dtype in parcels:
                 place = slot[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
@@ -241,22 +245,26 @@ class PinnedLane(Lane):
         pairs = [(place, tensor) for _, placed in entries for tensor, place, _ in placed]
         self._last = self._streams.move(pairs)
         self._flying.append(_Load(slot, self._last, entries))
+        del self._free[0], self._held[:]
 
-    def _take_slot(self, size: int) -> Tensor:
+    def _next_slot(self, size: int) -> Tensor:
+        """The first of the free ones, large enough; it stays among them until a load has it."""
         while self._flying and self._flying[0].event.query():
             self._land()
         if not self._free:
             self.waits += 1
             self._land()
-        slot = self._free.pop(0)
-        return slot if slot.nbytes >= size else self._streams.pinned(size)
+        if self._free[0].nbytes < size:
+            self._free[0] = self._streams.pinned(size)
+        return self._free[0]
 
     def _land(self) -> None:
         """Read the oldest load, once it is there, and give its slot back."""
-        load = self._flying.popleft()
+        load = self._flying[0]
         load.event.synchronize()
-        for note, placed in load.entries:
-            self._done.append((note, [place.to(dtype, copy=True) for _, place, dtype in placed]))
+        landed = [(note, [place.to(dtype, copy=True) for _, place, dtype in placed]) for note, placed in load.entries]
+        self._flying.popleft()
+        self._done.extend(landed)
         self._free.append(load.slot)
 
 

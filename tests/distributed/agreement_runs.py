@@ -17,7 +17,8 @@ from trainhooks.metrics.group_convergence import GroupConvergence
 def two_ranks(rank: int, world: int, folder: Path) -> None:
     """Each mistake notes what every rank is told; then runs that look odd and are none."""
     rank_runs.start(rank, world, folder)
-    for mistake in (other_metrics, other_schedules, one_budget, sharded_later, loaded_by_one, store_is_there):
+    mistakes = (other_metrics, other_schedules, one_budget, store_of_one, other_precision, sharded_later, loaded_by_one)
+    for mistake in (*mistakes, store_is_there):
         path = folder / mistake.__name__
         try:
             mistake(rank, world, path)
@@ -47,6 +48,14 @@ def other_schedules(rank: int, world: int, path: Path) -> None:
 
 def one_budget(rank: int, world: int, path: Path) -> None:
     begin(rank_runs.ddp(rank_runs.build(), world), budget=0.1 if rank else None)
+
+
+def store_of_one(rank: int, world: int, path: Path) -> None:
+    begin(rank_runs.ddp(rank_runs.build(), world), store=None if rank else path, metrics=[GroupConvergence()])
+
+
+def other_precision(rank: int, world: int, path: Path) -> None:
+    begin(sharded(world), store=path, precision="bfloat16" if rank else "float32")
 
 
 def sharded_later(rank: int, world: int, path: Path) -> None:

@@ -24,6 +24,8 @@ def folder(tmp_path_factory):
         ("other_metrics", "the recorder of rank 1 has other metrics than rank 0's"),
         ("other_schedules", "the recorder of rank 1 has other schedules than rank 0's"),
         ("one_budget", "the recorder of rank 1 has other budgets than rank 0's"),
+        ("store_of_one", "the recorder of rank 1 has other store than rank 0's"),
+        ("other_precision", "the recorder of rank 1 has other output embedding than rank 0's"),
         ("loaded_by_one", "the recorder of rank 1 has other steps than rank 0's"),
         ("sharded_later", "Make the recorder after init_process_group"),
     ],

@@ -9,6 +9,7 @@ from late_streams import LateStreams
 from loops import VOCAB, TinyLM, batches, train
 
 import trainhooks as th
+from trainhooks.cost import DeviceClock
 from trainhooks.transfer import RECORDS_AT_ONCE, Freight, PinnedLane
 
 COUNTS = np.bincount(batches(200).numpy().ravel(), minlength=VOCAB)
@@ -184,12 +185,32 @@ def test_a_model_that_moves_takes_its_references_along(late):
     model, memory = TinyLM(), th.MemorySink()
     recorder = th.Recorder(model, counts=COUNTS, sinks=[memory])
     train(model, batches(3), recorder)
+    last = model.lm_head.weight.detach().clone()
     recorder._carry(recorder._layout())
     assert [record.step for record in memory.records] == [0, 1, 2, 3], "what was on its way has arrived"
+    assert torch.equal(recorder.state_dict()["references"]["previous_head"], last), "and what was kept on its way too"
     train(model, batches(1), recorder)
     recorder.close()
     assert len(late) == 2
     assert np.isfinite(memory.records[4].values["geometry.distance_to_initial"])
+
+
+def test_sinks_are_closed_where_the_device_has_failed():
+    closed = []
+
+    class Closing(th.Sink):
+        def close(self):
+            closed.append(True)
+
+    def failed():
+        raise RuntimeError("device-side assert")
+
+    recorder = th.Recorder(TinyLM(), metrics=[], sinks=[Closing()])
+    recorder.begin_step()
+    recorder._watch.follow(DeviceClock(failed))
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        recorder.close()
+    assert closed
 
 
 def test_a_loop_that_had_to_wait_hears_how_often(late, caplog):

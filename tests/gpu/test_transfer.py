@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from late_streams import LateStreams
+from late_streams import LateEvent, LateStreams
 
 from trainhooks.transfer import RECORDS_AT_ONCE, SLOTS, DirectLane, Freight, PinnedLane
 
@@ -121,6 +121,38 @@ def test_a_copy_is_a_point_in_time_and_its_place_is_taken_again_only_when_it_has
     assert torch.equal(first, MATRIX.bfloat16())
     assert torch.equal(second, (MATRIX + 1).bfloat16())
     assert len(pinned._places) == 1
+
+
+def test_an_interrupt_while_the_ring_is_full_loses_neither_a_record_nor_a_slot(monkeypatch):
+    streams, pinned = lane(slots=2)
+    send(pinned, 1, 2)
+    with monkeypatch.context() as patched:
+
+        def interrupted(event):
+            raise KeyboardInterrupt
+
+        patched.setattr(LateEvent, "synchronize", interrupted)
+        for number in (3, 4):
+            with pytest.raises(KeyboardInterrupt):
+                send(pinned, number)
+    assert [note for note, _ in received(pinned, wait=True)] == [1, 2, 3, 4]
+    send(pinned, 5, 6)
+    assert [note for note, _ in received(pinned, wait=True)] == [5, 6]
+    assert len(streams.pinned_bytes) == 2
+
+
+def test_what_has_landed_is_given_out_before_a_device_that_failed_is_asked(monkeypatch):
+    _, pinned = lane(slots=1)
+    send(pinned, 1, 2)
+
+    def failed(event):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(LateEvent, "synchronize", failed)
+    arriving = pinned.arrived(wait=True)
+    assert next(arriving)[0] == 1
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        next(arriving)
 
 
 @pytest.mark.parametrize("pinned", [False, True])

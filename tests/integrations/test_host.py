@@ -97,3 +97,17 @@ def test_lightnings_exception_is_a_failure(build_tiny, spy):
     hooks._host.start(build_tiny(), step=0, total_steps=None, saved=None)
     hooks.on_exception(SimpleNamespace(loggers=[]), None, KeyboardInterrupt())
     assert hooks.recorder.of("close")[0].arguments == {"wait_seconds": AFTER_FAILURE_SECONDS}
+
+
+def test_a_state_that_cannot_be_given_is_no_empty_checkpoint(build_tiny, monkeypatch):
+    lightning = pytest.importorskip("trainhooks.integrations.lightning")
+    hooks = lightning.TrainHooks(metrics=[])
+    assert hooks.state_dict() == {}, "before training"
+    hooks._host.start(build_tiny(), step=0, total_steps=None, saved=None)
+
+    def failed(*, wait):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(hooks.recorder._dispatch, "hand_out", failed)
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        hooks.state_dict()

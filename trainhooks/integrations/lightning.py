@@ -106,9 +106,10 @@ class TrainHooks(Callback):
     def state_dict(self) -> dict[str, Any]:
         """The recorder's state, for the trainer's checkpoint."""
         try:
-            return self._host.recorder.state_dict()
+            recorder = self._host.recorder
         except RuntimeError:
             return dict(self._saved or {})
+        return recorder.state_dict()  # outside: what it raises must not leave a checkpoint without a state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training begins: Lightning restores some strategies before and some after `on_fit_start`."""
@@ -129,8 +130,10 @@ class TrainHooks(Callback):
         self._host.drain(log)
 
     def _close(self, trainer: Any, *, failed: bool = False) -> None:
-        self._host.close(failed=failed)
-        self._drain(trainer)
+        try:
+            self._host.close(failed=failed)
+        finally:
+            self._drain(trainer)
 
 
 def _loss_scale(trainer: Any) -> float | None:

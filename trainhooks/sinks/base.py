@@ -60,7 +60,12 @@ class Sink(ABC):  # noqa: B024 - every moment is optional
         """Before the first record. `restart_step`: the run continues after this step; what lies beyond goes."""
 
     def write(self, record: Record) -> None:  # noqa: B027
-        """One record, in order of steps."""
+        """One record, in order of steps.
+
+        From a GPU it comes when it has arrived, a few updates later, up to 16 records later where records without a
+        matrix travel together: go by `record.step`. A logger that refuses a step behind its own (`wandb.log(step=)`)
+        takes it as a value beside the others.
+        """
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:  # noqa: B027
         """When the run ends: the variables that needed its last record, one row a record."""

@@ -30,8 +30,8 @@ def record_arrays(
     """One record, or a rank's piece of it, as arrays by name: cast, but the matrix neither copied nor rounded yet.
 
     `snapshot` is float32, or for the precision "bfloat16" uint16, the bits of bfloat16 numbers: so a device can
-    round, and half the bytes travel. `rows` (start, stop) are those of the matrix
-    that it holds; None stands for all of them. Label counts are left out where there is no snapshot.
+    round, and half the bytes travel. `rows` (start, stop) are those of the matrix that it holds; None stands for all
+    of them. Label counts are left out where there is no snapshot.
 
     Raises ValueError, with every problem found, where something does not fit the layout.
     """
