@@ -74,9 +74,9 @@ def test_lora_head_is_recorded_as_the_matrix_that_scores(head):
     with recorder:
         train(model, batches(STEPS), recorder)
     layer = model.base_model.model.lm_head
-    assert torch.equal(torch.from_numpy(memory.records[0].snapshot), layer.base_layer.weight)
+    assert torch.equal(torch.tensor(memory.records[0].snapshot), layer.base_layer.weight)
     scores = layer(torch.eye(DIM)) - layer.base_layer.bias
-    torch.testing.assert_close(torch.from_numpy(memory.records[-1].snapshot), scores.detach().T)
+    torch.testing.assert_close(torch.tensor(memory.records[-1].snapshot), scores.detach().T)
     assert not np.array_equal(memory.records[-1].snapshot, memory.records[0].snapshot)
     groups, last = memory.records[-1].groups, memory.records[-1].values
     assert dict(zip(groups, last["convergence.distance_to_initial"], strict=True))["output_embedding"] > 0

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -61,6 +62,13 @@ def to_host(values: Mapping[str, Tensor | float]) -> dict[str, np.ndarray]:
     return packed.unpack(None if packed.flat is None else packed.flat.cpu())
 
 
+@contextmanager
+def on_host() -> Iterator[None]:
+    """Inside, new tensors that name no device lie on the host, whatever `torch.set_default_device` says."""
+    with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
+
+
 def add_label_counts(counts: Int[Tensor, "bins"], labels: Int[Tensor, "..."]) -> None:
     """Add each label's occurrences to `counts` [vocab + 2], in place and without waiting for the device.
 
@@ -69,6 +77,24 @@ def add_label_counts(counts: Int[Tensor, "bins"], labels: Int[Tensor, "..."]) ->
     """
     ids = labels.detach().reshape(-1).to(counts.device, torch.int64).clamp(-1, len(counts) - 2) + 1
     counts.index_add_(0, ids, torch.ones_like(ids))
+
+
+class _Hook:
+    """Calls a function that returns nothing; in copies and pickles of the model, which are others, it does not."""
+
+    def __init__(self, function: Callable[..., None]) -> None:
+        self._function = function
+
+    @torch.compiler.disable
+    def __call__(self, *given: Any) -> None:
+        self._function(*given)
+
+    def __reduce__(self) -> tuple[type[_Hook], tuple[Callable[..., None]]]:
+        return _Hook, (_nothing,)
+
+
+def _nothing(*given: Any) -> None:
+    """What a hook does in a copied model."""
 
 
 def watch_forward(
@@ -83,19 +109,17 @@ def watch_forward(
     later never fires. `remove()` the handles at the end.
     """
 
-    @torch.compiler.disable
     def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():
             before(kwargs)
 
-    @torch.compiler.disable
     def post_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         if module.training and torch.is_grad_enabled():
             after(kwargs, output)
 
     return [
-        module.register_forward_pre_hook(pre_hook, with_kwargs=True),
-        module.register_forward_hook(post_hook, with_kwargs=True),
+        module.register_forward_pre_hook(_Hook(pre_hook), with_kwargs=True),
+        module.register_forward_hook(_Hook(post_hook), with_kwargs=True),
     ]
 
 
@@ -111,7 +135,6 @@ def watch_head_input(
     """
     seen_forward = False
 
-    @torch.compiler.disable
     def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         nonlocal seen_forward
         if training_only and not (module.training and torch.is_grad_enabled()):
@@ -126,4 +149,4 @@ def watch_head_input(
                     on_hidden(value.detach())
                 return
 
-    return module.register_forward_pre_hook(pre_hook, with_kwargs=True)
+    return module.register_forward_pre_hook(_Hook(pre_hook), with_kwargs=True)

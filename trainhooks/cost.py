@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Protocol
 
 REVIEW_STEPS = 20
@@ -167,7 +168,7 @@ class Budget:
     thin_snapshots: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not self.share > 0:
+        if isinstance(self.share, bool) or not isinstance(self.share, Real) or not self.share > 0:
             raise ValueError(f"a budget of {self.share!r}: give a share of the loop's time above 0, such as 0.02.")
 
 

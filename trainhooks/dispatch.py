@@ -21,6 +21,7 @@ from trainhooks.metrics.own import what_is_not_finite
 from trainhooks.outlets import Outlets
 from trainhooks.references import kept_heads
 from trainhooks.sinks import Record
+from trainhooks.sinks.base import read_only
 from trainhooks.store import Layout
 from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.transfer import Freight, Lane, Parcel
@@ -183,16 +184,11 @@ class Dispatch:
         sketch = values.pop(_SKETCH, None)
         foreign = int(values.pop(_FOREIGN, np.zeros(())))
         values = self._conclude(values)
-        record = Record(
-            step=sent.step,
-            values={**values, **sent.known},
-            groups=sent.groups,
-            sketch=None if sketch is None else sketch.astype(np.float32),
-            label_counts=next(here).numpy() if sent.has_counts else None,
-            snapshot=_stored(next(here)) if sent.has_snapshot else None,
-            rows=sent.rows,
-        )
-        return record, foreign
+        arrays = {"sketch": sketch.astype(np.float32)} if sketch is not None else {}
+        arrays |= {"label_counts": next(here).numpy()} if sent.has_counts else {}
+        arrays |= {"snapshot": _stored(next(here))} if sent.has_snapshot else {}
+        known = read_only({**values, **sent.known})
+        return Record(step=sent.step, values=known, groups=sent.groups, rows=sent.rows, **read_only(arrays)), foreign
 
     def _deliver(self, record: Record, foreign: int) -> None:
         self._outlets.write(record)

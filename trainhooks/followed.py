@@ -8,10 +8,11 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from trainhooks.capture import on_host
 from trainhooks.checks import check_same_shape
 from trainhooks.distributed import Ranks, is_sharded, reshard, unflattened, whole
 from trainhooks.metrics.base import State
-from trainhooks.model import find_output_embedding, parameter_at, parameter_groups
+from trainhooks.model import find_output_embedding, module_at, module_path, parameter_at, parameter_groups
 from trainhooks.references import References
 from trainhooks.sketch import Sketcher
 
@@ -34,11 +35,15 @@ class Followed:
         with self.readable():
             self.head = find_output_embedding(model, name=name)
             self.groups = parameter_groups(model, self.head, patterns=patterns)
+        self._shape = self.head.weight.shape
+        self._path = module_path(model, self.head.module)
 
     @property
     def is_current(self) -> bool:
-        """Whether the model still has the output embedding that was found last."""
-        return parameter_at(self.model, self.head.name) is self.head.weight
+        """Whether the model still has the output embedding that was found last, in the same module and shape."""
+        weight, module = self.head.weight, module_at(self.model, self._path)
+        is_there = parameter_at(self.model, self.head.name) is weight and module is self.head.module
+        return is_there and weight.shape == self._shape
 
     def look_again(self, *, step: int) -> None:
         """Find output embedding and groups anew.
@@ -48,8 +53,9 @@ class Followed:
         reshard(self.model)
         self.ranks.check_still_so()
         head = find_output_embedding(self.model, name=self._name)
-        check_same_shape(head.weight, before=self.head.weight, step=step)
+        check_same_shape(head.weight.shape, before=self._shape, step=step)
         self.head, self.groups = head, parameter_groups(self.model, head, patterns=self._patterns)
+        self._path = module_path(self.model, head.module)
 
     @contextmanager
     def readable(self, *, gradients: bool = False) -> Iterator[None]:
@@ -74,9 +80,11 @@ class Followed:
             return sum(parameter.nbytes for _, parameter in self.groups["whole"])
         return self.head.weight.nbytes if is_sharded(self.head.weight) else 0
 
-    def plain_arithmetic(self) -> torch.autocast:
-        """No autocast inside: the loop's choice of precision is not the metrics'."""
-        return torch.autocast(self.head.weight.device.type, enabled=False)
+    @contextmanager
+    def plain_arithmetic(self) -> Iterator[None]:
+        """No autocast inside, and no default device: the loop's choices are not the metrics'."""
+        with torch.autocast(self.head.weight.device.type, enabled=False), on_host():
+            yield
 
     def state(
         self,

@@ -52,20 +52,20 @@ class LabelTally:
 
     def _nothing(self) -> Tensor:
         # made on the device where labels are counted there: on its way to it a tensor of the host would be waited for
-        device = None if self._seen is None else self._seen.device
+        device = "cpu" if self._seen is None else self._seen.device
         return torch.zeros(self._vocab + 2, dtype=torch.int64, device=device)
 
-    def begin(self, labels: Tensor) -> None:
+    def begin(self, labels: object) -> None:
         """Start counting from zero, if this is the first time that labels are given.
 
-        Raises ValueError for labels that are not whole numbers.
+        Raises ValueError for what is no dense tensor of whole numbers.
         """
-        if labels.is_floating_point() or labels.dtype == torch.bool:
-            raise ValueError(f"labels are token ids, got {labels.dtype}; pass the ids that the loss sees, as integers.")
-        if self._pending is None:
-            self._pending = torch.zeros(self._vocab + 2, dtype=torch.int64, device=labels.device)
-        if self._seen is None:
-            self._seen = torch.zeros_like(self._pending)
+        labels = _checked_ids(labels)
+        with torch.inference_mode(False):  # its tensors could not be added to outside
+            if self._pending is None:
+                self._pending = torch.zeros(self._vocab + 2, dtype=torch.int64, device=labels.device)
+            if self._seen is None:
+                self._seen = torch.zeros_like(self._pending)
 
     def add(self, labels: Tensor) -> None:
         """Count labels of the update under way."""
@@ -96,3 +96,16 @@ class LabelTally:
         self._total, self._total_is_fresh = state, True
         keeps = self._ranks is None or self._ranks.first  # the sum over ranks holds them once
         self._seen = state if keeps or state is None else self._nothing()
+
+
+def _checked_ids(labels: object) -> Tensor:
+    if not isinstance(labels, Tensor):
+        raise ValueError(
+            f"labels are token ids in a tensor, got {type(labels).__name__}; pass those that the loss sees."
+        )
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise ValueError(f"labels are token ids, got {labels.dtype}; pass the ids that the loss sees, as integers.")
+    if labels.layout is not torch.strided or labels.is_nested or labels.is_meta:
+        kind = "nested" if labels.is_nested else "on the meta device" if labels.is_meta else f"{labels.layout}"
+        raise ValueError(f"labels are {kind}; pass a dense tensor of the ids that the loss sees, such as its values().")
+    return labels

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.parametrize import is_parametrized
 
 from trainhooks.distributed import is_sharded, whole
 
@@ -125,6 +126,19 @@ def parameter_at(model: nn.Module, name: str) -> Tensor | None:
         return None
 
 
+def module_path(model: nn.Module, module: nn.Module) -> str:
+    """Where the core model has the module; to be given to `module_at`."""
+    return next(path for path, found in core_model(model).named_modules() if found is module)
+
+
+def module_at(model: nn.Module, path: str) -> nn.Module | None:
+    """The core model's module at this path, without walking over all of them; None where there is none."""
+    try:
+        return core_model(model).get_submodule(path)
+    except AttributeError:
+        return None
+
+
 def find_output_embedding(model: nn.Module, *, name: str | None = None) -> OutputEmbedding:
     """The output embedding (LM head) of any `transformers` causal LM, or of any module that names it or is told.
 
@@ -166,7 +180,7 @@ def parameter_groups(
     groups: dict[str, NamedTensors] = {"whole": named, "embedding": []}
     groups |= {block: [] for block in blocks.values()}
     groups |= {"final_norm": [], "output_embedding": [], "other": []}
-    embeddings = {id(m.weight) for m in core.modules() if isinstance(m, nn.Embedding)}
+    embeddings = {id(_kept(m)) for m in core.modules() if isinstance(m, nn.Embedding)}
     of_head = {id(parameter) for parameter in (head.weight, head.bias) if parameter is not None}
     if head.adapted:
         of_head |= {id(parameter) for parameter in head.module.parameters()}
@@ -198,7 +212,7 @@ def _heads(core: nn.Module) -> list[nn.Module]:
     if not heads:
         vocabularies = {m.num_embeddings for m in core.modules() if isinstance(m, nn.Embedding)}
         for path, module in core.named_modules():
-            fits = _is_matrix(module) and (not vocabularies or len(module.weight) in vocabularies)
+            fits = _is_matrix(module) and (not vocabularies or _shape(module)[0] in vocabularies)
             if fits and path.split(".")[-1] in HEAD_NAMES:
                 heads.append(module)
     return list({id(module): module for module in heads}.values())
@@ -211,8 +225,28 @@ def _own_head(owner: nn.Module) -> nn.Module:
 
 
 def _is_matrix(module: nn.Module | None) -> bool:
-    weight = getattr(module, "weight", None)
-    return isinstance(weight, Tensor) and weight.ndim == 2
+    return module is not None and len(_shape(module)) == 2
+
+
+def _kept(module: nn.Module, name: str = "weight") -> Tensor | None:
+    """The module's tensor of this name; None where it has none, or a parametrization computes it.
+
+    Such a one is never read: that draws random numbers in some, and in spectral_norm goes one iteration on.
+    """
+    if is_parametrized(module, name):
+        return None
+    tensor = getattr(module, name, None)
+    return tensor if isinstance(tensor, Tensor) else None
+
+
+def _shape(module: nn.Module) -> tuple[int, ...]:
+    """The shape of the module's weight, without computing it: () where it has none."""
+    if is_parametrized(module, "weight"):
+        lists: Any = module.parametrizations
+        kept = list(lists["weight"].parameters(recurse=False))
+        return tuple(max(kept, key=torch.numel).shape) if kept else ()
+    weight = _kept(module)
+    return () if weight is None else tuple(weight.shape)
 
 
 def _head_owners(model: nn.Module) -> list[nn.Module]:
@@ -225,24 +259,23 @@ def _head_owners(model: nn.Module) -> list[nn.Module]:
 
 def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
     module = _adapted(core, module)
-    weight, bias = module.weight, getattr(module, "bias", None)
-    assert isinstance(weight, Tensor)
+    weight = _kept(module)
     name = next((path for path, parameter in named_parameters(core) if parameter is weight), None)
-    if name is None:
+    if weight is None or name is None:
         raise ValueError(
             f"the weight of {type(module).__name__} is no parameter of the model: it is computed from others "
             "(a parametrization, such as weight_norm) or a buffer, and cannot be followed. Remove it from the head."
         )
-    tied = any(m.weight is weight for m in core.modules() if isinstance(m, nn.Embedding) and m is not module)
+    tied = any(_kept(m) is weight for m in core.modules() if isinstance(m, nn.Embedding) and m is not module)
     norm_name, norm = _last_norm(core, dim=weight.shape[1])
     return OutputEmbedding(
         weight=weight,
         name=name,
         module=module,
         tied=tied,
-        bias=bias if isinstance(bias, Tensor) else None,
-        norm_weight=getattr(norm, "weight", None),
-        norm_bias=getattr(norm, "bias", None),
+        bias=_kept(module, "bias"),
+        norm_weight=None if norm is None else _kept(norm),
+        norm_bias=None if norm is None else _kept(norm, "bias"),
         norm_name=norm_name,
         norm_offset=None if norm is None else _norm_offset(norm),
     )
@@ -272,10 +305,13 @@ def _adapted(core: nn.Module, module: nn.Module) -> nn.Module:
 def _norm_offset(norm: nn.Module) -> float | None:
     """What the norm adds to its weight before it multiplies: 0, or 1 as in Gemma; None where it does otherwise.
 
+    Also None where the norm keeps statistics, as a batch norm does: a pass would change them.
     A vector of +1 and -1 in turn has mean 0 and length sqrt(dim), so that a norm only scales it.
     """
     weight = norm.weight
     assert isinstance(weight, Tensor)
+    if next(norm.buffers(), None) is not None:
+        return None
     if weight.is_meta or len(weight) % 2:
         return 0.0
     norm, weight = _unsharded(norm), whole(weight)
@@ -306,11 +342,11 @@ def _last_norm(core: nn.Module, *, dim: int) -> tuple[str | None, nn.Module | No
     inside = tuple(prefix + "." for prefix, _ in _blocks(core))
     found: tuple[str | None, nn.Module | None] = (None, None)
     for path, module in core.named_modules():
-        weight = getattr(module, "weight", None)
+        weight = _kept(module)
         is_norm = "norm" in type(module).__name__.lower()
         at_input = "emb" in path.lower()  # BART's stands behind its blocks, yet normalises embeddings
         outside = not path.startswith(inside) and not at_input
-        if is_norm and outside and isinstance(weight, Tensor) and weight.shape == (dim,):
+        if is_norm and outside and weight is not None and weight.shape == (dim,):
             found = (clean_name(path), module)
     return found
 
@@ -330,7 +366,7 @@ def _blocks(core: nn.Module) -> Iterator[tuple[str, str]]:
 
 def _candidates(core: nn.Module) -> str:
     matrices = [
-        (clean_name(path), tuple(m.weight.shape))
+        (clean_name(path), _shape(m))
         for path, m in core.named_modules()
         if isinstance(m, nn.Linear) or (path and _is_matrix(m) and isinstance(m, nn.Embedding))
     ]

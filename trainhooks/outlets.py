@@ -15,6 +15,7 @@ from trainhooks.metrics.group_convergence import convergence_to_final
 from trainhooks.plan import Plan, check_disk
 from trainhooks.restart import Restart, check_state_given, check_store
 from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
+from trainhooks.sinks.base import read_only
 from trainhooks.store import Layout
 
 logger = logging.getLogger("trainhooks")
@@ -78,13 +79,14 @@ class Outlets:
             self._open_piece(self.store, self.rows)
 
     def write(self, record: Record) -> None:
-        """Give every sink a record."""
-        for sink in self._sinks:
-            sink.write(record)
+        """Give every sink a record; one that raises keeps no other from it."""
         self._last = record.step
         if self.store is None and record.sketch is not None:
             self._steps.append(record.step)
             self._sketches.append(record.sketch)
+        with ExitStack() as writing:
+            for sink in reversed(self._sinks):
+                writing.callback(sink.write, record)
 
     def wait(self, *, seconds: float) -> bool:
         """Wait until the other ranks' pieces of the last record are in the store; False where they are not by then."""
@@ -102,8 +104,10 @@ class Outlets:
         if len(steps):
             sketches = np.array(self._sketches) if kept is None else kept.mapped_sketch()
             final = convergence_to_final(torch.from_numpy(sketches), torch.from_numpy(steps))
-            for sink in self._sinks:
-                sink.finish({name: value.numpy() for name, value in final.items()})
+            values = read_only({name: value.numpy() for name, value in final.items()})
+            with ExitStack() as finishing:  # one that raises keeps no other from it
+                for sink in reversed(self._sinks):
+                    finishing.callback(sink.finish, values)
 
     def close(self) -> None:
         """Close them all, the store last; one that cannot be closed keeps no other from it."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
@@ -11,8 +12,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import as_now, watch_head_input
-from trainhooks.checks import check_when, checked_counts, checked_metrics, checked_rows, padded_texts
+from trainhooks.capture import as_now, on_host, watch_head_input
+from trainhooks.checks import (
+    check_has_values,
+    check_loss,
+    check_when,
+    checked_counts,
+    checked_metrics,
+    checked_rows,
+    padded_texts,
+)
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
 from trainhooks.distributed import whole
@@ -80,6 +89,7 @@ class Recorder:
     Raises ValueError for bad arguments, OSError for a store that can't be written or does not fit, before any step.
     """
 
+    @on_host()
     def __init__(
         self,
         model: nn.Module,
@@ -187,9 +197,11 @@ class Recorder:
     ) -> None:
         """Call when the parameters have moved; `skipped` where they have not, because a scaler met an overflow.
 
-        `loss` and `learning_rate` are those of this update, if the loop has them at hand.
+        `loss` and `learning_rate` are those of this update, if the loop has them at hand. Raises ValueError for a loss
+        that is no single number.
         """
         self._refuse_when_closed()
+        check_loss(loss)
         if not self._opened:
             raise RuntimeError("after_update() before the first begin_step(): record 0 would be missing.")
         with self._watch:
@@ -202,15 +214,19 @@ class Recorder:
         self._watch.step_done()
         self._timetable.review(self.step, watch=self._watch)
 
+    @on_host()
     def close(self, *, wait_seconds: float = WAIT_SECONDS) -> None:
         """End the run: what needs its last record is computed, sinks are closed. May be called twice.
+
+        In a forked child nothing is: the run goes on in its parent.
 
         Not a collective. Where ranks write rows of their own, rank 0 waits `wait_seconds` for their last ones and then
         goes on without the records that are not whole.
         """
         if self._hook is not None:
             self._hook.remove()
-        if self._closed or not self._opened:
+        forked = self._opened and os.getpid() != self._pid  # the run is the parent's
+        if self._closed or not self._opened or forked:
             self._closed = True
             return
         self._closed = True
@@ -245,6 +261,7 @@ class Recorder:
         """The last step up to which every record is safe in the store; None without a store or a record."""
         return self._outlets.durable_step
 
+    @on_host()
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
         store, layout = self._outlets.store, self._layout()
@@ -261,6 +278,7 @@ class Recorder:
                 kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
             )
 
+    @on_host()
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.
 
@@ -279,6 +297,7 @@ class Recorder:
             "thinning": self._timetable.state_dict(),
         }
 
+    @on_host()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state["step"]`: the store, opened with mode="resume", is cut there.
 
@@ -314,14 +333,16 @@ class Recorder:
             self._hook.remove()
             self._hook = watch_head_input(self.head.module, self.observe)
 
+    @on_host()
     def _open(self) -> None:
         self._follow()
+        check_has_values(self.head.weight)
         layout, restart = self._layout(), self._restart
         self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=restart)
         plan = self.plan()
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
         self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
-        self._opened = True
+        self._opened, self._pid = True, os.getpid()
         if restart is None and self._timetable.record_due(0):
             self._record(loss=None, learning_rate=None, skipped=False)
         elif restart is None:  # what is called initial is the state before the first update, recorded or not

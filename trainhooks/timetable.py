@@ -44,7 +44,7 @@ class Timetable:
         own = (metric.schedule for metric in metrics if metric.schedule)
         self._records = Union((self._schedule, self._snapshot_schedule, *own))
         parts = [*(type(metric).__name__ for metric in metrics), "snapshots"]
-        budget = Budget(budget) if isinstance(budget, (int, float)) else budget
+        budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
         self._thinning = None if budget is None else Thinning(budget, parts=parts)
         self._decided: Announcement | None = None  # what rank 0 said at the last review
 

@@ -105,11 +105,11 @@ def test_record_0_is_the_untrained_model_and_labels_are_those_of_training(build_
     )  # fmt: skip
     assert "validation" in trainer.callback_metrics
     assert [record.step for record in memory.records] == [0, 1, 2, 3]
-    assert torch.equal(torch.from_numpy(memory.records[0].snapshot), start)
+    assert torch.equal(torch.tensor(memory.records[0].snapshot), start)
     for record in memory.records:
-        assert torch.equal(torch.from_numpy(record.label_counts), seen_labels(windows[: 4 * record.step]))
+        assert torch.equal(torch.tensor(record.label_counts), seen_labels(windows[: 4 * record.step]))
     end = model.get_output_embeddings().weight
-    assert torch.equal(torch.from_numpy(memory.records[-1].snapshot), end)
+    assert torch.equal(torch.tensor(memory.records[-1].snapshot), end)
 
 
 def test_loss_is_the_mean_over_the_update(build_tiny, make_windows):
@@ -132,7 +132,7 @@ def test_manual_optimization_counts_every_step_of_an_optimizer(spy, build_tiny, 
     trainer = fit(module_of(build_tiny(), manual=2), hooks, make_windows(4), max_steps=4)
     assert hooks.recorder.step == trainer.global_step == 4
     assert hooks.recorder.moments()[:5] == ["begin_step", *["before_update", "after_update"] * 2]
-    snapshots = [torch.from_numpy(record.snapshot) for record in memory.records]
+    snapshots = [torch.tensor(record.snapshot) for record in memory.records]
     assert not any(torch.equal(a, b) for a, b in pairwise(snapshots))
 
 
@@ -147,7 +147,7 @@ def test_update_that_the_scaler_skips(build_tiny, make_windows):
     )  # fmt: skip
     first, skipped = memory.records[0], memory.records[1]
     assert skipped.values["skipped"] == 1
-    assert torch.equal(torch.from_numpy(first.snapshot), torch.from_numpy(skipped.snapshot))
+    assert torch.equal(torch.tensor(first.snapshot), torch.tensor(skipped.snapshot))
     for record, before in zip(memory.records[1:], memory.records[:-1], strict=True):
         assert (record.snapshot == before.snapshot).all() == bool(record.values["skipped"])
 

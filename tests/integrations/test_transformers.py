@@ -95,10 +95,10 @@ def test_record_0_is_the_untrained_model_and_labels_are_those_of_training(build_
         max_steps=3, gradient_accumulation_steps=2, eval_strategy="steps", eval_steps=1,
     ).train()  # fmt: skip
     assert [record.step for record in memory.records] == [0, 1, 2, 3]
-    assert torch.equal(torch.from_numpy(memory.records[0].snapshot), start)
+    assert torch.equal(torch.tensor(memory.records[0].snapshot), start)
     for record in memory.records:
-        assert torch.equal(torch.from_numpy(record.label_counts), seen_labels(windows[: 4 * record.step]))
-    assert torch.equal(torch.from_numpy(memory.records[-1].snapshot), model.get_output_embeddings().weight)
+        assert torch.equal(torch.tensor(record.label_counts), seen_labels(windows[: 4 * record.step]))
+    assert torch.equal(torch.tensor(memory.records[-1].snapshot), model.get_output_embeddings().weight)
 
 
 def test_masked_positions_are_no_labels(build_tiny, make_windows, tmp_path):
@@ -113,7 +113,7 @@ def test_masked_positions_are_no_labels(build_tiny, make_windows, tmp_path):
     trainer.train()
     kept = [position for position in range(1, 17) if position != 4]
     expected = torch.bincount(windows[:, kept].reshape(-1), minlength=200)
-    assert torch.equal(torch.from_numpy(memory.records[1].label_counts), expected)
+    assert torch.equal(torch.tensor(memory.records[1].label_counts), expected)
 
 
 @pytest.mark.parametrize("shares", [True, False])

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from trainhooks.capture import on_host
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.frequency_probe import FrequencyProbe
@@ -16,6 +17,7 @@ from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.probe import token_mask
 
 
+@on_host()
 def default_metrics(
     counts: np.ndarray | None,
     *,

@@ -139,7 +139,8 @@ class ProbabilityProbe(Metric):
         first = 0 if state.ranks is None else state.ranks.before(len(self._sample.sequence.unique()))
         even, odd = (self._half(state, parity=(first + parity) % 2) for parity in (0, 1))
         sums = even + odd
-        finite = torch.linalg.vector_norm(embedding, dim=1, dtype=torch.float32).square().isfinite()
+        wide = torch.promote_types(embedding.dtype, torch.float32)
+        finite = torch.linalg.vector_norm(embedding, dim=1, dtype=wide).square().isfinite()
         mask = wanted & finite & sums.log_alpha.isfinite()
         values: dict[str, Tensor | float] = {
             "probability.step": float(self._step),

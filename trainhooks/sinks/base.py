@@ -14,7 +14,7 @@ from trainhooks.store.precision import unpack
 
 @dataclass(frozen=True)
 class Record:
-    """What was measured at one step, on the host.
+    """What was measured at one step, on the host. Its arrays are read-only: sinks, store and later records share them.
 
     `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
     `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out. Where several ranks
@@ -48,6 +48,13 @@ class Record:
             elif value.shape == (len(self.groups),):
                 tags |= {f"{tag}/{group}": float(x) for group, x in zip(self.groups, value, strict=True)}
         return {tag: number for tag, number in tags.items() if not np.isnan(number)}
+
+
+def read_only(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+    """The same arrays, which nobody can write into from here on."""
+    for array in arrays.values():
+        array.flags.writeable = False
+    return arrays
 
 
 class Sink(ABC):  # noqa: B024 - every moment is optional
