@@ -35,8 +35,8 @@ class Followed:
         with self.readable():
             self.head = find_output_embedding(model, name=name)
             self.groups = parameter_groups(model, self.head, patterns=patterns)
-        self._shape = self.head.weight.shape
-        self._path = module_path(model, self.head.module)
+            self._shape = self.head.weight.shape
+            self._path = module_path(model, self.head.module)
 
     @property
     def is_current(self) -> bool:

@@ -12,16 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from trainhooks import checks
 from trainhooks.capture import as_now, on_host, watch_head_input
-from trainhooks.checks import (
-    check_has_values,
-    check_loss,
-    check_when,
-    checked_counts,
-    checked_metrics,
-    checked_rows,
-    padded_texts,
-)
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
 from trainhooks.distributed import whole
@@ -115,22 +107,22 @@ class Recorder:
         writing: Writing | None = None,
         budget: float | Budget | None = None,
     ) -> None:
-        check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
+        checks.check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
         self.total_steps = total_steps
         self.step = 0
         self._model = model
         self._followed = Followed(model, name=head, patterns=groups)
         self._ranks = self._followed.ranks
-        counts = checked_counts(counts)
+        counts = checks.checked_counts(counts)
         with self._followed.readable():
             self._vocab, self._dim = self.head.weight.shape
             found = provenance_of(model, counts, given=provenance)
         self._counts = None if counts is None else counts.for_rows(self._vocab, vocab_size=vocab_size)
-        texts = None if token_texts is None else padded_texts(token_texts, rows=self._vocab)
-        rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=metrics is not None)
+        texts = None if token_texts is None else checks.padded_texts(token_texts, rows=self._vocab)
+        rows = checks.checked_rows(min_count=min_count, exclude=exclude, metrics_given=metrics is not None)
         if metrics is None:
             metrics = default_metrics(self._counts, min_count=min_count, exclude=exclude, token_texts=texts)
-        self._metrics = checked_metrics(list(metrics), own=(*OWN_VARIABLES, *FINAL_VARIABLES))
+        self._metrics = checks.checked_metrics(list(metrics), own=(*OWN_VARIABLES, *FINAL_VARIABLES))
         self._timetable = Timetable(
             self._metrics, schedule=schedule, snapshot_schedule=snapshot_schedule, budget=budget, ranks=self._ranks
         )
@@ -140,8 +132,7 @@ class Recorder:
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks)
         self._force, self._precision = force, precision
-        self._provenance = {**found, **rows}
-        self._token_texts = texts
+        self._provenance, self._token_texts = {**found, **rows}, texts
         self._references = References()
         self._dispatch = Dispatch(self._outlets, conclude=self._timetable.conclude, first=self._ranks.first)
         self._recorded: int | None = None
@@ -201,7 +192,7 @@ class Recorder:
         that is no single number.
         """
         self._refuse_when_closed()
-        check_loss(loss)
+        checks.check_loss(loss)
         if not self._opened:
             raise RuntimeError("after_update() before the first begin_step(): record 0 would be missing.")
         with self._watch:
@@ -336,7 +327,7 @@ class Recorder:
     @on_host()
     def _open(self) -> None:
         self._follow()
-        check_has_values(self.head.weight)
+        checks.check_has_values(self.head.weight)
         layout, restart = self._layout(), self._restart
         self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=restart)
         plan = self.plan()
@@ -375,21 +366,9 @@ class Recorder:
             token_text=self._token_texts,
         )
 
-    def _state(
-        self,
-        step: int,
-        *,
-        due: Sequence[Metric] = (),
-        sketch: Tensor | None = None,
-        label_counts: Tensor | None = None,
-    ) -> State:
-        return self._followed.state(
-            step,
-            references=self._references.brought(heads=any(metric.needs & HEADS for metric in due)),
-            learning_rate_sum=self._learning_rate_sum,
-            sketch=sketch,
-            label_counts=label_counts,
-        )
+    def _state(self, step: int, *, due: Sequence[Metric] = (), **measured: Tensor | None) -> State:
+        references = self._references.brought(heads=any(metric.needs & HEADS for metric in due))
+        return self._followed.state(step, references=references, learning_rate_sum=self._learning_rate_sum, **measured)
 
     @torch.no_grad()
     def _record(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:

@@ -12,7 +12,7 @@ from cyclopts import App, Parameter, validators
 app = App(
     name="trainhooks",
     help="Instrumentation for the training dynamics of language models.",
-    help_format="plaintext",
+    help_format="markdown",
 )
 
 Several = Parameter(consume_multiple=True, negative=())

@@ -67,7 +67,7 @@ def run_demo(
         device=place,
     )
     model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
-    console.print(_describe(model, corpus, training, preset, loop))
+    console.print(_describe(model, corpus, training, preset, loop), highlight=False, soft_wrap=True)
     clear_models(out)
     if checkpoints:
         suite = CheckpointSuite(out / "checkpoints", model, corpus.tokenizer, last=training.steps)
@@ -160,6 +160,6 @@ def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
     console.print(table)
     if len(store.snapshots) >= 3:
         rendered = verdict([analyze_store(store)]).render()
-        console.print("\n" + rendered, highlight=False, markup=False, soft_wrap=True)
+        console.print("\n" + rendered, end="", highlight=False, markup=False, soft_wrap=True)
     cost = recorder.cost
     console.print(f"\nrecorder: {cost.milliseconds_per_step:.1f} ms a step, {100 * cost.fraction:.1f} % of the loop")

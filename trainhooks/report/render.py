@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from io import StringIO
+from textwrap import fill
 
 from rich.console import Console
 from rich.table import Column, Table
@@ -41,17 +42,17 @@ def render_report(report: MatrixReport) -> str:
         out.print(f"\n{title}")
         out.print(table)
         for remark in remarks:
-            out.print(f"  {remark}")
+            out.print(_paragraph(remark, first="  "))
     out.print("\nReading")
     for line in (*_reading(report), *report.notes):
-        out.print(f"- {line}")
+        out.print(_paragraph(line, first="- "))
     assert isinstance(out.file, StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
 
 
 def number(value: float | None, *, digits: int = 3) -> str:
-    """A figure with fixed digits; "-" where it is not defined."""
-    return "-" if value is None or math.isnan(value) else f"{value:.{digits}f}"
+    """A figure with fixed digits, no minus before a zero; "-" where it is not defined."""
+    return "-" if value is None or math.isnan(value) else f"{value:z.{digits}f}"
 
 
 def spread(values: Iterable[float]) -> str:
@@ -60,6 +61,11 @@ def spread(values: Iterable[float]) -> str:
     if not kept:
         return "-"
     return f"{number(math.fsum(kept) / len(kept))} ({number(min(kept))} to {number(max(kept))})"
+
+
+def _paragraph(text: str, *, first: str) -> str:
+    """Wrapped where the report ends, its later lines as far in as the first."""
+    return fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
 
 
 def _head(report: MatrixReport) -> list[str]:
@@ -102,7 +108,7 @@ def _sections(report: MatrixReport) -> Iterable[tuple[str, Table, Sequence[str]]
 
 def _table(*names: str, wide: int = 1) -> Table:
     """A table without lines whose first `wide` columns are text and the rest numbers."""
-    columns = [Column(name, justify="left" if i < wide else "right") for i, name in enumerate(names)]
+    columns = [Column(name, justify="left" if i < wide else "right", no_wrap=i < wide) for i, name in enumerate(names)]
     return Table(*columns, box=None, pad_edge=False, padding=(0, 2, 0, 0))
 
 
@@ -137,11 +143,11 @@ def _predictor_remarks(report: MatrixReport) -> list[str]:
     draws = report.random_directions
     sizes = ", ".join(str(fold.rows) for fold in report.folds)
     return [
-        f"In-sample R^2 stands against k/(n - 1) = {number(report.null_r2)}, what noise reaches; adjusted R^2 and",
+        f"In-sample R^2 stands against k/(n - 1) = {number(report.null_r2)}, what noise reaches; adjusted R^2 and "
         "correlations against 0; held-out R^2 against 0, the training folds' mean; MSE against the variance, "
         f"{number(report.variance)}.",
         f"Held out: {len(report.folds)} folds by id mod {len(report.folds)} ({sizes} rows). Mean and range over folds: "
-        f"R^2 {spread(f.heldout_r2 for f in report.folds)},",
+        f"R^2 {spread(f.heldout_r2 for f in report.folds)}, "
         f"Spearman {spread(f.heldout_spearman for f in report.folds)}. Random directions: R^2 "
         f"{spread(f.heldout_r2 for f in draws)}, Spearman {spread(f.heldout_spearman for f in draws)}.",
     ]
