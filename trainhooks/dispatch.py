@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import warnings
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,7 +16,7 @@ from trainhooks.capture import Packed, pack
 from trainhooks.cost import DeviceClock
 from trainhooks.distributed import is_sharded
 from trainhooks.followed import Followed
-from trainhooks.metrics.base import State
+from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.own import what_is_not_finite
 from trainhooks.outlets import Outlets
 from trainhooks.references import kept_heads
@@ -47,8 +47,8 @@ class _Sent:
     rows: tuple[int, int] | None
 
 
-def freight_of(layout: Layout, *, weight: Tensor, needs: Iterable[str]) -> Freight:
-    """What records of this layout and output embedding are in bytes; `needs` says what is kept of it."""
+def freight_of(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> Freight:
+    """What records of this layout and output embedding are in bytes; `metrics` say what is kept of it."""
     values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
     numbers = values + len(layout.groups) * layout.sketch_size + layout.vocab + 1  # label counts; those beyond
     return Freight(
@@ -56,7 +56,8 @@ def freight_of(layout: Layout, *, weight: Tensor, needs: Iterable[str]) -> Freig
         vocab=layout.vocab,
         dim=layout.dim,
         stored=torch.bfloat16 if layout.kept_bits == BFLOAT16_MANTISSA_BITS else torch.float32,
-        kept=kept_heads(needs),
+        kept=kept_heads(need for metric in metrics for need in metric.needs),
+        apart=sum(metric.sent_bytes(weight) for metric in metrics),
         record=8 * numbers,
         sharded=is_sharded(weight),
     )
@@ -79,8 +80,9 @@ class Dispatch:
     """Sends records over a lane and gives them to the outlets, in order, in the thread that calls `hand_out`.
 
     On the host a record is handed out when it is sent. From a GPU it is once it has arrived: records without a matrix
-    travel several together, and nothing waits but `hand_out(wait=True)`. A matrix travels as it is stored: bfloat16
-    in 2 bytes an element. What is wrong with a record is said once, with its step, on the `first` rank.
+    travel several together, and nothing waits but `hand_out(wait=True)`. A matrix travels as it is stored, bfloat16 in
+    2 bytes an element, or in float32 where it is kept for comparison too. `conclude` finishes a record's values on the
+    host. What is wrong with a record is said once, with its step, on the `first` rank.
     """
 
     def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool) -> None:

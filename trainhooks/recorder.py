@@ -263,7 +263,7 @@ class Recorder:
                 layout=None if store is None else layout,
                 matrix_bytes=4 * self._vocab * self._dim,
                 queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
-                freight=freight_of(layout, weight=self.head.weight, needs=self._needs),
+                freight=freight_of(layout, weight=self.head.weight, metrics=self._metrics),
                 gathered_bytes=self._followed.gathered_bytes,
                 sketch_bytes=4 * len(layout.groups) * layout.sketch_size,
                 kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
@@ -348,7 +348,7 @@ class Recorder:
     def _carry(self, layout: Layout) -> None:
         """Records come from the head's device from here on."""
         self._device = self.head.weight.device
-        self._dispatch.carry(freight_of(layout, weight=self.head.weight, needs=self._needs))
+        self._dispatch.carry(freight_of(layout, weight=self.head.weight, metrics=self._metrics))
         self._references.place(self._dispatch.lane, device=self._device)
         self._watch.follow(device_clock(self._device))
 

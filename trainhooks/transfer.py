@@ -273,8 +273,8 @@ class Freight:
     """What one run sends over the lane of `device`, in bytes: known before it begins.
 
     The output embedding is `vocab` x `dim`, stored as `stored`; `kept` of it (float32) are compared with later ones;
-    `record` bytes are all else that a record holds. Of a `sharded` one ranks may store rows of their own beside the
-    whole that they compare.
+    `record` bytes are all else that a record holds, and `apart` more those that do not wait for other records. Of a
+    `sharded` one ranks may store rows of their own beside the whole that they compare.
     """
 
     device: torch.device
@@ -283,6 +283,7 @@ class Freight:
     stored: torch.dtype
     kept: int
     record: int
+    apart: int = 0
     sharded: bool = False
 
     @property
@@ -293,13 +294,14 @@ class Freight:
     @property
     def slot_bytes(self) -> int:
         """One slot of the ring."""
-        return self.copied.itemsize * self._numbers + RECORDS_AT_ONCE * (self.record + 4 * ALIGNMENT)
+        together = RECORDS_AT_ONCE * (self.record + 4 * ALIGNMENT)
+        return self.copied.itemsize * self._numbers + self.apart + together
 
     @property
     def device_bytes(self) -> int:
         """On the device: the copy in flight, what is kept (on a GPU: brought for a record), what waits to be sent."""
         copies = self.copied.itemsize + (self.stored.itemsize if self.kept and self.sharded else 0) + 4 * self.kept
-        waiting = RECORDS_AT_ONCE * self.record if self._pins else 0
+        waiting = RECORDS_AT_ONCE * self.record + self.apart if self._pins else 0
         return copies * self._numbers + waiting
 
     @property

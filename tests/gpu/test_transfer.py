@@ -1,5 +1,7 @@
 """The lanes: order, slots taken again, waiting where the ring is full, nothing lost at the end."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from late_streams import LateEvent, LateStreams
@@ -178,5 +180,8 @@ def test_the_plan_of_a_gpu_holds_what_the_lane_allocates():
     assert freight.device_bytes == 2 * 800 + RECORDS_AT_ONCE * 1000
     assert freight.pinned_bytes == SLOTS * freight.slot_bytes
     assert freight.slot_bytes >= 2 * 800 + RECORDS_AT_ONCE * 1000
+    with_gram = replace(freight, apart=512)
+    assert with_gram.slot_bytes == freight.slot_bytes + 512
+    assert with_gram.device_bytes == freight.device_bytes + 512
     host = Freight(device=torch.device("cpu"), vocab=100, dim=8, stored=torch.float32, kept=2, record=1000)
     assert (host.device_bytes, host.pinned_bytes) == (3 * 4 * 800, 0)

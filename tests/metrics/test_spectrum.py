@@ -147,3 +147,8 @@ def test_a_gram_that_has_travelled_gives_what_compute_gives(norm):
         np.testing.assert_allclose(value, wanted[name], rtol=1e-12, err_msg=name)
     on_host = {name: value.numpy() for name, value in metric.enqueue(state).items()}
     assert metric.conclude(on_host) is on_host
+
+
+def test_a_gram_that_will_travel_is_announced():
+    assert Spectrum().sent_bytes(torch.empty(40, 6)) == 0
+    assert Spectrum().sent_bytes(torch.empty(40, 6, device="meta")) == 8 * 6 * 7

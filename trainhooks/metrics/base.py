@@ -99,6 +99,10 @@ class Metric(ABC):
         """The values of `compute`, of those of `enqueue` once they are on the host; others' values pass through."""
         return values
 
+    def sent_bytes(self, weight: Tensor) -> int:
+        """Bytes that `enqueue` sends beside the variables for an embedding `weight`, announced before the run."""
+        return 0
+
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """Bytes of references that this metric keeps by itself, "device" and "host": announced before the run."""
         return {}

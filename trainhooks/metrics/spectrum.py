@@ -121,10 +121,10 @@ class Spectrum(Metric):
         found = _spectra(gram, gamma=gamma, tolerance=self._tolerance)
         return values | {name: value.numpy() for name, value in found.items()}
 
-    def kept_bytes(self, state: State) -> Mapping[str, int]:
-        """The Gram on its way from a device."""
-        dim = state.head.weight.shape[1]
-        return {} if state.head.weight.device.type == "cpu" else {"device": 8 * dim * dim}
+    def sent_bytes(self, weight: Tensor) -> int:
+        """The Gram and gamma, from a device."""
+        dim = weight.shape[1]
+        return 0 if weight.device.type == "cpu" else 8 * dim * (dim + 1)
 
 
 def _spectra(gram: Tensor, *, gamma: Tensor | None, tolerance: float | None) -> dict[str, Tensor]:
