@@ -12,8 +12,6 @@ from trainhooks.transfer import DirectLane, Lane
 
 HEADS = frozenset({"initial_head", "previous_head"})
 NEEDS = HEADS | {"sketch", "hidden"}
-
-
 TENSORS = ("initial_head", "previous_head", "initial_sketch", "previous_sketch")
 
 

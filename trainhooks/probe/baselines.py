@@ -74,7 +74,7 @@ def fit_row_norms(scored: Scored, rows: Rows) -> RowNormFit:
     """`row_norm_probe` of the first target, unweighted, from the norms that a probe's second pass leaves.
 
     With one feature the regression has a closed form, and the ranks of its predictions are those of the norms, or
-    their reverse: an eighth of the work of the general path.
+    their reverse: a third of the time of the general path at 8,192 rows.
     """
     at, real = rows.table
     finite = scored.row_norms.isfinite()

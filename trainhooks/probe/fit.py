@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import average_ranks, pearson
+from trainhooks.probe.ranks import average_ranks, pearson, spearman
 from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums
@@ -248,14 +248,12 @@ def spearman_by_fold(
 ) -> Float64[Tensor, "target fold"]:
     """Spearman's correlation of the first targets with what is predicted of them, over each fold's finite rows."""
     at, real = rows.table
-    keep = real & finite[at]
-    guess = average_ranks(predicted.T[:, at].masked_fill(~keep, torch.inf))
+    guess = predicted.T[:, at]
     # on a device the question would wait, and ranks are cheap there
     if finite.device.type == "cpu" and finite.numpy().all():
-        ranks = rows.target_ranks[: len(guess)]
-    else:
-        ranks = average_ranks(rows.y.T[: len(guess), at].masked_fill(~keep, torch.inf))
-    return pearson(ranks, guess, weights=keep.double())
+        guess_ranks = average_ranks(guess.masked_fill(~real, torch.inf))
+        return pearson(rows.target_ranks[: len(guess)], guess_ranks, weights=real.double())
+    return spearman(rows.y.T[: len(guess), at], guess, keep=real & finite[at])
 
 
 def squeeze(fit: ProbeFit, *, target: int = 0) -> ProbeFit:

@@ -17,10 +17,10 @@ PROBLEMS_SHOWN = 5
 def safetensors_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, unread: only the header is fetched, and checked against the file's size.
 
-    `file` is the name entries carry. Tensors of any other dtype than those in
-    `dtypes` are listed under the format's name for it
-    and fail when read. Raises CheckpointError with each problem's location: a header longer than 100 MB or than the
-    file, no JSON, offsets outside the file, overlapping tensors, dtype x shape that is not the bytes announced.
+    `file` is the name entries carry. Tensors of any other dtype than those in `dtypes` are listed under the format's
+    name for it and fail when read. Raises CheckpointError with each problem's location: a header longer than 100 MB or
+    than the file, no JSON, offsets outside the file, overlapping tensors, dtype x shape that is not the bytes
+    announced.
     Format: huggingface/safetensors, README, "Format".
     """
     header, base = _header(source)
