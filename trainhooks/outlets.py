@@ -13,25 +13,31 @@ from torch import Tensor
 from trainhooks.distributed import Ranks, Rows
 from trainhooks.metrics.group_convergence import convergence_to_final
 from trainhooks.plan import Plan, check_disk
-from trainhooks.restart import Restart, check_state_given, check_store
+from trainhooks.restart import Restart, opening_mode
 from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
 from trainhooks.sinks.base import read_only
 from trainhooks.store import Layout
 
 logger = logging.getLogger("trainhooks")
 
+BEFORE_ALL = -1
+"""The step after which a run goes on that goes on with nothing: no record lies before it."""
+
 
 class Outlets:
     """The sinks of one rank: rank 0 has all of them, and the store last; another has its piece of the store, or none.
 
     `store` is the store's sink where there is one, on every rank; `rows` is this rank's share of the stored matrices
-    once they are open, None where rank 0 writes them whole.
+    once they are open, None where rank 0 writes them whole. With `overwrite` a run that begins lets go what the sinks
+    hold of an earlier one.
 
     Making it is collective. Raises what a sink's `check` does, ValueError or OSError; RuntimeError on the other ranks.
     """
 
-    def __init__(self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: Ranks) -> None:
-        self.store = store
+    def __init__(
+        self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: Ranks, overwrite: bool = False
+    ) -> None:
+        self.store, self._overwrite = store, overwrite
         self.rows: Rows | None = None
         self._ranks = ranks
         self._sinks: list[Sink] = [*sinks, *([] if store is None else [store])] if ranks.first else []
@@ -73,7 +79,7 @@ class Outlets:
             if self._ranks.first:
                 logger.info("recording %s", plan)
                 if self.store is not None:
-                    _check_store_fits(self.store, plan=plan, restart=restart, force=force)
+                    _settle_store(self.store, plan=plan, restart=restart, force=force)
                 self._open_sinks(layout, restart=restart)
         if self.store is not None and self.rows is not None:
             self._open_piece(self.store, self.rows)
@@ -116,9 +122,10 @@ class Outlets:
                 closing.callback(sink.close)
 
     def _open_sinks(self, layout: Layout, *, restart: Restart | None) -> None:
+        anew = BEFORE_ALL if self._overwrite else None
         with ExitStack() as opened:  # where one sink fails, those that opened are closed
             for sink in self._sinks:
-                sink.open(layout, restart_step=None if restart is None else restart.step)
+                sink.open(layout, restart_step=anew if restart is None else restart.step)
                 opened.callback(sink.close)
             opened.pop_all()
 
@@ -138,8 +145,7 @@ class Outlets:
             ]
 
 
-def _check_store_fits(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:
-    check_state_given(restart, mode=store.mode)
+def _settle_store(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:
+    store.mode = opening_mode(restart, mode=store.mode, path=store.path, exists=store.exists)
     if store.folder is not None:
         check_disk(store.folder, needed=plan.disk_bytes, force=force)
-    check_store(restart, path=store.path)

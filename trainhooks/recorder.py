@@ -130,7 +130,7 @@ class Recorder:
         self._compares_heads = bool(self._needs & HEADS)
         self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if store or "sketch" in self._needs else None
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
-        self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks)
+        self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
         self._force, self._precision = force, precision
         self._provenance, self._token_texts = {**found, **rows}, texts
         self._references = References()

@@ -2,50 +2,99 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from trainhooks.metrics.base import Metric
-from trainhooks.store import open_store
+from trainhooks.store import Store, open_store
 
 
 @dataclass(frozen=True)
 class Restart:
-    """A run that goes on after `step` updates; `recorded` is the last record that its checkpoint knew, if any."""
+    """A run that goes on after `step` updates; `recorded` is the last record that its checkpoint knew, if any.
+
+    `sketch` [group, sketch] is that record's, by which the run is known again in its store; None: it is not known.
+    """
 
     step: int
     recorded: int | None
+    sketch: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def of(state: Mapping[str, Any]) -> Restart | None:
         """What a recorder's state says; None where it was saved before record 0: there is nothing to go on from."""
         if not state.get("begun", True):
             return None
-        return Restart(step=int(state["step"]), recorded=state.get("recorded"))
+        sketch = state.get("references", {}).get("previous_sketch")
+        known = None if sketch is None else sketch.detach().cpu().numpy().astype(np.float32)
+        return Restart(step=int(state["step"]), recorded=state.get("recorded"), sketch=known)
 
 
-def check_state_given(restart: Restart | None, *, mode: str) -> None:
-    """Raise ValueError where a store is to be resumed and nothing says where."""
-    if mode == "resume" and restart is None:
-        raise ValueError(
-            'mode="resume" needs to know where: call load_state_dict() with the checkpoint\'s recorder '
-            'state first, or pass mode="overwrite" to start anew.'
+def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists: bool) -> str:
+    """How to open the store at `path`: `mode`, but "create" where the run goes on and its store is gone, said once.
+
+    Raises ValueError where a store is to be resumed and nothing says where; where the checkpoint is ahead of it.
+    """
+    if restart is None:
+        if mode == "resume":
+            there = "" if exists else f"no store at {path}, and "
+            raise ValueError(
+                f'{there}mode="resume" needs to know where: call load_state_dict() with the checkpoint\'s recorder '
+                'state first, or pass mode="overwrite" to start anew.'
+            )
+        return mode
+    if not exists:
+        warnings.warn(
+            f"the run goes on after step {restart.step}, and there is no store at {path}: a new one begins there, with "
+            f"records from step {restart.step + 1} on. Earlier ones are in the store that the run had before, if any.",
+            RuntimeWarning,
+            stacklevel=2,
         )
+        return "create"
+    if mode == "resume":
+        _check_store(restart, path=path)
+    return mode
 
 
-def check_store(restart: Restart | None, *, path: str | Path) -> None:
-    """Raise ValueError where the checkpoint is ahead of the store: the records between the two would be missing."""
-    if restart is None or restart.recorded is None:
+def _check_store(restart: Restart, *, path: str | Path) -> None:
+    """Raise ValueError where the checkpoint is ahead of the store: the records between the two would be missing.
+
+    Also where the record that both know is not the same: the store is another run's.
+    """
+    if restart.recorded is None:
         return
-    steps = open_store(path).steps
+    store = open_store(path)
+    steps = store.steps
     last = int(steps[-1]) if len(steps) else None
     if last is None or last < restart.recorded:
         raise ValueError(
-            f"the checkpoint had recorded up to step {restart.recorded}; {path} ends at step "
-            f'{last}. Name the store that belongs to the checkpoint, or begin a new one with mode="create".'
+            f"the checkpoint had recorded up to step {restart.recorded}; {path} ends at step {last}. Name the store "
+            "that belongs to the checkpoint, or a path where there is none: a new one begins there."
         )
+    if restart.sketch is not None and not _has_record(store, restart.recorded, sketch=restart.sketch):
+        raise ValueError(
+            f"{path} is another run's store: its weights at step {restart.recorded} are not those that the checkpoint "
+            f"of step {restart.step} had recorded there. Name the store that belongs to the checkpoint, or a path "
+            "where there is none: a new one begins there."
+        )
+
+
+def _has_record(store: Store, step: int, *, sketch: np.ndarray) -> bool:
+    """Whether the store's record of `step` has this sketch, bit for bit; where it has none to compare, it may be."""
+    row = int(np.searchsorted(store.steps, step))
+    if store.sketch_size != sketch.shape[-1] or row >= len(store.steps) or store.steps[row] != step:
+        return True
+    for part in store.sketch_parts():
+        if row < len(part):
+            kept = part[row]
+            return np.isnan(kept).all() or np.array_equal(kept, sketch, equal_nan=True)
+        row -= len(part)
+    return True
 
 
 def metric_states(metrics: Sequence[Metric]) -> list[tuple[str, dict[str, Any]]]:
@@ -54,16 +103,34 @@ def metric_states(metrics: Sequence[Metric]) -> list[tuple[str, dict[str, Any]]]
 
 
 def load_metric_states(metrics: Sequence[Metric], state: Mapping[str, Any]) -> None:
-    """Give each metric its state back, where a recorder's state has any.
+    """Give each metric its state back, by its class' name; those that the state has nothing of start anew, said once.
 
-    Raises ValueError where the state was saved with other metrics, or in another order.
+    A state whose "metrics" are None knows of none: then nothing is said. Raises ValueError where it was saved with a
+    metric that is not here.
     """
-    kinds = [type(metric).__name__ for metric in metrics]
-    saved = list(state.get("metrics", zip(kinds, ({} for _ in kinds), strict=True)))
-    if [kind for kind, _ in saved] != kinds:
+    saved = [(kind, own) for kind, own in (state.get("metrics", ()) or ())]
+    anew = [metric for metric in metrics if not _restored(metric, saved)]
+    if saved_of := [kind for kind, _ in saved]:
         raise ValueError(
-            f"the state was saved with the metrics {[kind for kind, _ in saved]}, this recorder has {kinds}: "
-            "go on with the same ones."
+            f"the state was saved with the metrics {saved_of} as well, this recorder has "
+            f"{[type(metric).__name__ for metric in metrics]}: go on with the same ones."
         )
-    for metric, (_, own) in zip(metrics, saved, strict=True):
-        metric.load_state_dict(own)
+    forgetful = [type(metric).__name__ for metric in anew if metric.state_dict()]
+    if forgetful and state.get("metrics", ()) is not None:
+        warnings.warn(
+            f"the state of step {state['step']} holds nothing of {', '.join(forgetful)}: they start anew, and what "
+            "they compare with earlier records is NaN at first.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+
+
+def _restored(metric: Metric, saved: list[tuple[str, dict[str, Any]]]) -> bool:
+    """Whether `saved` had a state of this metric, which is taken out of it and given back."""
+    found = next((entry for entry in saved if entry[0] == type(metric).__name__), None)
+    if found is None:
+        return False
+    saved.remove(found)
+    if found[1]:
+        metric.load_state_dict(found[1])
+    return bool(found[1])

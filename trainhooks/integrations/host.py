@@ -7,12 +7,12 @@ import warnings
 import weakref
 from collections import deque
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
 
 from trainhooks.recorder import WAIT_SECONDS, Recorder
+from trainhooks.restart import load_metric_states, metric_states
 from trainhooks.sinks import Record, Sink
 
 LabelFunction = Callable[[Any], Tensor | None]
@@ -65,6 +65,9 @@ class HostedRecorder:
         self._settings = dict(settings)
         self._labels = labels
         self._recorder: Recorder | None = None
+        self._ended: bool | None = None  # whether the host's run came to its end; None: it has not ended
+        metrics = list(settings.get("metrics") or ())
+        self._untouched = {"step": 0, "metrics": metric_states(metrics)}  # a run that begins again begins with these
         self._log = HostLog()
         self._warned = False
 
@@ -75,25 +78,36 @@ class HostedRecorder:
             raise RuntimeError("there is no recorder yet: it is built when the trainer begins to train.")
         return self._recorder
 
-    def start(self, model: nn.Module, *, step: int, total_steps: int | None, saved: Mapping[str, Any] | None) -> None:
+    def start(
+        self,
+        model: nn.Module,
+        *,
+        step: int,
+        total_steps: int | None,
+        saved: Mapping[str, Any] | None,
+        gives_up: bool = False,
+    ) -> None:
         """Build the recorder for a host that has made `step` updates.
 
         `saved` is the recorder's state in the checkpoint that the host resumes. A store that exists is then
-        continued, whatever `mode` says. Without it records are numbered from `step` on, with one warning.
+        continued, whatever `mode` says. Without it a host that goes on in this process goes on with the recorder that
+        it had, and where there is none, records are numbered from `step` on, with one warning. `gives_up`: a host that
+        begins at 0 throws away what it did before; what was recorded of it is then replaced.
+
+        Raises ValueError where `saved` is the state of another step.
         """
-        self.close()
+        self.close(failed=True)  # where a run is still open: the host gave it up without a word
+        before = self._recorder
         settings = {"total_steps": total_steps, **self._settings}
         if saved is None and step > 0:
-            warnings.warn(
-                f"training resumes at step {step}, and its checkpoint holds no recorder state: records are numbered "
-                f"from {step}, label counts begin at zero there, and nothing is known of the first record.",
-                RuntimeWarning,
-                stacklevel=2,
-            )
-            saved = {"step": step, "label_counts": None, "learning_rate_sum": None, "references": {}}
-        store = settings.get("store")
-        if saved is not None and store is not None and Path(store).exists():
+            saved = _handed_over(before, model=model, step=step) or _known_nothing(step)
+        if saved is not None:
+            _check_step(saved, step=step)
             settings["mode"] = "resume"
+        elif before is not None:
+            load_metric_states(list(settings.get("metrics") or ()), self._untouched)
+            if not self._ended and (gives_up or before.step == 0):
+                settings["mode"] = "overwrite"
         recorder = Recorder(model, **settings)
         if saved is not None:
             recorder.load_state_dict(saved)
@@ -101,7 +115,7 @@ class HostedRecorder:
         recorder.add_sink(self._log)
         # a host that fails without telling leaves a readable store nevertheless: at the latest when Python ends
         weakref.finalize(self, recorder.close, wait_seconds=AFTER_FAILURE_SECONDS)
-        self._recorder = recorder
+        self._recorder, self._ended = recorder, None
 
     def begin_step(self, batch: Any) -> None:
         """Before a forward pass on `batch`."""
@@ -123,5 +137,36 @@ class HostedRecorder:
 
     def close(self, *, failed: bool = False) -> None:
         """End the run; nothing happens where none is open. After a failure other ranks are hardly waited for."""
-        if self._recorder is not None:
+        if self._recorder is not None and self._ended is None:
+            self._ended = not failed
             self._recorder.close(wait_seconds=AFTER_FAILURE_SECONDS if failed else WAIT_SECONDS)
+
+
+def _handed_over(before: Recorder | None, *, model: nn.Module, step: int) -> dict[str, Any] | None:
+    """The state of the recorder that this process had of the same model at the same step; None where it had none."""
+    if before is None or before.step != step:
+        return None
+    weight = before.head.weight
+    return before.state_dict() if any(parameter is weight for parameter in model.parameters()) else None
+
+
+def _known_nothing(step: int) -> dict[str, Any]:
+    """The state of a run that was not recorded until here; says so."""
+    warnings.warn(
+        f"training resumes at step {step}, and its checkpoint holds no recorder state: records are numbered "
+        f"from {step}, label counts begin at zero there, every metric starts anew, and nothing is known of the first "
+        "record.",
+        RuntimeWarning,
+        stacklevel=3,
+    )
+    return {"step": step, "label_counts": None, "learning_rate_sum": None, "references": {}, "metrics": None}
+
+
+def _check_step(saved: Mapping[str, Any], *, step: int) -> None:
+    """Raise ValueError where a state is of another step than the host's."""
+    if int(saved["step"]) != step:
+        raise ValueError(
+            f"the checkpoint is of step {step}, and the recorder's state in it of step {saved['step']}: it was saved "
+            "before the recorder had seen the update, or by hand. Resume from another checkpoint; or, to go on without "
+            "what the state holds (label counts, references), remove it from this one."
+        )

@@ -64,7 +64,10 @@ class Sink(ABC):  # noqa: B024 - every moment is optional
         """When the recorder is made: raise ValueError or OSError where `open` would; leave nothing behind."""
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:  # noqa: B027
-        """Before the first record. `restart_step`: the run continues after this step; what lies beyond goes."""
+        """Before the first record. `restart_step`: the run continues after this step; what lies beyond goes.
+
+        None where it begins; -1 where it begins and all that is there shall go (`mode="overwrite"`).
+        """
 
     def write(self, record: Record) -> None:  # noqa: B027
         """One record, in order of steps.

@@ -6,11 +6,23 @@ import time
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 import numpy as np
 
 from trainhooks.sinks.base import Record, Sink
-from trainhooks.store import BackgroundWriter, Layout, Store, StoreWriter, Writing, check_place, is_url, open_store
+from trainhooks.store import (
+    BackgroundWriter,
+    Layout,
+    Store,
+    StoreWriter,
+    Writing,
+    check_place,
+    is_store,
+    is_url,
+    open_store,
+)
 
 
 class StoreSink(Sink):
@@ -23,8 +35,7 @@ class StoreSink(Sink):
     """
 
     def __init__(self, path: str | Path, *, mode: str = "create", writing: Writing | None = None) -> None:
-        # a URL stays text: a path would lose one of its slashes
-        self.path = path if isinstance(path, str) and is_url(path) else Path(path).expanduser().absolute()
+        self.path = _location(path)
         self.mode = mode
         self.writing = Writing() if writing is None else writing
         self.pieces = 1  # ranks that write each record; set before open()
@@ -51,17 +62,24 @@ class StoreSink(Sink):
         """The local folder; None where the store has a URL."""
         return self.path if isinstance(self.path, Path) else None
 
+    @property
+    def exists(self) -> bool:
+        """Whether there is a store at this path already."""
+        return is_store(self.path)
+
     def check(self) -> None:
         """Raise StoreError where the store cannot be made at this path; nothing is written."""
-        check_place(self.path, mode=self.mode)
+        # a store that is to be resumed and is gone is made anew, where a state says at which step
+        begins = self.mode == "resume" and not self.exists
+        check_place(self.path, mode="create" if begins else self.mode)
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
-        """Lay the store out, or open it to go on after `restart_step`."""
+        """Lay the store out, or, where `mode` is "resume", open it to go on after `restart_step`."""
         writer = StoreWriter(
             self.path,
             layout,
             mode=self.mode,
-            restart_step=restart_step,
+            restart_step=restart_step if self.mode == "resume" else None,
             durability=self.writing.durability,
             pieces=self.pieces,
             threads=max(1, self.writing.threads - 1),
@@ -114,3 +132,13 @@ class StoreSink(Sink):
         """Make durable what was written and let the store go, not complete: the run will go on."""
         if self._writer is not None:
             self._writer.leave()
+
+
+def _location(path: str | Path) -> str | Path:
+    """A local folder as an absolute path, also where it was named by a `file://` URL; another URL as it is."""
+    if is_url(path):  # it stays text: a path would lose one of its slashes
+        parts = urlsplit(str(path))
+        if parts.scheme != "file":
+            return str(path)
+        path = url2pathname(parts.path)
+    return Path(path).expanduser().absolute()

@@ -10,7 +10,7 @@ from trainhooks.store.opening import check_place
 from trainhooks.store.place import is_url
 from trainhooks.store.precision import round_mantissa
 from trainhooks.store.reader import Store, open_store
-from trainhooks.store.root import FORMAT
+from trainhooks.store.root import FORMAT, is_store
 from trainhooks.store.schema import required_bytes
 from trainhooks.store.snapshots import Snapshots
 from trainhooks.store.writer import PieceWriter, StoreWriter
@@ -31,6 +31,7 @@ __all__ = [
     "StoreWriter",
     "Writing",
     "check_place",
+    "is_store",
     "is_url",
     "open_store",
     "required_bytes",
