@@ -13,13 +13,15 @@ from trainhooks.distributed import Ranks
 class LabelTally:
     """Counts labels [vocab]: an update's labels are pending until it is done, and lost if it was skipped.
 
-    Bin 0 of the tensors kept here is for what is no label, the last one for ids beyond the vocabulary.
+    Those of its last forward pass are kept apart, so that this one can be taken back. Bin 0 of the tensors kept here
+    is for what is no label, the last one for ids beyond the vocabulary.
     """
 
     def __init__(self, vocab: int, *, ranks: Ranks | None = None) -> None:
         self._vocab = vocab
         self._seen: Tensor | None = None
-        self._pending: Tensor | None = None
+        self._pending: Tensor | None = None  # of the update under way, but for its last pass
+        self._last: Tensor | None = None
         self._ranks = ranks
         self._total: Tensor | None = None
         self._total_is_fresh = self._any_given = False
@@ -64,22 +66,34 @@ class LabelTally:
         with torch.inference_mode(False):  # its tensors could not be added to outside
             if self._pending is None:
                 self._pending = torch.zeros(self._vocab + 2, dtype=torch.int64, device=labels.device)
+                self._last = torch.zeros_like(self._pending)
             if self._seen is None:
                 self._seen = torch.zeros_like(self._pending)
 
     def add(self, labels: Tensor) -> None:
-        """Count labels of the update under way."""
+        """Count labels of the update under way: those of one more forward pass."""
         assert self._pending is not None, "begin() comes first"
-        add_label_counts(self._pending, labels)
+        assert self._last is not None, "begin() comes first"
+        self._pending += self._last
+        self._last.zero_()
+        add_label_counts(self._last, labels)
+
+    def discard(self, *, last_pass: bool) -> None:
+        """Forget the labels of the update under way, or only those of its last forward pass."""
+        if self._pending is not None and self._last is not None:
+            self._last.zero_()
+            if not last_pass:
+                self._pending.zero_()
 
     def update_done(self, *, skipped: bool) -> None:
         """The update's labels count now, or never."""
         self._total_is_fresh = False
-        if self._pending is None or self._seen is None:
+        if self._pending is None or self._last is None or self._seen is None:
             return
-        if not skipped:
-            self._seen = self._seen.to(self._pending.device) + self._pending
-        self._pending.zero_()
+        seen = self._seen if skipped else self._seen.to(self._pending.device) + self._pending + self._last
+        pending, last = torch.zeros_like(self._pending), torch.zeros_like(self._last)
+        # no call between these: a checkpoint that a signal's handler saves must not count labels twice
+        self._seen, self._pending, self._last = seen, pending, last
 
     def state_dict(self) -> Tensor | None:
         """The counts of all ranks, on the host; collective as `total` is."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from trainhooks import checks
 from trainhooks.capture import as_now, on_host, watch_head_input
 from trainhooks.cost import Budget, Cost, Stopwatch
+from trainhooks.described import RunDescription
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
 from trainhooks.distributed import whole
 from trainhooks.followed import Followed
@@ -27,15 +29,15 @@ from trainhooks.metrics.own import OWN_VARIABLES, own_values
 from trainhooks.model import OutputEmbedding
 from trainhooks.outlets import Outlets
 from trainhooks.plan import Plan, plan_run
-from trainhooks.provenance import provenance_of
 from trainhooks.references import HEADS, References
-from trainhooks.restart import Restart, load_metric_states, metric_states
+from trainhooks.restart import Restart, load_metric_states
 from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
 from trainhooks.store import Layout, Writing
 from trainhooks.timetable import Timetable
 from trainhooks.tokens import TokenCounts
+from trainhooks.under_way import Said, UnderWay, set_aside
 
 WAIT_SECONDS = 60.0  # for other ranks' last pieces
 
@@ -113,15 +115,19 @@ class Recorder:
         self._model = model
         self._followed = Followed(model, name=head, patterns=groups)
         self._ranks = self._followed.ranks
-        counts = checks.checked_counts(counts)
         with self._followed.readable():
-            self._vocab, self._dim = self.head.weight.shape
-            found = provenance_of(model, counts, given=provenance)
-        self._counts = None if counts is None else counts.for_rows(self._vocab, vocab_size=vocab_size)
-        texts = None if token_texts is None else checks.padded_texts(token_texts, rows=self._vocab)
+            self._run = RunDescription.of(
+                self._followed,
+                counts=checks.checked_counts(counts),
+                vocab_size=vocab_size,
+                token_texts=token_texts,
+                precision=precision,
+                provenance=provenance,
+            )
         rows = checks.checked_rows(min_count=min_count, exclude=exclude, metrics_given=metrics is not None)
         if metrics is None:
-            metrics = default_metrics(self._counts, min_count=min_count, exclude=exclude, token_texts=texts)
+            counted, texts = self._run.token_count, self._run.token_text
+            metrics = default_metrics(counted, min_count=min_count, exclude=exclude, token_texts=texts)
         self._metrics = checks.checked_metrics(list(metrics), own=(*OWN_VARIABLES, *FINAL_VARIABLES))
         self._timetable = Timetable(
             self._metrics, schedule=schedule, snapshot_schedule=snapshot_schedule, budget=budget, ranks=self._ranks
@@ -131,15 +137,16 @@ class Recorder:
         self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if store or "sketch" in self._needs else None
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
-        self._force, self._precision = force, precision
-        self._provenance, self._token_texts = {**found, **rows}, texts
+        self._force, self._attributes = force, rows
         self._references = References()
         self._dispatch = Dispatch(self._outlets, conclude=self._timetable.conclude, first=self._ranks.first)
         self._recorded: int | None = None
         self._restart: Restart | None = None
-        self._labels = LabelTally(self._vocab, ranks=self._ranks)
+        self._labels = LabelTally(self._run.vocab, ranks=self._ranks)
         self._learning_rate_sum: float | None = None
         self._before: dict[str, Tensor | float] = {}
+        self._under_way: UnderWay | None = None
+        self._unrecorded: dict[str, Any] | None = None
         self._watch = Stopwatch()
         self._hook = watch_head_input(self.head.module, self.observe) if "hidden" in self._needs else None
         self._opened = self._closed = False
@@ -172,6 +179,13 @@ class Recorder:
                 state = self._state(self.step + 1, due=due)
                 self._before = {n: v for m in due for n, v in as_now(self._timetable.compute(m, state)).items()}
 
+    def discard_step(self, *, last_pass: bool = False) -> None:
+        """Take back what `begin_step` has counted since the last update, where its loss was never trained on.
+
+        After an out-of-memory error that the loop catches, for one. `last_pass`: only the last forward pass.
+        """
+        self._labels.discard(last_pass=last_pass)
+
     def observe(self, hidden: Tensor) -> None:
         """Show what enters the head, [..., dim], where the loss bypasses the head's module (fused losses).
 
@@ -196,12 +210,17 @@ class Recorder:
         if not self._opened:
             raise RuntimeError("after_update() before the first begin_step(): record 0 would be missing.")
         with self._watch:
-            self.step += 1
-            self._labels.update_done(skipped=skipped)
+            rates = self._learning_rate_sum
             if learning_rate is not None:
-                self._learning_rate_sum = (self._learning_rate_sum or 0.0) + (0.0 if skipped else learning_rate)
-            if self._timetable.record_due(self.step):
-                self._record(loss=loss, learning_rate=learning_rate, skipped=skipped)
+                rates = (rates or 0.0) + (0.0 if skipped else learning_rate)
+            due = self._timetable.record_due(self.step + 1)
+            said = Said(loss, learning_rate, skipped)
+            under_way = self._as_it_is(said=said, rates=rates) if due else None
+            self._labels.update_done(skipped=skipped)
+            # no call between these: a signal's handler that saves a checkpoint finds the whole update, or nothing of it
+            self.step, self._learning_rate_sum, self._under_way = self.step + 1, rates, under_way
+            if due:
+                self._record(said)
         self._watch.step_done()
         self._timetable.review(self.step, watch=self._watch)
 
@@ -261,7 +280,7 @@ class Recorder:
                 self._timetable.schedules,
                 total_steps=self.total_steps,
                 layout=None if store is None else layout,
-                matrix_bytes=4 * self._vocab * self._dim,
+                matrix_bytes=4 * self._run.vocab * self._run.dim,
                 queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
                 freight=freight_of(layout, weight=self.head.weight, metrics=self._metrics),
                 gathered_bytes=self._followed.gathered_bytes,
@@ -277,16 +296,10 @@ class Recorder:
         the device, so that every record it knows of is with the sinks.
         """
         self._dispatch.hand_out(wait=True)
-        return {
-            "step": self.step,
-            "begun": self._opened or self._restart is not None,
-            "recorded": self._recorded,
-            "label_counts": self._labels.state_dict(),
-            "learning_rate_sum": self._learning_rate_sum,
-            "references": self._references.state_dict(),
-            "metrics": metric_states(self._metrics),
-            "thinning": self._timetable.state_dict(),
-        }
+        now = self._under_way or self._as_it_is(said=Said(), rates=self._learning_rate_sum)
+        unrecorded = {} if self._under_way else {"unrecorded": self._unrecorded}
+        begun, labels = self._opened or self._restart is not None, self._labels.state_dict()
+        return {"step": self.step, "begun": begun, "label_counts": labels, **now.state_dict(), **unrecorded}
 
     @on_host()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -305,6 +318,7 @@ class Recorder:
         self._references.load_state_dict(dict(state["references"]))
         load_metric_states(self._metrics, state)
         self._timetable.load_state_dict(state.get("thinning"))
+        self._unrecorded = state.get("unrecorded")
 
     def _refuse_when_closed(self) -> None:
         if self._closed:
@@ -334,8 +348,11 @@ class Recorder:
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
         self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
         self._opened, self._pid = True, os.getpid()
+        if unrecorded := self._unrecorded:  # the checkpoint was saved while this record was being made
+            self._unrecorded, self._before = None, dict(unrecorded["before"])
+            self._record(Said(**{name: value for name, value in unrecorded.items() if name != "before"}))
         if restart is None and self._timetable.record_due(0):
-            self._record(loss=None, learning_rate=None, skipped=False)
+            self._record(Said())
         elif restart is None:  # what is called initial is the state before the first update, recorded or not
             self._remember()
 
@@ -353,31 +370,33 @@ class Recorder:
         self._watch.follow(device_clock(self._device))
 
     def _layout(self) -> Layout:
-        final = () if self._sketcher is None else FINAL_VARIABLES
-        return Layout(
-            vocab=self._vocab,
-            dim=self._dim,
-            groups=tuple(self._followed.groups),
-            sketch_size=0 if self._sketcher is None else self._sketcher.size,
-            variables=(*OWN_VARIABLES, *self._timetable.variables, *final),
-            precision=self._precision,
-            attributes={**self._provenance, "output_embedding": self.head.name, "tied": self.head.tied},
-            token_count=self._counts,
-            token_text=self._token_texts,
-        )
+        variables = (*OWN_VARIABLES, *self._timetable.variables)
+        return self._run.layout(self._followed, self._sketcher, variables=variables, attributes=self._attributes)
 
     def _state(self, step: int, *, due: Sequence[Metric] = (), **measured: Tensor | None) -> State:
         references = self._references.brought(heads=any(metric.needs & HEADS for metric in due))
         return self._followed.state(step, references=references, learning_rate_sum=self._learning_rate_sum, **measured)
 
+    def _as_it_is(self, *, said: Said, rates: float | None) -> UnderWay:
+        return UnderWay(
+            said=said,
+            recorded=self._recorded,
+            learning_rate_sum=rates,
+            before=dict(self._before),
+            references=replace(self._references),
+            metrics=[set_aside(metric) for metric in self._metrics],
+            thinning=self._timetable.state_dict(),
+        )
+
     @torch.no_grad()
-    def _record(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
+    def _record(self, said: Said) -> None:
         with self._followed.plain_arithmetic(), self._followed.readable():
             self._follow()
-            self._measure(loss=loss, learning_rate=learning_rate, skipped=skipped)
+            self._measure(said)
             self._dispatch.hand_out()
+        self._under_way = None
 
-    def _measure(self, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool) -> None:
+    def _measure(self, said: Said) -> None:
         step, due = self.step, self._timetable.metrics_due("after_update", self.step)
         sketch = self._followed.sketch(self._sketcher) if self._ranks.measures else None
         state = self._state(step, due=due, sketch=sketch, label_counts=self._labels.total())
@@ -387,7 +406,7 @@ class Recorder:
         if self._ranks.measures:
             stored = self._timetable.take_snapshot(step)
             snapshot, copy = self._dispatch.copies(self._followed, stored=stored, compared=self._compares_heads)
-        values = {**own_values(state, loss=loss, learning_rate=learning_rate, skipped=skipped), **self._before}
+        values = {**own_values(state, **vars(said)), **self._before}
         for metric in due:
             values |= self._timetable.compute(metric, state)
         self._learning_rate_sum = None if self._learning_rate_sum is None else 0.0

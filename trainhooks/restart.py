@@ -30,9 +30,10 @@ class Restart:
         """What a recorder's state says; None where it was saved before record 0: there is nothing to go on from."""
         if not state.get("begun", True):
             return None
+        redone = 1 if state.get("unrecorded") else 0  # its record, should it be there already, is made again
         sketch = state.get("references", {}).get("previous_sketch")
         known = None if sketch is None else sketch.detach().cpu().numpy().astype(np.float32)
-        return Restart(step=int(state["step"]), recorded=state.get("recorded"), sketch=known)
+        return Restart(step=int(state["step"]) - redone, recorded=state.get("recorded"), sketch=known)
 
 
 def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists: bool) -> str:
