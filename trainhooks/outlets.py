@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Iterable
 from contextlib import ExitStack
 
@@ -103,8 +104,10 @@ class Outlets:
     def finish(self) -> None:
         """Give every sink what needs the run's last record: each group's convergence to it, from the sketches.
 
-        Nothing where there is no record, or neither store nor sketches.
+        Nothing where there is no record, or neither store nor sketches; nor when Python ends: reading needs threads.
         """
+        if self.store is not None and not threading.main_thread().is_alive():
+            return
         kept = None if self.store is None else self.store.read()
         steps = np.array(self._steps, dtype=np.int64) if kept is None else kept.steps
         if len(steps):

@@ -92,8 +92,8 @@ def test_a_fold_that_fails_while_closing_is_said(run, tmp_path, monkeypatch):
 
     monkeypatch.setattr(core, "fold", fold)
     writer = BackgroundWriter(core, writing=Writing())
-    end = writer._end_threads
-    monkeypatch.setattr(writer, "_end_threads", lambda: (closing.set(), end()))
+    end = writer._end_fold
+    monkeypatch.setattr(writer, "_end_fold", lambda: (closing.set(), end()))
     run.append(writer, [0])
     with pytest.raises(StoreError, match="no room"):
         writer.close()

@@ -85,7 +85,7 @@ def test_a_child_forked_while_the_folder_is_locked_holds_nothing(run, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opened)
-        with writer.place._alone():
+        with writer.place.alone():
             pass
     try:
         probe = plain(writer.path, os.O_RDONLY)

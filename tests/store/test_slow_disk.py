@@ -1,5 +1,6 @@
 """A disk that is slower than training: what waits is bounded, "block" loses nothing, "drop" counts what it left out."""
 
+import queue
 import threading
 import weakref
 from dataclasses import replace
@@ -35,17 +36,30 @@ class Disk(LocalPlace):
 
 
 class Watched(threading.Condition):
-    """Says which thread begins to wait, by name: nobody has to guess from the time that passed."""
+    """Says when the writing thread begins to wait for the fold: nobody has to guess from the time that passed."""
 
     def __init__(self):
         super().__init__()
-        self.waits = {name: threading.Semaphore(0) for name in ("training", "trainhooks-writer")}
+        self.waits = threading.Semaphore(0)
 
-    def wait_for(self, predicate, timeout=None):
-        name = threading.current_thread().name
-        if name in self.waits and not predicate():
-            self.waits[name].release()
-        return super().wait_for(predicate, timeout)
+    def wait(self, timeout=None):
+        if threading.current_thread().name == "trainhooks-writer":
+            self.waits.release()
+        return super().wait(timeout)
+
+
+class Ticks(queue.SimpleQueue):
+    """Says when the training thread begins to wait for room, once a record."""
+
+    def watch(self, training):
+        self.training, self.seen, self.waits = training, None, threading.Semaphore(0)
+        return self
+
+    def get(self, timeout):
+        if self.seen != self.training.returned:
+            self.seen = self.training.returned
+            self.waits.release()
+        return super().get(timeout=timeout)
 
 
 class Training(threading.Thread):
@@ -55,6 +69,7 @@ class Training(threading.Thread):
         super().__init__(name="training", daemon=True)
         self.run_of, self.writer, self.steps = run, writer, steps
         self.given, self.returned = [], 0
+        writer._ticks = Ticks().watch(self)
 
     def run(self):
         for step in self.steps:
@@ -71,7 +86,7 @@ class Training(threading.Thread):
 
 @pytest.fixture
 def begin(run, tmp_path, monkeypatch):
-    """A writer whose queue has room for two records, its condition, and the disk it writes to."""
+    """A writer whose queue has room for two records, and the disk it writes to."""
     monkeypatch.setattr(module, "threading", SimpleNamespace(**{**vars(threading), "Condition": Watched}))
     room = RECORDS_WAITING * run.matrix(0).nbytes
 
@@ -102,7 +117,7 @@ def test_blocking_waits_for_the_disk_and_loses_nothing(run, begin, threads):
     training = Training(run, writer, range(11))
     training.start()
     for kept in range(11 - RECORDS_WAITING):
-        assert writer._change.waits["training"].acquire(timeout=PATIENCE_SECONDS), "training went on"
+        assert writer._ticks.waits.acquire(timeout=PATIENCE_SECONDS), "training went on"
         assert (disk.kept, training.returned) == (kept, kept + RECORDS_WAITING)
         assert training.alive <= RECORDS_WAITING + 2  # the one that is offered, and the last that was written
         disk.may.release()
@@ -136,8 +151,8 @@ def test_a_fold_that_is_slow_holds_the_journal_at_two_blocks(run, begin):
     training = Training(run, writer, range(14))
     training.start()
     while writer._writer.backlog < 2 * 4:  # then the writing thread waits for the fold
-        assert writer._change.waits["trainhooks-writer"].acquire(timeout=PATIENCE_SECONDS)
-    assert writer._change.waits["training"].acquire(timeout=PATIENCE_SECONDS)
+        assert writer._change.waits.acquire(timeout=PATIENCE_SECONDS)
+    assert writer._ticks.waits.acquire(timeout=PATIENCE_SECONDS)
     assert disk.kept == 0
     assert writer.durable_step == 7
     assert training.alive <= RECORDS_WAITING + 2  # the one that is offered, and the last that was written

@@ -208,7 +208,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(run, tmp_path):
 def test_an_interrupted_creation_says_so_and_can_be_overwritten(run, tmp_path, monkeypatch):
     path = tmp_path / "s.zarr"
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.opening.create_array", lambda *_: 1 / 0)
+        patched.setattr("trainhooks.store.opening.array_metadata", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             StoreWriter(path, run.layout)
     with pytest.raises(StoreError, match=r'start anew with mode="overwrite"'):

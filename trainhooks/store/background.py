@@ -1,66 +1,35 @@
-"""Writing in the background: the training thread copies a record into a bounded queue, threads do the rest."""
+"""Writing in the background: the training thread copies a record into a bounded queue, threads do the rest.
+
+A signal handler may raise anywhere in the training thread, so that thread takes no lock that Python code would have to
+give back, and never writes: it sends records and orders through queues whose every call is one step in C, and waits
+for answers with a bound. What an interrupt cuts off is the waiting; the order is carried out all the same.
+"""
 
 from __future__ import annotations
 
 import os
+import queue
 import threading
+import time
 import warnings
-from collections import deque
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from contextlib import suppress
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.layout import SNAPSHOT, Layout
-from trainhooks.store.place import DURABILITIES
+from trainhooks.store.labour import CalledOffError
+from trainhooks.store.layout import SNAPSHOT
 from trainhooks.store.record import record_arrays
 from trainhooks.store.writer import StoreWriter, Values
+from trainhooks.store.writing import Writing
 
-_LEAST_QUEUE_BYTES = 256 << 20
 # beyond so many blocks in the journal, records wait for the fold: a slow disk must not fill with unfolded matrices
 _MOST_BLOCKS_WAITING = 2
-
-
-@dataclass(frozen=True, kw_only=True)
-class Writing:
-    """How a store is written.
-
-    - `durability`: "process" survives the process' death (SIGKILL), "power" also a power cut: files are synced.
-    - `backpressure`: where the queue is full, "block" waits for room, "drop" leaves the record out: counted in
-      `dropped`, in the store's attributes, and said once as a warning.
-    - `queue_bytes`: the most bytes of records that wait for the writer; None takes two records, 256 MiB at least.
-    - `threads`: 1 writes and folds in one thread; n > 1 write in one and fold in another, which compresses in n - 1.
-    - `on_error`: where the disk refuses, "raise" stops the run at its next record, "continue" lets it go on
-      unrecorded and says so once as a warning.
-
-    Raises ValueError for other words, and numbers below 1.
-    """
-
-    durability: str = "process"
-    backpressure: str = "block"
-    queue_bytes: int | None = None
-    threads: int = 2
-    on_error: str = "raise"
-
-    def __post_init__(self) -> None:
-        words = {
-            "durability": DURABILITIES,
-            "backpressure": ("block", "drop"),
-            "on_error": ("raise", "continue"),
-        }
-        for name, known in words.items():
-            if getattr(self, name) not in known:
-                raise ValueError(f"{name} is {getattr(self, name)!r}; use one of {', '.join(known)}.")
-        for name in ("queue_bytes", "threads"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise ValueError(f"{name} is {value}; needed a whole number of 1 or more.")
-
-    def memory_bytes(self, layout: Layout) -> int:
-        """Bytes of records that wait for the writer at most."""
-        record = 4 * layout.vocab * layout.dim + 8 * layout.vocab if layout.snapshots else 1 << 20
-        return max(_LEAST_QUEUE_BYTES, 2 * record) if self.queue_bytes is None else self.queue_bytes
+STALL_SECONDS = 120.0
+"""Nothing has moved for so long: the disk hangs, and nobody waits for it any longer."""
+_LOOK_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
@@ -72,29 +41,40 @@ class _Waiting:
     rows: tuple[int, int] | None
 
 
+@dataclass(frozen=True)
+class _Order:
+    """Something to do when all records before it are durable; its answer is the error that the caller must hear."""
+
+    action: Callable[[], None]
+    answer: queue.SimpleQueue[Exception | None] = field(default_factory=queue.SimpleQueue)
+
+
 class BackgroundWriter:
     """A `StoreWriter` behind a queue: `append` costs one copy of the matrix, or nothing where the caller gives it away.
 
     `durable_step` says up to where records are safe. What goes wrong in a thread is raised once, at the next `append`,
-    `flush` or `close`; from then on nothing is recorded, and what was durable stays. Memory: the queue's bytes, and one
-    matrix more.
+    `flush` or `close`; from then on nothing is recorded, and what was durable stays. Nothing waits longer than
+    `STALL_SECONDS` for a disk that does not move. Memory: the queue's bytes, and one matrix more.
     """
 
     def __init__(self, writer: StoreWriter, *, writing: Writing) -> None:
         self._writer, self._writing = writer, writing
         self._room = writing.memory_bytes(writer.layout)
-        self._queue: deque[_Waiting] = deque()
-        self._spare: list[np.ndarray] = []
-        self._queued_bytes = 0
-        self._in_hand = False
+        self._inbox: queue.SimpleQueue[_Waiting | _Order] = queue.SimpleQueue()
+        self._spare: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
+        self._given = self._taken = 0  # bytes: the caller's thread adds to the one, the writing thread to the other
+        self._awaited = False  # somebody waits for room
+        self._ticks: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._last = writer.last_step
         self._written = 0
+        self._looked = 0  # of these, those that were there when the last fold began that has ended
+        self._cpu = {"write": 0.0, "fold": 0.0}
         self._pid = os.getpid()
         self._error: BaseException | None = None
         self._unfolded = False  # nothing is folded any more
-        self._stopped = self._ending = self._closed = self._warned = False
-        self._change = threading.Condition()
-        self._threads = [threading.Thread(target=self._write, name="trainhooks-writer", daemon=True)]
+        self._stopped = self._ending = self._leaving = self._over = self._warned = False
+        self._change = threading.Condition()  # between the two threads alone
+        self._threads = [threading.Thread(target=self._serve, name="trainhooks-writer", daemon=True)]
         if writing.threads > 1:
             self._threads.append(threading.Thread(target=self._fold, name="trainhooks-fold", daemon=True))
         for thread in self._threads:
@@ -115,6 +95,11 @@ class BackgroundWriter:
         """Records left out because the queue was full."""
         return self._writer.dropped
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that its threads have taken so far, up to the record and the block that they are at."""
+        return sum(self._cpu.values()) + self._writer.labour.helper_seconds
+
     def append(
         self,
         step: int,
@@ -134,7 +119,7 @@ class BackgroundWriter:
         not be written.
         """
         self._raise_once()
-        if self._stopped and not self._closed:
+        if self._stopped and not self._over:
             return
         step = self._writer.check_step(step, last=self._last)
         if self._ending:  # nobody takes from the queue any more
@@ -143,99 +128,143 @@ class BackgroundWriter:
             self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
         )
         size = sum(array.nbytes for array in arrays.values())
-        if self._take_room(size):
-            owned = self._owned(arrays, size, keep=keep)
-            with self._change:
-                self._queue.append(_Waiting(step, owned, size, copied=not keep, rows=rows))
-                self._change.notify_all()
-            self._last = step
+        if self._has_room(size):
+            owned = {name: array if keep and name == SNAPSHOT else self._copy(array) for name, array in arrays.items()}
+            self._last = step  # before it is sent: a step that an interrupt cuts off is never sent twice
+            self._inbox.put(_Waiting(step, owned, size, copied=not keep, rows=rows))
+            self._given += size
         elif not self._stopped:
             self._drop(step)
 
     def flush(self) -> None:
-        """Wait until everything queued is durable. Raises StoreError, once, where it cannot be."""
-        with self._change:
-            self._change.wait_for(lambda: self._stopped or not (self._queue or self._in_hand))
+        """Wait until everything queued is durable, and blocks that are full are folded.
+
+        Raises StoreError, once, where something could not be written.
+        """
+        if not self._carried_out(self._await_fold):
+            raise self._stalled("flush")
         self._raise_once()
+
+    def settle(self, *, seconds: float) -> bool:
+        """Wait for so long at most until everything queued is durable; whether it is. Raises nothing."""
+        return self._carried_out(lambda: None, seconds=seconds) and not self._stopped
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, see `StoreWriter.finish`; no record may follow."""
-        self.flush()
-        if not self._stopped:
-            self._end_threads()
-            self._raise_once()
-            self._try(lambda: self._writer.finish(values))
+        self._ending = True
+
+        def finish() -> None:
+            self._end_fold()
+            if not self._stopped:
+                self._writer.finish(values)
+
+        if not self._carried_out(finish):
+            raise self._stalled("finish")
+        self._raise_once()
 
     def close(self) -> None:
         """Write and fold what is left and mark the store complete; where recording had stopped, leave it as it is.
 
-        May be called again. Raises StoreError, once, where something could not be written.
+        May be called again, after an interrupt too: the first call's order is carried out all the same. When Python
+        ends it leaves. Raises StoreError, once, where something could not be written.
         """
-        try:
-            self.flush()
-            self._end_threads()
-            self._raise_once()
-            if not self._stopped:
-                self._try(self._writer.close)
-        finally:
-            self._let_go()
+        if self._is_elsewhere():
+            return
+        if not threading.main_thread().is_alive():
+            self.leave()
+            return
+
+        def close() -> None:
+            try:
+                self._end_fold()
+                if not self._stopped:
+                    self._writer.close()
+            except (StoreError, OSError) as error:
+                self._stop(error)
+            finally:
+                self._let_go()
+
+        if not self._carried_out(close):
+            raise self._stalled("close")
+        self._raise_once()
 
     def leave(self) -> None:
         """Make durable what is queued and let the store go as it is, not complete; nothing in a forked child."""
-        if self._closed or os.getpid() != self._pid:
+        if self._over or self._is_elsewhere():
             return
-        if threading.current_thread() in self._threads:
-            # collected here: this thread must go on, so that what is queued can be written
-            threading.Thread(target=self.leave, name="trainhooks-leave").start()
-            return
-        with self._change:
-            self._change.wait_for(lambda: self._stopped or not (self._queue or self._in_hand))
-        self._let_go()
 
-    def _let_go(self) -> None:
-        self._closed = self._stopped = True
-        self._end_threads()
-        self._writer.abandon()
+        def leave() -> None:
+            self._writer.labour.called_off = True
+            self._end_fold()
+            self._let_go()
 
-    def _try(self, action: Callable[[], None]) -> None:
-        try:
-            action()
-        except StoreError as error:
-            self._stop(error)
-            self._raise_once()
+        self._leaving = True
+        if threading.current_thread() in self._threads:  # collected here: this thread must go on, and hear of it later
+            self._inbox.put(_Order(leave))
+        else:
+            self._carried_out(leave)
 
-    def _take_room(self, size: int) -> bool:
-        with self._change:
+    def _is_elsewhere(self) -> bool:
+        return os.getpid() != self._pid
 
-            def free() -> bool:
-                return self._stopped or self._queued_bytes + size <= self._room or not self._queued_bytes
+    # -- the caller's thread ----------------------------------------------------------------------------------
 
-            if self._writing.backpressure == "block":
-                self._change.wait_for(free)
-            if self._stopped or not free():
+    def _carried_out(self, action: Callable[[], None], *, seconds: float | None = None) -> bool:
+        """Let the writing thread do something after all that is queued; whether it has, within so many seconds.
+
+        Without a bound in seconds the wait ends where nothing has moved for long. Raises what the action does.
+        """
+        order = _Order(action)
+        self._inbox.put(order)
+        began = moved = time.monotonic()
+        before = self._progress()
+        while not self._over:
+            with suppress(queue.Empty):
+                if (error := order.answer.get(timeout=_LOOK_SECONDS)) is not None:
+                    raise error
+                return True
+            now = time.monotonic()
+            if (progress := self._progress()) != before:
+                before, moved = progress, now
+            if (seconds is not None and now - began >= seconds) or now - moved >= STALL_SECONDS:
                 return False
-            self._queued_bytes += size
-            return True
+        return True
 
-    def _owned(self, arrays: Mapping[str, np.ndarray], size: int, *, keep: bool) -> dict[str, np.ndarray]:
-        """Copies of what the caller may change; where there is no memory for them, the room is given back."""
-        try:
-            return {name: array if keep and name == SNAPSHOT else self._copy(array) for name, array in arrays.items()}
-        except BaseException:
-            with self._change:
-                self._queued_bytes -= size
-                self._change.notify_all()
-            raise
+    def _progress(self) -> tuple[int, int, int]:
+        return self._written, self._writer.bytes_written, self._writer.labour.tiles
+
+    def _stalled(self, action: str) -> StoreError:
+        last = self._writer.durable_step
+        safe = "nothing" if last is None else f"everything up to step {last}"
+        return StoreError(
+            f"cannot {action} the store {self._writer.place}: its disk has taken nothing for {STALL_SECONDS:.0f} s. In "
+            f'the store is {safe}; go on with mode="resume" when the disk answers.'
+        )
+
+    def _has_room(self, size: int) -> bool:
+        """Whether a record has room in the queue; with back-pressure it waits for it."""
+
+        def free() -> bool:
+            queued = self._given - self._taken
+            return self._stopped or self._over or queued + size <= self._room or queued <= 0
+
+        while not free():
+            if self._writing.backpressure != "block":
+                return False
+            self._awaited = True
+            with suppress(queue.Empty):
+                self._ticks.get(timeout=_LOOK_SECONDS)
+        return not (self._stopped or self._over)
 
     def _copy(self, array: np.ndarray) -> np.ndarray:
         # memory that is used again is not paged in again: a third of the time of a fresh copy
-        with self._change:
-            fits = self._spare and (self._spare[0].shape, self._spare[0].dtype) == (array.shape, array.dtype)
-            target = self._spare.pop() if fits else None
-        if target is None:
-            return np.array(array, order="C")
-        np.copyto(target, array)
-        return target
+        with suppress(queue.Empty):
+            spare = self._spare.get_nowait()
+            if (spare.shape, spare.dtype) == (array.shape, array.dtype):
+                np.copyto(spare, array)
+                return spare
+            self._spare.put(spare)
+        return np.array(array, order="C")
 
     def _drop(self, step: int) -> None:
         self._writer.dropped += 1
@@ -249,60 +278,119 @@ class BackgroundWriter:
                 stacklevel=4,
             )
 
-    def _write(self) -> None:
-        """The writing thread: one record after the other into the journal."""
+    def _raise_once(self) -> None:
+        error, self._error = self._error, None
+        if error is None:
+            return
+        last = self._writer.durable_step
+        safe = "nothing" if last is None else f"everything up to step {last}"
+        text = f"recording has stopped: {error} In the store is {safe}."
+        if self._writing.on_error == "continue" and isinstance(error, (StoreError, OSError)):
+            warnings.warn(f"{text} The run goes on without it (said once).", RuntimeWarning, stacklevel=4)
+        else:
+            raise StoreError(text) from error
+
+    # -- the writing thread -----------------------------------------------------------------------------------
+
+    def _serve(self) -> None:
+        """Records into the journal and orders, in turn, until one of these lets the store go."""
         try:
-            while (record := self._next()) is not None:
+            while not self._over:
+                item = self._inbox.get()
+                if isinstance(item, _Order):
+                    item.answer.put(self._obey(item))
+                else:
+                    self._write(item)
+                del item  # or its matrix would be held until the next one comes
+                self._cpu["write"] = time.thread_time()
+        finally:
+            self._over = True
+
+    def _obey(self, order: _Order) -> Exception | None:
+        """Carry an order out. What the disk refuses stops the recording, what is the caller's mistake is returned."""
+        try:
+            order.action()
+        except (StoreError, OSError) as error:
+            self._stop(error)
+        except Exception as error:
+            return error
+        return None
+
+    def _write(self, record: _Waiting) -> None:
+        try:
+            self._await_backlog()
+            if not self._stopped:
                 self._writer.journal(record.step, record.arrays, rows=record.rows)
                 if self._writing.threads == 1 and not self._unfolded:
                     self._fold_unless_ending()
-                self._done(record)
+                    self._looked = self._written + 1
         except BaseException as error:  # whatever it is, the training thread must hear of it
             self._stop(error)
+        finally:
+            self._done(record)
 
-    def _next(self) -> _Waiting | None:
+    def _await_backlog(self) -> None:
         most = _MOST_BLOCKS_WAITING * self._writer.layout.block
-
-        def ready() -> bool:
-            return bool(self._queue) and (self._unfolded or self._writer.backlog < most)
-
         with self._change:
-            self._change.wait_for(lambda: self._stopped or (self._ending and not self._queue) or ready())
-            if self._stopped or not self._queue:
-                return None
-            self._in_hand = True
-            return self._queue.popleft()
+            while not (self._stopped or self._unfolded or self._leaving or self._writer.backlog < most):
+                self._change.wait(_LOOK_SECONDS)
+
+    def _await_fold(self) -> None:
+        with self._change:
+            while not (self._stopped or self._unfolded or self._ending or self._looked == self._written):
+                self._change.wait(_LOOK_SECONDS)
 
     def _done(self, record: _Waiting) -> None:
         with self._change:
-            self._in_hand = False
-            self._queued_bytes -= record.size
             self._written += 1
-            if record.copied and SNAPSHOT in record.arrays and not self._spare:
-                self._spare.append(record.arrays[SNAPSHOT])
             self._change.notify_all()
+        if record.copied and SNAPSHOT in record.arrays and self._spare.empty():
+            self._spare.put(record.arrays[SNAPSHOT])
+        self._taken += record.size
+        if self._awaited:
+            self._awaited = False
+            self._ticks.put(None)
+
+    def _end_fold(self) -> None:
+        with self._change:
+            self._ending = True
+            self._change.notify_all()
+        for thread in self._threads[1:]:
+            thread.join()
+
+    def _let_go(self) -> None:
+        self._stopped = True
+        self._writer.abandon()
+        self._over = True
+
+    # -- the folding thread -----------------------------------------------------------------------------------
 
     def _fold(self) -> None:
-        """The folding thread: full blocks into the arrays while the other thread goes on."""
+        """Full blocks into the arrays while the other thread goes on."""
         seen = -1
         try:
             while self._await_more_than(seen):
                 seen = self._written
                 self._fold_unless_ending()
+                self._looked = seen
+                self._cpu["fold"] = time.thread_time()
         except BaseException as error:  # as above
             self._stop(error)
 
     def _fold_unless_ending(self) -> None:
-        """Fold what is full; where the interpreter ends, nothing more: what is queued still goes to the journal."""
+        """Fold what is full; where the run leaves or Python ends, nothing more: the journal has what is queued."""
         try:
             self._writer.fold()
+            return
+        except CalledOffError:
+            pass
         except RuntimeError as error:
             # executors and new threads are refused even before the main thread counts as ended
             if threading.main_thread().is_alive() and "shutdown" not in str(error):
                 raise
-            with self._change:
-                self._unfolded = True
-                self._change.notify_all()
+        with self._change:
+            self._unfolded = True
+            self._change.notify_all()
 
     def _await_more_than(self, seen: int) -> bool:
         """Wait until more records are durable than have been seen; whether there is anything to go on for."""
@@ -316,27 +404,6 @@ class BackgroundWriter:
             if not self._stopped:  # what fails after it is the same disk, and has been said
                 self._error = error
             self._stopped = True
-            self._in_hand = False
-            self._queue.clear()
-            self._spare.clear()
+            while not self._spare.empty():
+                self._spare.get_nowait()
             self._change.notify_all()
-
-    def _end_threads(self) -> None:
-        with self._change:
-            self._ending = True
-            self._change.notify_all()
-        for thread in self._threads:
-            thread.join()
-
-    def _raise_once(self) -> None:
-        with self._change:
-            error, self._error = self._error, None
-        if error is None:
-            return
-        last = self._writer.durable_step
-        safe = "nothing" if last is None else f"everything up to step {last}"
-        text = f"recording has stopped: {error} In the store is {safe}."
-        if self._writing.on_error == "continue" and isinstance(error, (StoreError, OSError)):
-            warnings.warn(f"{text} The run goes on without it (said once).", RuntimeWarning, stacklevel=4)
-        else:
-            raise StoreError(text) from error

@@ -28,23 +28,22 @@ def read_snapshots(place: Place, layout: Layout, start: int, stop: int) -> Float
 
     def decode(shard: Shard, top: int, chunk: int) -> None:
         top += chunk * rows
-        values = shard.values(chunk)
-        if values is None:
-            raise StoreError(f"{place}: the rows from {top} on of snapshots {start} to {stop - 1} are absent.")
+        values = shard.present(chunk)
         part = out[:, top : top + rows]
         for number in range(stop - start):
             part[number] = values[: part.shape[1], :, first + number]
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="trainhooks-read") as pool:
         for number, top in enumerate(range(0, layout.vocab, height)):
-            shard = _open(place, f"{SNAPSHOT}/c/{block}/{number}/0", shape)
+            shard = open_shard(place, f"{SNAPSHOT}/c/{block}/{number}/0", shape)
             chunks = range(-(-min(height, layout.vocab - top) // rows))
             for done in [pool.submit(decode, shard, top, chunk) for chunk in chunks]:
                 done.result()
     return out
 
 
-def _open(place: Place, key: str, shape: ShardShape) -> Shard:
+def open_shard(place: Place, key: str, shape: ShardShape) -> Shard:
+    """A shard by its key. Raises StoreError where it is gone or damaged."""
     try:
         return Shard(place.view(key), shape=shape, where=f"{place}/{key}")
     except FileNotFoundError:

@@ -22,9 +22,8 @@ import numpy as np
 import zarr
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import open_array
 from trainhooks.store.integrity import check_files
-from trainhooks.store.journal import clean, list_pieces
+from trainhooks.store.journal import drop_cut_short, list_pieces
 from trainhooks.store.layout import SNAPSHOT, Layout
 from trainhooks.store.lock import Lock
 from trainhooks.store.place import Checksummed, LocalPlace, Place, open_place
@@ -32,7 +31,7 @@ from trainhooks.store.profiles import ARCHIVE, Profile
 from trainhooks.store.root import KEY, METADATA, Root, commit, drop_manifests, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, recompress_shard
-from trainhooks.store.zarr_store import PlaceStore
+from trainhooks.store.zarr_store import PlaceStore, open_array
 
 NOTE = ".compacting.json"
 _PCODEC_SHARD_BYTES = 1 << 28  # raw; zarr-python holds a whole shard, and its encoded chunks
@@ -161,7 +160,7 @@ def _unwritten(place: Place) -> Iterator[Lock]:
                 f"{place} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
                 "close it first."
             )
-        clean(place, keep=())  # files whose writing was cut short
+        drop_cut_short(place)
         yield lock
     finally:
         lock.release()
@@ -174,7 +173,7 @@ def _replace(store: PlaceStore, root: Root, key: str, shard: Shard, *, profile: 
         store.place.put(NOTE, json.dumps({key: [file.size, f"{file.crc32:08x}"]}).encode())
         return key
 
-    store.note(key, store.place.put_streamed(write))
+    store.put_streamed(key, write)
     return _commit(store, root)
 
 

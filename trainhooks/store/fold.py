@@ -7,17 +7,17 @@ from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import zarr
-from zarr.core.array_spec import ArrayConfigParams
-from zarr.storage import StorePath
 
+from trainhooks.store.blocks import open_shard
+from trainhooks.store.chunks import write_rows
 from trainhooks.store.journal import Entry, JournalRecord
+from trainhooks.store.labour import Labour
 from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.place import Checksummed
 from trainhooks.store.record import missing_value
 from trainhooks.store.root import METADATA
 from trainhooks.store.schema import inner_rows, shard_rows
-from trainhooks.store.shards import ShardShape, write_shard
+from trainhooks.store.shards import Shard, ShardShape, write_shard
 from trainhooks.store.zarr_store import PlaceStore
 
 ArrayMetadata = Mapping[str, Any]
@@ -34,13 +34,6 @@ def snapshot_names(layout: Layout) -> list[str]:
     return [SNAPSHOT_STEP, SNAPSHOT, LABEL_COUNTS] if layout.snapshots else []
 
 
-def open_array(store: PlaceStore, name: str, metadata: ArrayMetadata) -> zarr.Array:
-    """An array as some metadata declare it, whatever its own file says."""
-    # chunks of nothing but NaN are written too, so that a missing file always means a damaged store
-    always: ArrayConfigParams = {"write_empty_chunks": True}
-    return zarr.Array.from_dict(StorePath(store, name), dict(metadata)).with_config(always)
-
-
 def of_length(metadata: ArrayMetadata, length: int) -> dict[str, Any]:
     """The metadata of the same array with another length."""
     return {**metadata, "shape": [length, *metadata["shape"][1:]]}
@@ -48,8 +41,7 @@ def of_length(metadata: ArrayMetadata, length: int) -> dict[str, Any]:
 
 def write_metadata(store: PlaceStore, name: str, metadata: ArrayMetadata) -> None:
     """Write an array's own metadata file."""
-    key = f"{name}/{METADATA}"
-    store.note(key, store.place.put(key, json.dumps(metadata, allow_nan=False).encode()))
+    store.put(f"{name}/{METADATA}", json.dumps(metadata, allow_nan=False).encode())
 
 
 def fold_records(
@@ -75,19 +67,20 @@ def fold_snapshots(
     entries: Sequence[Entry],
     *,
     start: int,
-    threads: int = 1,
+    labour: Labour,
 ) -> dict[str, dict[str, Any]]:
     """Write the matrices of `entries` as snapshots `start` and on, block by block and shard by shard.
 
-    Memory: a few inner chunks a thread, whatever the matrices' size, and one chunk of label counts. Returns the
-    metadata of the arrays that grew; they are not written yet.
+    Where `labour` is called off, CalledOffError, and nothing of it counts. Memory: a few inner chunks a thread,
+    whatever the matrices' size, and one chunk of label counts. Returns the metadata of the arrays that grew; they are
+    not written yet.
     """
     grown = {name: dict(arrays[name]) for name in snapshot_names(layout)}
     done = 0
     while done < len(entries):
         room = layout.block - (start + done) % layout.block
         part = entries[done : done + room]
-        grown = _fold_block(store, grown, layout, part, start=start + done, threads=threads)
+        grown = _fold_block(store, grown, layout, part, start=start + done, labour=labour)
         done += len(part)
     return grown
 
@@ -99,31 +92,41 @@ def _fold_block(
     entries: Sequence[Entry],
     *,
     start: int,
-    threads: int,
+    labour: Labour,
 ) -> dict[str, dict[str, Any]]:
     records = [JournalRecord.open(store.place, entry) for entry in entries]
     stop = start + len(entries)
     # a block that was closed before it was full has snapshots already: its shards are written anew
     first = start // layout.block * layout.block
-    before = open_array(store, SNAPSHOT, of_length(arrays[SNAPSHOT], start)) if first < start else None
     shape = ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
 
     for number, top in enumerate(range(0, layout.vocab, shape.rows)):
         key = f"{SNAPSHOT}/c/{first // layout.block}/{number}/0"
+        old = open_shard(store.place, key, shape) if first < start else None
 
-        def matrices(rows: slice, top: int = top) -> Iterator[np.ndarray]:
+        def matrices(rows: slice, top: int = top, old: Shard | None = old) -> Iterator[np.ndarray]:
+            labour.begin_tile()
             wanted = slice(top + rows.start, top + rows.stop)
-            if before is not None:
-                yield from np.asarray(before[first:start, wanted])
+            if old is not None:
+                values = old.present(rows.start // shape.inner_rows)[: rows.stop - rows.start]
+                yield from (values[:, :, snapshot] for snapshot in range(start - first))
             for record in records:
                 yield record.rows(wanted)
 
         def write(file: Checksummed, key: str = key, top: int = top, tiles: Any = matrices) -> str:
             height = min(shape.rows, layout.vocab - top)
-            write_shard(file, tiles, shape=shape, steps=stop - first, rows=height, threads=threads)
+            write_shard(
+                file,
+                tiles,
+                shape=shape,
+                steps=stop - first,
+                rows=height,
+                threads=labour.threads,
+                spent=labour.add_helper,
+            )
             return key
 
-        store.note(key, store.place.put_streamed(write))
+        store.put_streamed(key, write)
     grown = {SNAPSHOT: of_length(arrays[SNAPSHOT], stop)}
     rows = {
         SNAPSHOT_STEP: np.array([entry.step for entry in entries], dtype=np.int64),
@@ -138,7 +141,7 @@ def _write_rows(
     grown = {}
     for name, values in rows.items():
         grown[name] = of_length(arrays[name], stop)
-        open_array(store, name, grown[name])[start:stop] = values
+        write_rows(store, name, grown[name], values, start=start)
     return grown
 
 

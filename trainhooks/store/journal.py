@@ -164,12 +164,16 @@ def survives(piece: Piece, restarts: Sequence[Restart]) -> bool:
 
 
 def clean(place: Place, *, keep: Sequence[Entry]) -> None:
-    """Delete from the journal all but `keep`, and files whose writing was cut short; others' files stay."""
+    """Delete from the journal all but `keep`; others' files stay."""
     kept = {piece.key for entry in keep for piece in entry.pieces}
     for name in list(place.children(JOURNAL)):
         key = f"{JOURNAL}/{name}"
         if Piece.of(key) and key not in kept:
             place.delete(key)
+
+
+def drop_cut_short(place: Place) -> None:
+    """Delete files whose writing was cut short."""
     for name in list(place.children()):
         if name.endswith(TEMPORARY):
             place.delete(name)

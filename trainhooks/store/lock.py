@@ -15,6 +15,7 @@ from functools import cache
 from pathlib import Path
 
 from trainhooks.store.errors import StoreError
+from trainhooks.store.flag import Flag
 from trainhooks.store.place import Place
 
 LOCK = ".lock"
@@ -89,7 +90,7 @@ class Lock:
         self._place = place
         self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time())
         self._content = self._take()
-        self._stop = threading.Event()
+        self._stop = Flag()
         self.lost = False
         self._end = weakref.finalize(self, _release, place, self._holder.token, os.getpid(), self._stop)
         threading.Thread(
@@ -109,12 +110,13 @@ class Lock:
             )
 
     def confirm(self) -> None:
-        """As `check`, by what the lock file says now: before a commit."""
+        """As `check`, by what the lock file says now: before a file gets its name or goes."""
         try:
-            holder = Holder.parse(self._place.read(LOCK))
+            found = self._place.read(LOCK)
         except FileNotFoundError:
-            holder = None
-        self.lost = self.lost or holder is None or holder.token != self._holder.token
+            found = b""
+        # a holder's token stands in no other lock file: no need to parse it before each file
+        self.lost = self.lost or self._holder.token.encode() not in found
         self.check()
 
     def beat(self) -> None:
@@ -167,7 +169,7 @@ def holder_of(place: Place) -> Holder | None:
     return holder if holder is not None and holder.alive() else None
 
 
-def _release(place: Place, token: str, pid: int, stop: threading.Event) -> None:
+def _release(place: Place, token: str, pid: int, stop: Flag) -> None:
     stop.set()
     if os.getpid() != pid:  # a forked child does not hold what its parent holds
         return
@@ -181,7 +183,7 @@ def _release(place: Place, token: str, pid: int, stop: threading.Event) -> None:
         return
 
 
-def _keep_alive(lock: weakref.ref[Lock], stop: threading.Event) -> None:
+def _keep_alive(lock: weakref.ref[Lock], stop: Flag) -> None:
     while not stop.wait(HEARTBEAT_SECONDS):
         held = lock()
         if held is None:

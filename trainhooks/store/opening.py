@@ -12,9 +12,10 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.store.chunks import read_rows, write_fixed, write_rows
 from trainhooks.store.compact import NOTE, settle
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import of_length, open_array, write_metadata
+from trainhooks.store.fold import of_length, write_metadata
 from trainhooks.store.integrity import check_files, chunk_length
 from trainhooks.store.journal import complete_entries, list_pieces
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
@@ -33,8 +34,8 @@ from trainhooks.store.root import (
     read_manifest,
     read_root,
 )
-from trainhooks.store.schema import array_specs, create_array
-from trainhooks.store.zarr_store import PlaceStore
+from trainhooks.store.schema import array_metadata, array_specs
+from trainhooks.store.zarr_store import PlaceStore, open_array
 
 MODES = ("create", "overwrite", "resume")
 
@@ -94,11 +95,10 @@ def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, Plac
     contents = _fixed_contents(layout)
     arrays: dict[str, dict[str, Any]] = {}
     for spec in array_specs(layout):
-        array = create_array(store, spec)
-        arrays[spec.name] = dict(array.metadata.to_dict())
+        arrays[spec.name] = array_metadata(spec)
         write_metadata(store, spec.name, arrays[spec.name])
         if spec.name in contents:
-            array[:] = contents[spec.name]
+            write_fixed(store, spec.name, arrays[spec.name], contents[spec.name])
     root, size = commit(place, replace(root, arrays=arrays), store.files)
     drop_manifests(place, but=root.manifest)
     store.bytes_written += size
@@ -146,7 +146,9 @@ def make_as_committed(store: PlaceStore, root: Root) -> None:
         write_metadata(store, name, metadata)
     for variable in root.layout.variables:
         if variable.whole_run and root.records:
-            open_array(store, variable.name, root.arrays[variable.name])[:] = missing_value(variable.dtype)
+            shape = (root.records, *root.layout.row_shape(variable))
+            values = np.full(shape, missing_value(variable.dtype), dtype=variable.dtype)
+            write_rows(store, variable.name, root.arrays[variable.name], values, start=0)
 
 
 def _growing(root: Root) -> Iterator[str]:
@@ -164,7 +166,7 @@ def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
     length = root.snapshots if name == SNAPSHOT_STEP else root.records
     if not length:
         return np.empty(0, dtype=np.int64)
-    return np.asarray(open_array(store, name, root.arrays[name])[:], dtype=np.int64)
+    return read_rows(store, name, root.arrays[name])
 
 
 def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None) -> Root:

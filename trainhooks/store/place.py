@@ -9,11 +9,12 @@ import mmap
 import os
 import re
 import shutil
+import time
 import uuid
 import zlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 from urllib.parse import urlsplit
@@ -23,6 +24,7 @@ from trainhooks.store.errors import StoreError
 
 TEMPORARY = ".partial"
 DURABILITIES = ("process", "power")
+ALONE_SECONDS = 30.0
 Data = bytes | bytearray | memoryview
 
 
@@ -99,6 +101,13 @@ class Place(ABC):
     @abstractmethod
     def delete(self, key: str) -> None:
         """Delete a file, or a folder with all that is in it; nothing where there is none."""
+
+    def tidy(self, folder: str) -> None:  # noqa: B027
+        """Delete a folder where it is empty; nothing on a medium that has no folders."""
+
+    def alone(self) -> AbstractContextManager[None]:
+        """No other process is in here for the same place, where the medium can promise that."""
+        return nullcontext()
 
     @abstractmethod
     def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
@@ -211,13 +220,21 @@ class LocalPlace(Place):
         """See `Place.delete`."""
         target = self.path / key
         if target.is_dir() and not target.is_symlink():
-            shutil.rmtree(target)
+            # out of the way at once: what somebody writes there while this one goes on deleting stays
+            aside = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
+            target.replace(aside)
+            shutil.rmtree(aside)
         else:
             target.unlink(missing_ok=True)
 
+    def tidy(self, folder: str) -> None:
+        """See `Place.tidy`."""
+        with suppress(OSError):  # not empty, or gone
+            (self.path / folder).rmdir()
+
     def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
         """See `Place.put_if`."""
-        with self._alone():
+        with self.alone():
             if self._content(key) != current:
                 return False
             self.put(key, data)
@@ -225,7 +242,7 @@ class LocalPlace(Place):
 
     def delete_if(self, key: str, *, current: bytes) -> bool:
         """See `Place.delete_if`."""
-        with self._alone():
+        with self.alone():
             if self._content(key) != current:
                 return False
             self.delete(key)
@@ -237,15 +254,34 @@ class LocalPlace(Place):
         except FileNotFoundError:
             return None
 
+    def _lock_folder(self, lock: Callable[[], None]) -> None:
+        until, pause = time.monotonic() + ALONE_SECONDS, 0.0002
+        while True:
+            try:
+                lock()
+                return
+            except BlockingIOError as error:
+                if time.monotonic() > until:
+                    raise OSError(
+                        f"another process has kept {self.path} to itself for {ALONE_SECONDS:.0f} s: it has been "
+                        "stopped, or its disk hangs. Let it go on, or end it"
+                    ) from error
+            except OSError:  # the file system has no locks
+                return
+            time.sleep(pause)
+            pause = min(2 * pause, 0.02)
+
     @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """No other process is in here for the same folder; where the file system has no locks, nothing is promised."""
+    def alone(self) -> Iterator[None]:
+        """No other process is in here for the same folder; where the file system has no locks, nothing is promised.
+
+        Raises OSError where another stays inside: it has been stopped there, or its disk hangs.
+        """
         import fcntl
 
         descriptor = os.open(self.path, os.O_RDONLY)
         try:
-            with suppress(OSError):
-                fcntl.flock(descriptor, fcntl.LOCK_EX)
+            self._lock_folder(lambda: fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB))
             yield
         finally:
             with suppress(OSError):  # or a child that was forked meanwhile would hold it as long as it lives

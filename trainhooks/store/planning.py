@@ -5,10 +5,10 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from trainhooks.store.background import Writing
 from trainhooks.store.layout import Layout
 from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS, FLOAT32_MANTISSA_BITS
 from trainhooks.store.schema import SMALL_CHUNK_BYTES, file_count, inner_rows, required_bytes
+from trainhooks.store.writing import Writing
 
 # live profile on consecutive steps of real runs (benchmarks/RESULTS.md); how far they will be
 # compressed elsewhere depends on the learning rate and on how many steps lie between the snapshots

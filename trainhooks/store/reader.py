@@ -14,7 +14,7 @@ from jaxtyping import Float32, Int64
 
 from trainhooks.store.blocks import read_snapshots
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import open_array, stacked
+from trainhooks.store.fold import stacked
 from trainhooks.store.integrity import check_files
 from trainhooks.store.journal import JournalPiece, JournalRecord, check_chain, complete_entries, list_pieces
 from trainhooks.store.layout import (
@@ -35,7 +35,7 @@ from trainhooks.store.root import Root, check_attempt, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape
 from trainhooks.store.snapshots import Snapshots
-from trainhooks.store.zarr_store import PlaceStore
+from trainhooks.store.zarr_store import PlaceStore, open_array
 from trainhooks.variable import Variable
 
 if TYPE_CHECKING:
@@ -64,7 +64,7 @@ class Store:
 
     def __init__(self, place: Place, *, follow: bool = False) -> None:
         self.path = Path(str(place))
-        self._zarr = PlaceStore(place, read_only=True)
+        self._zarr = PlaceStore(place)
         self._follow = follow
         self._seen: tuple[object, ...] | None = None
         self._check_files()

@@ -106,7 +106,8 @@ class Root:
 def commit(place: Place, root: Root, files: Mapping[str, tuple[int, str]]) -> tuple[Root, int]:
     """Write the manifest of `files`, then replace the root's metadata at once; returns the root, and bytes written."""
     listed = {key: list(files[key]) for key in sorted(files)}
-    manifest = json.dumps({"files": listed}, separators=(",", ":")).encode()
+    # with the attempt in it, its checksum and so its name are this attempt's own: an earlier one cannot delete it
+    manifest = json.dumps({"attempt": root.attempt, "files": listed}, separators=(",", ":")).encode()
     root = replace(root, manifest=f".manifest-{zlib.crc32(manifest):08x}.json")
     size = place.put(root.manifest, manifest).size
     text = json.dumps(root.to_json(), allow_nan=False).encode()

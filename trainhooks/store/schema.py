@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 import zarr
-from zarr.abc.store import Store
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
+from zarr.storage import MemoryStore
 
 from trainhooks.store.layout import (
     GROUP,
@@ -84,8 +84,8 @@ def array_specs(layout: Layout) -> list[ArraySpec]:
     return [*_coordinate_specs(layout), *_record_specs(layout), *_snapshot_specs(layout)]
 
 
-def create_array(store: Store, spec: ArraySpec) -> zarr.Array:
-    """Write the metadata of an array that has no rows yet (or, for fixed ones, no content)."""
+def array_metadata(spec: ArraySpec) -> dict[str, Any]:
+    """The Zarr v3 metadata of an array that has no rows yet (or, for fixed ones, no content)."""
     text = spec.dtype == "string"
     blosc = BloscCodec(
         cname="zstd",
@@ -93,8 +93,8 @@ def create_array(store: Store, spec: ArraySpec) -> zarr.Array:
         shuffle="noshuffle" if text else "bitshuffle",
         typesize=1 if text else np.dtype(spec.dtype).itemsize,
     )
-    return zarr.create_array(
-        store,
+    array = zarr.create_array(
+        MemoryStore(),
         name=spec.name,
         shape=spec.shape(records=0, snapshots=0),
         dtype=spec.dtype,
@@ -106,6 +106,7 @@ def create_array(store: Store, spec: ArraySpec) -> zarr.Array:
         dimension_names=spec.dims,
         attributes=spec.attributes,
     )
+    return dict(array.metadata.to_dict())
 
 
 def required_bytes(layout: Layout, *, records: int, snapshots: int) -> int:

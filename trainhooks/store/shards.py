@@ -10,6 +10,7 @@ Source: Zarr v3 core, sharding codec 1.0 (zarr-specs, codecs/sharding-indexed); 
 
 from __future__ import annotations
 
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -76,12 +77,14 @@ def write_shard(
     rows: int,
     profile: Profile = LIVE,
     threads: int = 2,
+    spent: Callable[[float], None] | None = None,
 ) -> int:
     """Write the shard of `steps` snapshots and `rows` rows (of those that `shape` has room for); returns its bytes.
 
     `tiles(slice)` gives those rows of the shard, 0 to `rows`, as float32 [steps, row, dim]: an array, or an iterable of
     one [row, dim] array a snapshot, which is copied before the next is asked for. It is called from `threads` threads
-    at once, for up to `shape.inner_rows` rows. What has no value yet is NaN, the fill value.
+    at once, for up to `shape.inner_rows` rows; with one thread it is the caller's. What has no value yet is NaN, the
+    fill value. `spent` hears the CPU seconds of other threads.
 
     Memory: about two raw inner chunks a thread, and their compressed bytes; whatever `tiles` holds comes on top.
 
@@ -98,9 +101,9 @@ def write_shard(
         if start >= rows:
             return None
         part = slice(start, min(start + shape.inner_rows, rows))
-        return _sealed(profile.compress(_snapshots_last(tiles(part), shape, steps=steps, rows=part.stop - start)))
+        return sealed(profile.compress(_snapshots_last(tiles(part), shape, steps=steps, rows=part.stop - start)))
 
-    return _assemble(file, encode, chunks=shape.chunks, threads=threads)
+    return _assemble(file, encode, chunks=shape.chunks, threads=threads, spent=spent)
 
 
 def recompress_shard(file: Writable, shard: Shard, *, profile: Profile, threads: int = 2) -> int:
@@ -111,7 +114,7 @@ def recompress_shard(file: Writable, shard: Shard, *, profile: Profile, threads:
 
     def encode(chunk: int) -> bytes | None:
         values = shard.values(chunk)
-        return None if values is None else _sealed(profile.compress(values))
+        return None if values is None else sealed(profile.compress(values))
 
     return _assemble(file, encode, chunks=shard.shape.chunks, threads=threads)
 
@@ -147,6 +150,13 @@ class Shard:
         except (RuntimeError, ValueError) as error:
             raise StoreError(f"{where} cannot be decompressed: {error}.") from error
 
+    def present(self, chunk: int) -> Float32[np.ndarray, "row dim snapshot"]:
+        """As `values`, of a chunk that must be there. Raises StoreError where it is absent, too."""
+        values = self.values(chunk)
+        if values is None:
+            raise StoreError(f"chunk {chunk} of {self._where} is absent.")
+        return values
+
     def rows_with_nan(self, *, steps: int, rows: int) -> Int64[np.ndarray, "snapshot"]:
         """How many of the first `rows` rows have a NaN at each of the first `steps` snapshots; reads every chunk.
 
@@ -173,32 +183,55 @@ class Shard:
         return self._body[offset : offset + size]
 
 
-def _assemble(file: Writable, encode: Callable[[int], bytes | None], *, chunks: int, threads: int) -> int:
+def _assemble(
+    file: Writable,
+    encode: Callable[[int], bytes | None],
+    *,
+    chunks: int,
+    threads: int,
+    spent: Callable[[float], None] | None = None,
+) -> int:
     """Chunks in order, encoded ahead by a few threads; then the index."""
     index = np.full((chunks, 2), _ABSENT, dtype=_INDEX)
     size = 0
-    with closing(_ahead(encode, count=chunks, threads=threads)) as encoded:
+    with closing(_ahead(encode, count=chunks, threads=threads, spent=spent)) as encoded:
         for chunk, data in enumerate(encoded):
             if data is not None:
                 index[chunk] = size, len(data)
                 file.write(data)
                 size += len(data)
-    tail = _sealed(index.tobytes())
+    tail = sealed(index.tobytes())
     file.write(tail)
     return size + len(tail)
 
 
-def _ahead(encode: Callable[[int], bytes | None], *, count: int, threads: int) -> Generator[bytes | None, None, None]:
+def _ahead(
+    encode: Callable[[int], bytes | None], *, count: int, threads: int, spent: Callable[[float], None] | None
+) -> Generator[bytes | None, None, None]:
     """What `encode` gives for 0 ... `count` - 1, in order; each thread is at most two chunks ahead."""
-    waiting: deque[Future[bytes | None]] = deque()
+    if threads == 1:  # here: the last thread that runs when Python ends cannot begin others
+        yield from map(encode, range(count))
+        return
+    waiting: deque[Future[tuple[bytes | None, float]]] = deque()
+
+    def timed(chunk: int) -> tuple[bytes | None, float]:
+        begin = time.thread_time()
+        return encode(chunk), time.thread_time() - begin
+
+    def next_one() -> bytes | None:
+        data, seconds = waiting.popleft().result()
+        if spent is not None:
+            spent(seconds)
+        return data
+
     pool = ThreadPoolExecutor(max_workers=threads, thread_name_prefix="trainhooks-shard")
     try:
         for chunk in range(count):
-            waiting.append(pool.submit(encode, chunk))
+            waiting.append(pool.submit(timed, chunk))
             if len(waiting) > 2 * threads:
-                yield waiting.popleft().result()
+                yield next_one()
         while waiting:
-            yield waiting.popleft().result()
+            yield next_one()
     finally:
         pool.shutdown(cancel_futures=True)
 
@@ -224,7 +257,7 @@ def _snapshots_last(
     return chunk
 
 
-def _sealed(data: bytes) -> bytes:
+def sealed(data: bytes) -> bytes:
     """The data followed by their crc32c, little-endian."""
     return data + google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
 

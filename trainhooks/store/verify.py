@@ -11,7 +11,6 @@ import numpy as np
 
 from trainhooks.store.compact import NOTE, replacing
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import open_array
 from trainhooks.store.integrity import Files, fits, may_be_newer, metadata_damaged, unlisted_chunks
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
@@ -21,7 +20,7 @@ from trainhooks.store.precision import unpack
 from trainhooks.store.root import JOURNAL, METADATA, Root, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
-from trainhooks.store.zarr_store import PlaceStore
+from trainhooks.store.zarr_store import PlaceStore, open_array
 
 _ATTEMPTS = 5
 
@@ -255,7 +254,7 @@ class _Look:
     def _folded(self, name: str) -> np.ndarray:
         if name not in self.root.arrays or not self.root.arrays[name]["shape"][0]:
             return np.empty(0, dtype=np.int64)
-        store = PlaceStore(self.place, read_only=True)
+        store = PlaceStore(self.place)
         return np.asarray(open_array(store, name, self.root.arrays[name])[:], dtype=np.int64)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import operator
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -12,14 +11,26 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.store.chunks import write_rows
 from trainhooks.store.errors import StoreError
-from trainhooks.store.fold import fold_records, fold_snapshots, open_array, write_metadata
-from trainhooks.store.journal import Entry, JournalRecord, clean, complete_entries, list_pieces, write_piece
+from trainhooks.store.fence import FencedPlace
+from trainhooks.store.fold import fold_records, fold_snapshots, write_metadata
+from trainhooks.store.integrity import unlisted_chunks
+from trainhooks.store.journal import (
+    Entry,
+    JournalRecord,
+    clean,
+    complete_entries,
+    drop_cut_short,
+    list_pieces,
+    write_piece,
+)
+from trainhooks.store.labour import Labour
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.lock import Lock
 from trainhooks.store.opening import MODES, create, folded_steps, is_taken, resume
 from trainhooks.store.place import Place, open_place
-from trainhooks.store.record import record_arrays, rounded, whole_run_arrays
+from trainhooks.store.record import missing_value, record_arrays, rounded, whole_run_arrays
 from trainhooks.store.root import JOURNAL, Root, commit, read_root
 from trainhooks.store.zarr_store import PlaceStore
 
@@ -36,7 +47,11 @@ class StoreWriter:
     compress while a block is folded.
 
     A record lies in the journal until its block is full, then it is folded into the Zarr arrays. A store has one
-    writer: it is locked until `close`, or until the writer is collected.
+    writer: it is locked until `close`, or until the writer is collected. Before each file gets its name, the writer
+    looks whether the lock is still its own: one that stood still while another took over changes nothing.
+
+    One thread may be in `journal` while another is in `fold`, and neither holds a lock in Python code: a signal handler
+    may raise anywhere.
 
     Raises StoreError where the path cannot be used so or another writer has it, ValueError for arguments that make
     no sense.
@@ -59,15 +74,15 @@ class StoreWriter:
             raise ValueError(f'restart_step={restart_step} needs mode="resume", got mode={mode!r}.')
         if min(pieces, threads) < 1:
             raise ValueError(f"got pieces={pieces} and threads={threads}; both must be 1 or more.")
-        self.place = open_place(path, durability=durability)
+        self.place: Place = open_place(path, durability=durability)
         self.path = Path(str(self.place))
         self.layout = layout
-        self._pieces, self._threads = pieces, threads
+        self._pieces = pieces
+        self.labour = Labour(threads=threads)
         self._journal_bytes = 0
-        self._finished = self._closed = False
-        self._guard = threading.Lock()  # of what append and fold share
-        self._pending: list[Entry] = []
-        self._misfit: StoreError | None = None  # a record whose pieces do not fit together
+        self._finishing = self._finished = self._closed = False
+        self._pending: dict[str, Entry] = {}  # by its first file: one thread adds while another takes away
+        self._fitting: dict[str, Entry] = {}  # of several pieces, which fit together
         self._last = -1
         self.dropped = 0
         with self._disk("open"):
@@ -80,7 +95,11 @@ class StoreWriter:
             is_taken(self.place, overwrite=mode == "overwrite")
         self.place.make()
         self._lock = Lock(self.place)
+        self.place = FencedPlace(self.place, self._lock.confirm)
         try:
+            drop_cut_short(
+                self.place
+            )  # with them goes what a writer that stands still would have renamed when it wakes
             self._root: Root
             self._store: PlaceStore
             if mode == "resume":
@@ -91,9 +110,9 @@ class StoreWriter:
             self._folded_step, self._folded_snapshot = (
                 int(max(folded_steps(self._store, self._root, name), default=-1)) for name in (STEP, SNAPSHOT_STEP)
             )
-            self._find_pieces()
-            clean(self.place, keep=self._pending)
-            self._last = max([self._folded_step, *(entry.step for entry in self._pending)])
+            self._take_up(self._whole_entries())
+            clean(self.place, keep=tuple(self._pending.values()))
+            self._last = max([self._folded_step, *(entry.step for entry in self._pending.values())])
             self.fold()
         except BaseException:
             self._lock.release()
@@ -114,9 +133,8 @@ class StoreWriter:
         """The last step up to which every record is durable, all its pieces in place; None where there is none."""
         if self._pieces == 1:
             return self.last_step
-        with self._guard:
-            self._find_pieces()
-            last = max([self._folded_step, *(entry.step for entry in self._pending)])
+        entries, _ = self._whole_entries()
+        last = max([self._folded_step, *(entry.step for entry in entries)])
         return None if last < 0 else last
 
     @property
@@ -180,17 +198,15 @@ class StoreWriter:
                 previous=self.last_step,
                 has_snapshot=has_snapshot,
             )
-        with self._guard:
-            self._journal_bytes += size
-            self._last = step
-            if self._pieces == 1:
-                self._pending.append(Entry(step, self.attempt, has_snapshot, (piece,)))
+        self._journal_bytes += size
+        if self._pieces == 1:
+            self._pending[piece.key] = Entry(step, self.attempt, has_snapshot, (piece,))
+        self._last = step
 
     @property
     def backlog(self) -> int:
         """Records in the journal that wait to be folded."""
-        with self._guard:
-            return len(self._pending)
+        return len(self._pending)
 
     def fold(self, *, whole: bool = False) -> None:
         """Fold the blocks that are full (`whole`: everything), commit, and delete what the journal need not keep.
@@ -198,13 +214,9 @@ class StoreWriter:
         One thread at a time; another one may go on with `journal`. Raises StoreError where the disk refuses: the
         journal then still has what was not folded.
         """
-        with self._guard:
-            if self._pieces > 1:
-                self._find_pieces()
-            pending = list(self._pending)
-            misfit = self._misfit
-        if misfit is not None:
-            raise misfit
+        if self._pieces > 1:
+            self._take_up(self._whole_entries())
+        pending = list(self._pending.values())
         block, snapshots = self.layout.block, self._root.snapshots
         unfolded = [entry for entry in pending if entry.step > self._folded_step]
         waiting = [entry for entry in pending if entry.has_snapshot and entry.step > self._folded_snapshot]
@@ -224,7 +236,12 @@ class StoreWriter:
         if waiting:
             start = self._root.snapshots
             grown |= fold_snapshots(
-                self._store, self._root.arrays, self.layout, waiting, start=start, threads=self._threads
+                self._store,
+                self._root.arrays,
+                self.layout,
+                waiting,
+                start=start,
+                labour=self.labour,
             )
         # records go along with snapshots, so that every snapshot's step is among the steps
         if unfolded:
@@ -235,34 +252,40 @@ class StoreWriter:
 
     def _forget(self, entries: Sequence[Entry]) -> None:
         """Delete those entries of which everything is folded."""
-        done = {entry for entry in entries if not self._waits(entry)}
-        with self._guard:
-            self._pending = [entry for entry in self._pending if entry not in done]
+        done = [entry for entry in entries if not self._waits(entry)]
         with self._disk("delete folded records of"):
             for entry in done:
+                self._pending.pop(entry.pieces[0].key, None)
                 for piece in entry.pieces:
                     self.place.delete(piece.key)
 
     def _waits(self, entry: Entry) -> bool:
         return entry.step > self._folded_step or (entry.has_snapshot and entry.step > self._folded_snapshot)
 
-    def _find_pieces(self) -> None:
-        """Take up what is whole in the journal; a record that is not holds up those behind it."""
+    def _whole_entries(self) -> tuple[list[Entry], StoreError | None]:
+        """What is whole in the journal, up to a record that is not; and what is wrong with that one, if anything."""
         pieces = list_pieces(self.place)
-        folded = self._folded_step, self._folded_snapshot
+        folded = self._folded_step, self._folded_snapshot  # after the listing: what was folded meanwhile is in it
         found = complete_entries(pieces, self._root.restarts, folded)
         for number, entry in enumerate(found):
-            if entry in self._pending or len(entry.pieces) == 1:
+            if len(entry.pieces) == 1 or self._fitting.get(entry.pieces[0].key) == entry:
                 continue
             try:
                 JournalRecord.open(self.place, entry).check_rows(self.layout.vocab)
             except FileNotFoundError:  # folded meanwhile
                 continue
             except StoreError as error:
-                self._misfit = error
-                found = found[:number]
-                break
-        self._pending = found
+                return found[:number], error
+            self._fitting[entry.pieces[0].key] = entry
+        return found, None
+
+    def _take_up(self, found: tuple[list[Entry], StoreError | None]) -> None:
+        """Let these records wait to be folded. Raises what is wrong with the one behind them."""
+        entries, misfit = found
+        if misfit is not None:
+            raise misfit
+        self._pending = {entry.pieces[0].key: entry for entry in entries}
+        self._fitting = {key: entry for key, entry in self._fitting.items() if key in self._pending}
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, [records, ...] each; those left out stay NaN. No record may follow.
@@ -272,14 +295,14 @@ class StoreWriter:
         if self._closed:
             raise ValueError(f"the store {self.place} is closed; call finish() before close().")
         if self._pieces > 1:
-            with self._guard:
-                self._find_pieces()
-        records = self._root.records + sum(1 for entry in self._pending if entry.step > self._folded_step)
+            self._take_up(self._whole_entries())
+        records = self._root.records + sum(1 for entry in self._pending.values() if entry.step > self._folded_step)
         arrays = whole_run_arrays(self.layout, values, records=records)
         self.fold(whole=True)
+        self._finishing = True
         with self._disk("finish"):
             for name, array in arrays.items():
-                open_array(self._store, name, self._root.arrays[name])[:] = array
+                write_rows(self._store, name, self._root.arrays[name], array, start=0)
             self._commit(self._root)
         self._finished = True
 
@@ -292,10 +315,21 @@ class StoreWriter:
             return
         self.fold(whole=True)
         with self._disk("close"):
+            self._settle()
             self._commit(replace(self._root, complete=True))
-            if not any(True for _ in self.place.children(JOURNAL)):
-                self.place.delete(JOURNAL)
+            self.place.tidy(JOURNAL)
         self.abandon()
+
+    def _settle(self) -> None:
+        """Before the store is called complete: finish what an interrupted `fold` or `finish` of this writer left."""
+        if self._finishing and not self._finished:  # some of its numbers are there, others not: none is what is said
+            for variable in self.layout.variables:
+                if variable.whole_run:
+                    shape = (self._root.records, *self.layout.row_shape(variable))
+                    missing = np.full(shape, missing_value(variable.dtype), dtype=variable.dtype)
+                    write_rows(self._store, variable.name, self._root.arrays[variable.name], missing, start=0)
+        for key in list(unlisted_chunks(self._root, self._store.files)):
+            self._store.relist(key)
 
     def abandon(self) -> None:
         """Let the store go as it is: the journal keeps what is not folded, and the store is not complete."""
@@ -319,62 +353,3 @@ class StoreWriter:
                 f"cannot {action} the store {self.place}: {error}. Check that the folder is writable and the disk "
                 "has room; acknowledged records are safe in the store."
             ) from error
-
-
-class PieceWriter:
-    """Writes one rank's pieces of a run's records, beside the `StoreWriter` that writes piece 0 and folds.
-
-    `piece` is 1 to `pieces` - 1, `rows` (start, stop) are the rows of the matrix that this rank holds. `attempt` is the
-    store writer's. Nothing is gathered: a record counts once all its pieces are in place.
-
-    Raises ValueError for numbers that make no sense, StoreError where there is no store at `path`.
-    """
-
-    def __init__(
-        self,
-        path: str | Path | Place,
-        *,
-        piece: int,
-        pieces: int,
-        rows: tuple[int, int],
-        attempt: int,
-        durability: str = "process",
-    ) -> None:
-        if not 0 <= rows[0] <= rows[1]:
-            raise ValueError(f"got rows {rows[0]}:{rows[1]}; needed 0 <= start <= stop.")
-        if not 1 <= piece < pieces:
-            raise ValueError(f"got piece {piece} of {pieces}; piece 0 is the store writer's, others are 1 and more.")
-        self._place = open_place(path, durability=durability)
-        self._layout = read_root(self._place).layout
-        if rows[1] > self._layout.vocab:
-            raise ValueError(f"got rows {rows[0]}:{rows[1]}; the output embedding has {self._layout.vocab} of them.")
-        self._piece, self._pieces, self._rows, self._attempt = piece, pieces, rows, attempt
-
-    def append_piece(
-        self,
-        step: int,
-        *,
-        snapshot: np.ndarray | None = None,
-        sketch: np.ndarray | None = None,
-        label_counts: np.ndarray | None = None,
-    ) -> None:
-        """Make this rank's part of the record durable: its rows, and its sums of the sketch and of label counts.
-
-        Raises ValueError where it does not fit the layout, OSError where the disk refuses.
-        """
-        if not 0 <= step < 1 << 63:
-            raise ValueError(f"got step {step}; steps are 0 or more, and below 2^63.")
-        arrays = record_arrays(
-            self._layout, {}, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=self._rows
-        )
-        has_snapshot = SNAPSHOT in arrays
-        write_piece(
-            self._place,
-            rounded(self._layout, arrays),
-            step=step,
-            attempt=self._attempt,
-            piece=self._piece,
-            pieces=self._pieces,
-            rows=self._rows if has_snapshot else None,
-            has_snapshot=has_snapshot,
-        )

@@ -1,29 +1,33 @@
-"""What zarr-python sees of a place: chunks go through the same write path as everything else, and are listed."""
+"""The files of a store's place, listed as they are written; zarr-python reads them through it, and writes none."""
 
 from __future__ import annotations
 
 import asyncio
 import zlib
-from collections.abc import AsyncIterator, Iterable, MutableMapping
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
+from typing import Any
 
+import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
+from zarr.storage import StorePath
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.place import Checksummed, Place
+from trainhooks.store.place import Checksummed, Data, Place
 
 FileList = MutableMapping[str, tuple[int, str]]
 
 
 class PlaceStore(Store):
-    """A Zarr store over a place. `files` lists what was written: key -> (bytes, CRC-32 as 8 hex digits)."""
+    """A Zarr store over a place, for reading alone. `files` lists what was written: key -> (bytes, CRC-32 as 8 hex
+    digits); `put` and its like write in the caller's thread."""
 
-    supports_writes = True
-    supports_deletes = True
+    supports_writes = False
+    supports_deletes = False
     supports_listing = True
 
-    def __init__(self, place: Place, *, files: FileList | None = None, read_only: bool = False) -> None:
-        super().__init__(read_only=read_only)
+    def __init__(self, place: Place, *, files: FileList | None = None) -> None:
+        super().__init__(read_only=True)
         self.place = place
         self.files: FileList = {} if files is None else files
         self.bytes_written = 0
@@ -37,9 +41,16 @@ class PlaceStore(Store):
     def __str__(self) -> str:
         return str(self.place)
 
-    def with_read_only(self, read_only: bool = False) -> PlaceStore:
-        """The same place, for reading alone."""
-        return PlaceStore(self.place, files=self.files, read_only=read_only)
+    def put(self, key: str, data: Data) -> None:
+        """Write a file, and list it."""
+        # not listed while it is written: where that is interrupted, nobody knows which of the two is there
+        self.files.pop(key, None)
+        self.note(key, self.place.put(key, data))
+
+    def put_streamed(self, key: str, write: Callable[[Checksummed], str]) -> None:
+        """Let `write` fill a file whose key it returns, and list it."""
+        self.files.pop(key, None)
+        self.note(key, self.place.put_streamed(write))
 
     def note(self, key: str, written: Checksummed) -> None:
         """List a file that was written beside zarr."""
@@ -76,15 +87,12 @@ class PlaceStore(Store):
         return await asyncio.to_thread(self.place.exists, key)
 
     async def set(self, key: str, value: Buffer) -> None:
-        """Write a file, and list it."""
+        """Refused: zarr-python writes nothing here."""
         self._check_writable()
-        self.note(key, await asyncio.to_thread(self.place.put, key, value.to_bytes()))
 
     async def delete(self, key: str) -> None:
-        """Delete a file, and list it no more."""
+        """Refused: zarr-python deletes nothing here."""
         self._check_writable()
-        await asyncio.to_thread(self.place.delete, key)
-        self.files.pop(key, None)
 
     async def list(self) -> AsyncIterator[str]:
         """Every file's key."""
@@ -111,3 +119,8 @@ class PlaceStore(Store):
         if isinstance(part, SuffixByteRequest):
             return self.place.read_end(key, part.suffix)
         return self.place.read(key)
+
+
+def open_array(store: PlaceStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
+    """An array as some metadata declare it, whatever its own file says."""
+    return zarr.Array.from_dict(StorePath(store, name), dict(metadata))
