@@ -15,6 +15,7 @@ from typing import Any, get_args
 import torch
 from torch import Tensor
 
+from trainhooks.shown import page
 from trainhooks.suites.base import Checkpoint
 from trainhooks.suites.continuity import Pair, compare, jumps, spikes, unrelated
 from trainhooks.suites.grid import shortened
@@ -90,7 +91,7 @@ class Audit:
         ]
         broken = list(self.broken)
         lines.append(f"An analysis leaves out: {shortened(broken)}" if broken else "Nothing has to be left out.")
-        return "\n".join(lines) + "\n"
+        return page(lines)
 
 
 def audit_suite(

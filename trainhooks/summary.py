@@ -6,35 +6,36 @@ from collections.abc import Mapping
 from typing import Any
 
 from rich.console import Console
-from rich.markup import escape
 from rich.table import Column, Table
+from rich.text import Text
 
 from trainhooks.plan import human
+from trainhooks.shown import cell, plain_console, shown
 
 
 def print_summary(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print `Store.summary()` as tables: the run, its variables, its provenance. Descriptions are in the JSON."""
-    console = console or Console()
-    console.print(f"[bold]{escape(str(summary['path']))}[/bold]")
+    console = console or plain_console()
+    console.print(Text(shown(summary["path"]), "bold"))
     run = Table(show_header=False, box=None, pad_edge=False)
     for key, value in summary.items():
         if key not in {"path", "variables", "provenance"}:
-            run.add_row(key.replace("_", " "), escape(_shown(key, value)))
+            run.add_row(key.replace("_", " "), cell(_figure(key, value)))
     console.print(run)
     columns = (Column("variable", no_wrap=True), "dims", "unit", "first", "last")
     variables = Table(*columns, box=None, pad_edge=False)
     for name, about in summary["variables"].items():
         ends = (f"{about[end]:.4g}" if isinstance(about.get(end), float) else "" for end in ("first", "last"))
         dims = ", ".join(about["dims"])
-        variables.add_row(name, escape(dims), about["unit"], *ends)
+        variables.add_row(cell(name), cell(dims), cell(about["unit"]), *ends)
     console.print(variables)
     provenance = Table(show_header=False, box=None, pad_edge=False)
     for key, value in summary["provenance"].items():
-        provenance.add_row(key, escape(str(value)))
+        provenance.add_row(cell(key), cell(value))
     console.print(provenance)
 
 
-def _shown(key: str, value: object) -> str:
+def _figure(key: str, value: object) -> str:
     if isinstance(value, int) and not isinstance(value, bool) and key.endswith("bytes"):
         return human(value)
     if isinstance(value, list) and len(value) > 8:

@@ -13,6 +13,7 @@ import numpy as np
 from trainhooks.convergence import Onset, RunAnalysis
 from trainhooks.convergence.lead import MATCHED, SIGN_FLIPS, Interval, Lead, NullSummary
 from trainhooks.convergence.learning_rate import Placement
+from trainhooks.shown import page
 
 LEVEL = 0.05
 SEEDS_FOR_A_MODEL = 3
@@ -72,7 +73,7 @@ class Verdict:
             blocks += [_share_line(share) for share in self.shares]
         for number, run in enumerate(self.runs, start=1):
             blocks += ["", *_run_lines(run, title=f"Run {number}" if self.seeds > 1 else "Run")]
-        return "\n".join(blocks) + "\n"
+        return page(blocks)
 
 
 def verdict(runs: Sequence[RunAnalysis]) -> Verdict:

@@ -1,5 +1,7 @@
 """Stores in object storage: a real S3 server on loopback, one that drops requests, and one that stops."""
 
+import itertools
+import socket
 import socketserver
 import threading
 import time
@@ -17,6 +19,7 @@ from trainhooks.sinks import Record, StoreSink
 from trainhooks.store import Layout, StoreError, StoreWriter, Writing, open_store
 from trainhooks.store.object_place import ObjectPlace
 from trainhooks.store.place import LocalPlace, open_place
+from trainhooks.store.tries import tried_again
 from trainhooks.store.verify import verify
 
 from_url = pytest.importorskip("obstore.store").from_url
@@ -174,6 +177,7 @@ def test_a_server_that_drops_every_fifth_request_loses_nothing(url, endpoint, ru
 def test_a_server_that_stops_gives_one_message_and_loses_nothing(url, endpoint, sparse_run, monkeypatch, on_error):
     # two tries more, however long they take: on a slow machine a short patience ends before the server does
     tries = {"max_retries": 2, "backoff": {"init_backoff": timedelta(milliseconds=1)}}
+    monkeypatch.setattr("trainhooks.store.object_place.PATIENCE_SECONDS", 0.3)
     monkeypatch.setattr(
         "trainhooks.store.object_place._client",
         lambda url, _: from_url(url, retry_config=tries, client_options={"allow_http": True}),
@@ -208,8 +212,170 @@ def test_a_server_that_stops_gives_one_message_and_loses_nothing(url, endpoint, 
     assert open_store(url).steps.tolist() == [0, 1, 2]
 
 
-@pytest.mark.parametrize(("given", "tries"), [(None, 15), (4.0, 2)])
-def test_patience_is_half_for_tries(url, given, tries):
+class OneBadAnswer(BaseHTTPRequestHandler):
+    """Passes requests on, but answers the first one of a kind in a bad way."""
+
+    protocol_version = "HTTP/1.1"
+    target = method = way = ""
+    hit = False
+
+    def log_message(self, *_):
+        pass
+
+    def answer(self):
+        import http.client
+
+        cls = type(self)
+        body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+        bad, cls.hit = (self.command == cls.method and not cls.hit), cls.hit or self.command == cls.method
+        if bad and cls.way == "dropped":
+            return self.drop()
+        if bad and cls.way.isdigit():
+            code = {"400": "RequestTimeout", "429": "TooMany", "500": "InternalError", "503": "SlowDown"}[cls.way]
+            return self.reply(int(cls.way), [], f"<Error><Code>{code}</Code></Error>".encode())
+        passed = http.client.HTTPConnection(cls.target, timeout=30)
+        passed.request(self.command, self.path, body, dict(self.headers))
+        answer = passed.getresponse()
+        content = answer.read()
+        passed.close()
+        if bad and cls.way == "answer lost":
+            return self.drop()
+        own = ("transfer-encoding", "connection", "date", "server", "content-length")
+        headers = [(name, value) for name, value in answer.getheaders() if name.lower() not in own]
+        length = answer.getheader("Content-Length") if self.command == "HEAD" else None
+        cut = len(content) // 2 if bad and cls.way == "cut" else None
+        self.reply(answer.status, headers, content, length=length, cut=cut)
+
+    def reply(self, status, headers, content, *, length=None, cut=None):
+        self.send_response(status)
+        for name, value in headers:
+            self.send_header(name, value)
+        self.send_header("Content-Length", length or str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[:cut])
+        if cut is not None:
+            self.drop()
+
+    def drop(self):
+        self.close_connection = True
+        self.connection.shutdown(socket.SHUT_RDWR)
+
+    do_GET = do_PUT = do_HEAD = do_POST = do_DELETE = answer
+
+
+@pytest.fixture
+def bad_once(endpoint, monkeypatch):
+    """Sets which method gets which bad answer, once; `hit` says whether it did."""
+    handler = type("Handler", (OneBadAnswer,), {"target": endpoint.removeprefix("http://")})
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    server.daemon_threads = True
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("AWS_ENDPOINT_URL", f"http://127.0.0.1:{server.server_address[1]}")
+    yield handler
+    server.shutdown()
+    server.server_close()
+
+
+WAYS = ("dropped", "answer lost", "400", "429", "500", "503")
+REQUESTS = {
+    "put": ("PUT", WAYS, lambda place: place.put("new", b"x").size, 1),
+    "delete": ("POST", WAYS, lambda place: (place.delete("a"), place.exists("a"))[1], False),
+    "read": ("GET", WAYS, lambda place: place.read("a"), b"content"),
+    "range": ("GET", ("dropped", "400"), lambda place: place.read("a", 1, 3), b"on"),
+    "view": ("GET", ("dropped", "400"), lambda place: bytes(place.view("a")), b"content"),
+    "list": ("GET", ("dropped", "400"), lambda place: list(place.list()), ["a", "lock"]),
+    "children": ("GET", ("dropped", "400"), lambda place: list(place.children()), ["a", "lock"]),
+    "exists": ("HEAD", WAYS, lambda place: place.exists("a"), True),
+    "make": ("PUT", WAYS, lambda place: (place.put_if("one", b"me", current=None), place.read("one")), (True, b"me")),
+    "swap": ("PUT", WAYS, lambda place: (place.put_if("lock", b"me", current=b"held"), place.read("lock")),
+             (True, b"me")),
+    "look and swap": ("GET", ("dropped", "400"), lambda place: place.put_if("lock", b"me", current=b"held"), True),
+    "empty and remove": ("PUT", ("answer lost",), lambda place: place.delete_if("lock", current=b"held"), True),
+    "remove": ("POST", WAYS, lambda place: (place.delete_if("lock", current=b"held"), place.exists("lock")),
+               (True, False)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize(("name", "way"), [(name, way) for name, (_, ways, *_) in REQUESTS.items() for way in ways])
+def test_one_bad_answer_of_any_kind_changes_nothing(url, bad_once, name, way):
+    method, _, ask, wanted = REQUESTS[name]
+    place = ObjectPlace(url)
+    place.put("a", b"content")
+    place.put("lock", b"held")
+    bad_once.method, bad_once.way, bad_once.hit = method, way, False
+    assert ask(place) == wanted
+    assert bad_once.hit
+
+
+@pytest.mark.parametrize(("method", "way"), [("PUT", "400"), ("PUT", "dropped"), ("POST", "503"), ("POST", "dropped")])
+def test_an_object_sent_in_parts_is_sent_again(url, bad_once, method, way):
+    place = ObjectPlace(url)
+    large = bytes(range(256)) * 4096 * 12
+    bad_once.method, bad_once.way = method, way
+    place.put("large", large)
+    assert bad_once.hit
+    assert place.read("large") == large
+
+
+def test_a_body_cut_short_is_read_again(url, bad_once):
+    place = ObjectPlace(url)
+    large = bytes(range(256)) * 4096 * 20
+    place.put("large", large)
+    bad_once.method, bad_once.way = "GET", "cut"
+    assert bytes(place.view("large")) == large
+    assert bad_once.hit
+
+
+def test_a_list_goes_on_after_the_page_that_failed(url, monkeypatch):
+    place = ObjectPlace(url)
+    names = [f"x/{number:02d}" for number in range(60)]
+    for name in names:
+        place.put(name, b"")
+    real, failures = place._ob.list, iter(range(1, 3))
+
+    def breaking(*args, **kwargs):
+        pages = real(*args, **kwargs)
+        yield from itertools.islice(pages, 1)
+        if next(failures, None):
+            raise place._ob.exceptions.GenericError("HTTP error: error decoding response body")
+        yield from pages
+
+    monkeypatch.setattr(place._ob, "list", breaking)
+    assert list(place.list("x")) == names
+    assert next(failures, None) is None
+
+
+def test_what_another_try_cannot_mend_is_not_tried_again():
+    def ask():
+        asked.append(1)
+        raise RuntimeError("Server returned non-2xx status code: 400 Bad Request: <Code>InvalidArgument</Code>")
+
+    asked = []
+    with pytest.raises(RuntimeError, match="InvalidArgument"):
+        tried_again(ask, failures=(RuntimeError,), seconds=60.0)
+    assert asked == [1]
+
+
+def test_a_delete_whose_answer_was_lost_leaves_what_another_wrote(url, monkeypatch):
+    place = ObjectPlace(url)
+    place.put("lock", b"held")
+    real, said = place._ob.delete, []
+
+    def losing(client, key):
+        real(client, key)
+        if not said:
+            said.append(key)
+            place.put("lock", b"another's")
+            raise place._ob.exceptions.GenericError("HTTP error: connection closed before message completed")
+
+    monkeypatch.setattr(place._ob, "delete", losing)
+    assert place.delete_if("lock", current=b"held")
+    assert place.read("lock") == b"another's"
+
+
+@pytest.mark.parametrize(("given", "tries"), [(None, 5), (6.0, 1)])
+def test_a_sixth_of_the_patience_is_for_the_clients_own_tries(url, given, tries):
     client = ObjectPlace(url, patience_seconds=given)._client
     assert client.retry_config["retry_timeout"] == timedelta(seconds=tries)
 

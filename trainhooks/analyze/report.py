@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from trainhooks.audit import Audit
+from trainhooks.shown import page
 from trainhooks.suites.grid import shortened
 
 
@@ -53,4 +54,4 @@ class AnalysisReport:
             lines.append(f"{len(self.resumed)} stood in the store already: {shortened(self.resumed)}")
         lines += [f"- left out: {reason}" for reason in self.left_out.values()]
         lines += [f"- failed: step {step}: {reason}" for step, reason in self.failed.items()]
-        return "\n".join([*lines, *(f"note: {note}" for note in self.notes)]) + "\n"
+        return page([*lines, *(f"note: {note}" for note in self.notes)])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Executor
@@ -34,6 +33,7 @@ from trainhooks.checks import checked_counts, checked_metrics, checked_rows, pad
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.own import OWN_VARIABLES
+from trainhooks.shown import say
 from trainhooks.sketch import DEFAULT_SIZE
 from trainhooks.suites.base import CheckpointError
 from trainhooks.suites.listing import Suite, list_suite
@@ -47,7 +47,7 @@ PRESETS = ("pythia",)
 
 def tell_stderr(message: str) -> None:
     """Print a message to the standard error stream."""
-    print(message, file=sys.stderr)
+    say(message, error=True)
 
 
 def analyze(

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from trainhooks.cli.base import Flag, Positive, command
+from trainhooks.shown import plain_console, say, sayer
 
 FAILED = 2
 
@@ -90,7 +91,6 @@ def analyze(
     json
         Write the report to this file too.
     """
-    from rich.console import Console
     from rich.progress import Progress
 
     from trainhooks.analyze import analyze as run
@@ -99,7 +99,7 @@ def analyze(
 
     if json is not None and not json.parent.is_dir():
         raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")
-    with Progress(console=Console(stderr=True)) as bar:
+    with Progress(console=plain_console(stderr=True)) as bar:
         task = bar.add_task("checkpoints", total=None)
         report = run(
             suite,
@@ -121,13 +121,13 @@ def analyze(
             tokenizer=tokenizer,
             positions=MAX_POSITIONS if positions is None else positions,
             context_length=CONTEXT_LENGTH if context_length is None else context_length,
-            tell=bar.console.print,
+            tell=sayer(bar.console),
             preset=preset,
             mode="overwrite" if overwrite else "resume",
             progress=lambda done, total: bar.update(task, completed=done, total=total),
         )
     if json is not None:
         json.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    print(report.render(), end="")
+    say(report.render(), end="")
     if report.failed:
         sys.exit(FAILED)

@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from functools import wraps
+from traceback import format_exc
 from typing import Annotated, Any
 
 from cyclopts import App, Parameter, validators
+
+from trainhooks.shown import say, shown, shown_lines
 
 app = App(
     name="trainhooks",
@@ -26,13 +31,32 @@ def command(function: Callable[..., None]) -> Callable[..., None]:
     @wraps(function)
     def run(*args: Any, **kwargs: Any) -> None:
         try:
-            function(*args, **kwargs)
+            with _warnings_shown():
+                function(*args, **kwargs)
         except (ValueError, OSError, ImportError) as error:
-            print(f"error: {error}", file=sys.stderr)
+            say("error: " + str(error).replace("\n", "\n  "), error=True)  # no later line begins as one of ours
+            sys.exit(1)
+        except Exception:
+            say(format_exc(), end="", error=True)
             sys.exit(1)
 
     app.command(run)
     return run
+
+
+@contextmanager
+def _warnings_shown() -> Iterator[None]:
+    """Warnings that reach the terminal are spelled as all else is."""
+    spelled = warnings.formatwarning
+
+    def formatted(message: Warning | str, *args: Any, **kwargs: Any) -> str:
+        return shown_lines(spelled(shown(message), *args, **kwargs))
+
+    warnings.formatwarning = formatted
+    try:
+        yield
+    finally:
+        warnings.formatwarning = spelled
 
 
 def refuse_beside_over(given: dict[str, object]) -> None:

@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import command
+from trainhooks.shown import say
 
 
 @command
@@ -44,10 +45,10 @@ def compact(
         raise ValueError(f"got --codec {codec} and --out {out}; pcodec writes a copy and needs --out, blosc does not.")
     if out is not None:
         size = copy_with_pcodec(store, out=out)
-        print(f"{out}: {size / 1e6:,.1f} MB. Reading it takes zarr-python and pcodec.")
+        say(f"{out}: {size / 1e6:,.1f} MB. Reading it takes zarr-python and pcodec.")
         return
     done = compact_store(store, profile=profile_named(profile), threads=threads)
-    print(
+    say(
         f"{store}: {done.rewritten} shards written anew, {done.kept} left as they were; "
         f"{done.bytes_before / 1e6:,.1f} MB before, {done.bytes_after / 1e6:,.1f} MB after."
     )

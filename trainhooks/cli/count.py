@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.shown import say, shown
 
 if TYPE_CHECKING:
     from trainhooks.corpora.base import Settings
@@ -159,7 +160,7 @@ def _count(
     shown = progress and sys.stderr.isatty()
     partial = out.with_name(f"{out.name}.partial")
     if partial.exists():
-        print(f"going on from {partial}; delete it to start again", file=sys.stderr)
+        say(f"going on from {partial}; delete it to start again", error=True)
     _check_apart(out, sources)
     pieces = open_sources(sources, settings, bin_dtype=dtype)
     try:
@@ -168,7 +169,7 @@ def _count(
                 pieces, settings=settings, workers=workers, resume=partial, progress=shown, executor=executor
             )
     except KeyboardInterrupt:
-        print(f"interrupted; give the same command again to go on from {partial}", file=sys.stderr)
+        say(f"interrupted; give the same command again to go on from {partial}", error=True)
         sys.exit(130)
     counts = replace(counts, tokens_read=report.tokens)
     counts.save(out)
@@ -205,20 +206,20 @@ def _print_counted(counts: TokenCounts, report: Report, out: Path, *, json: bool
     }
     found = describe_counts(counts).to_dict()
     if json:
-        print(json_format.dumps(found | run, indent=2))
+        say(json_format.dumps(found | run, indent=2))
         return
     documents = "unknown" if counts.documents is None else f"{counts.documents:,}"
     speed = (
         f"{report.resumed} of {report.pieces} pieces were done before" if report.resumed else f"{rate:,.0f} a second"
     )
-    print(f"tokens     {counts.n_tokens:,} counted of {report.tokens:,} read in {report.seconds:.1f} s ({speed})")
-    print(f"documents  {documents}")
-    print(f"ids        {counts.vocab_size:,}, {found['zero_counts']:,} of them with a count of zero")
-    print(f"rule       {counts.rule}")
-    print(f"skipped    {report.skipped:,}")
+    say(f"tokens     {counts.n_tokens:,} counted of {report.tokens:,} read in {report.seconds:.1f} s ({speed})")
+    say(f"documents  {documents}")
+    say(f"ids        {counts.vocab_size:,}, {found['zero_counts']:,} of them with a count of zero")
+    say(shown(f"rule       {counts.rule}"))
+    say(f"skipped    {report.skipped:,}")
     for problem in report.problems:
-        print(f"           {problem}")
-    print(f"written to {out}")
+        say(shown(f"           {problem}"))
+    say(f"written to {out}")
 
 
 def _take_preset(sources: tuple[str, ...], out: Path, *, json: bool) -> None:
@@ -229,11 +230,11 @@ def _take_preset(sources: tuple[str, ...], out: Path, *, json: bool) -> None:
     counts = pythia_counts(sources[0])
     counts.save(out)
     if json:
-        print(json_format.dumps({"out": str(out), "tokens": counts.n_tokens, "rule": counts.rule}, indent=2))
+        say(json_format.dumps({"out": str(out), "tokens": counts.n_tokens, "rule": counts.rule}, indent=2))
         return
-    print(f"tokens     {counts.n_tokens:,} = 143000 x 1024 x 2049, as it should be")
-    print("note       the first token of each window is counted, though it is never a label")
-    print(f"written to {out}")
+    say(f"tokens     {counts.n_tokens:,} = 143000 x 1024 x 2049, as it should be")
+    say("note       the first token of each window is counted, though it is never a label")
+    say(f"written to {out}")
 
 
 def _describe(path: Path, *, against: Path | None, tokenizer: Path | None, json: bool) -> None:
@@ -254,31 +255,31 @@ def _describe(path: Path, *, against: Path | None, tokenizer: Path | None, json:
         if counts.rule != other.rule:
             warnings.append(f"the two were counted by different rules ({counts.rule!r}; {other.rule!r}).")
     if json:
-        print(json_format.dumps(found | {"warnings": warnings}, indent=2))
+        say(json_format.dumps(found | {"warnings": warnings}, indent=2))
         return
     _print_description(found)
     for warning in warnings:
-        print(f"warning: {warning}")
+        say(shown(f"warning: {warning}"))
 
 
 def _print_description(found: dict[str, Any]) -> None:
     for name in ("vocab_size", "tokens", "tokens_read", "documents", "zero_counts"):
         value = found[name]
-        print(f"{name.replace('_', ' '):<14}{'unknown' if value is None else f'{value:,}'}")
-    print(f"{'rule':<14}{found['rule'] or 'unknown'}")
-    print(f"{'entropy':<14}{found['entropy']:.4f} nats")
+        say(f"{name.replace('_', ' '):<14}{'unknown' if value is None else f'{value:,}'}")
+    say(shown(f"{'rule':<14}{found['rule'] or 'unknown'}"))
+    say(f"{'entropy':<14}{found['entropy']:.4f} nats")
     if (zipf := found["zipf"]) is None:
-        print(f"{'Zipf exponent':<14}none: too few ids occur")
+        say(f"{'Zipf exponent':<14}none: too few ids occur")
     else:
-        print(
+        say(
             f"{'Zipf exponent':<14}{zipf['least_squares']:.3f} by least squares (R2 {zipf['r_squared']:.3f}), "
             f"{zipf['likelihood']:.3f} by likelihood, ranks {zipf['first']} to {zipf['last']}"
         )
     for size, share in found["top_share"].items():
-        print(f"{'coverage':<14}{share:.1%} of the tokens by the {size:,} most frequent ids")
+        say(f"{'coverage':<14}{share:.1%} of the tokens by the {size:,} most frequent ids")
     for share, ids in found["ids_for_share"].items():
-        print(f"{'coverage':<14}{ids:,} ids have {share:.0%} of the tokens")
+        say(f"{'coverage':<14}{ids:,} ids have {share:.0%} of the tokens")
     if "kl" in found:
         kl = found["kl"]
-        print(f"{'KL':<14}{kl['to_other']:.6g} nats to the other, {kl['from_other']:.6g} back")
-        print(f"{'':<14}with {kl['smoothing']} added to each count")
+        say(f"{'KL':<14}{kl['to_other']:.6g} nats to the other, {kl['from_other']:.6g} back")
+        say(f"{'':<14}with {kl['smoothing']} added to each count")

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.shown import say
 
 
 @command
@@ -70,4 +71,4 @@ def probe(
         draws=draws,
         seen=seen,
     )
-    print(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")
+    say(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")

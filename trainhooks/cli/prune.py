@@ -10,6 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
+from trainhooks.shown import say
 
 
 @command
@@ -120,7 +121,7 @@ def prune(
             seed=seed,
         )
         along = prune_along(series, **options)
-        print(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
+        say(json_format.dumps(along.to_dict(), indent=2) if json else along.render(), end="\n" if json else "")
         return
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)
     if save is not None or generate is not None:
@@ -151,12 +152,12 @@ def prune(
         score = score_generation(target.model, edited.model, reference=reference)
     if json:
         generation = {} if score is None else {"generation": {"code": code, "fraction": fraction} | asdict(score)}
-        print(json_format.dumps(finite(found.to_dict() | generation), indent=2, allow_nan=False))
+        say(json_format.dumps(finite(found.to_dict() | generation), indent=2, allow_nan=False))
     else:
-        print(found.render())
+        say(found.render())
         if target.tied:
-            print("The input embedding is the same matrix; the figures above are for the output side alone.")
+            say("The input embedding is the same matrix; the figures above are for the output side alone.")
         if score is not None:
-            print(f"{code} at {fraction:g}, the model as saved, generates {score.render()}")
+            say(f"{code} at {fraction:g}, the model as saved, generates {score.render()}")
     if edited is not None and save is not None:
         edited.save(save)

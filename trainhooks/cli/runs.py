@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.shown import say
 
 
 @command
@@ -74,7 +75,7 @@ def inspect(store: str, *, json: Flag = False) -> None:
 
     summary = open_store(store).summary()
     if json:
-        print(json_format.dumps(summary, indent=2))
+        say(json_format.dumps(summary, indent=2))
     else:
         print_summary(summary)
 
@@ -110,4 +111,4 @@ def verdict(
 
     analyses = [analyze_store(path, q=q, draws=draws, max_records=max_records) for path in (store, *more)]
     result = make_verdict(analyses)
-    print(json_format.dumps(result.to_dict(), indent=2) if json else result.render())
+    say(json_format.dumps(result.to_dict(), indent=2) if json else result.render())

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
+from trainhooks.shown import say
 
 
 @command
@@ -98,4 +99,4 @@ def steer(
         found = steer_along(moments(model, over=over, **where), **edits, seed=seed)
     else:
         found = run_steering(model, step=step, untie=untie, counts=counts, save=save, **where, **edits)
-    print(json_format.dumps(found.to_dict(), indent=2) if json else found.render(), end="\n" if json else "")
+    say(json_format.dumps(found.to_dict(), indent=2) if json else found.render(), end="\n" if json else "")

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, command
+from trainhooks.shown import say, shown
 
 if TYPE_CHECKING:
     from trainhooks.schedule import Schedule
@@ -35,16 +36,16 @@ def verify(store: str, *, repair: Flag = False, json: Flag = False) -> None:
     done = repair_store(store) if repair else []
     found = verify_store(store)
     if json:
-        print(json_format.dumps({**found.to_dict(), "repaired": done}, indent=2))
+        say(json_format.dumps({**found.to_dict(), "repaired": done}, indent=2))
     else:
         for line in done:
-            print(f"repaired: {line}")
+            say(shown(f"repaired: {line}"))
         for kind, findings in (("damaged", found.problems), ("note", found.notes)):
             for finding in findings:
-                print(f"{kind}: {finding}")
+                say(shown(f"{kind}: {finding}"))
         state = "whole" if found.sound else f"damaged in {len(found.problems)} places"
         closed = "closed" if found.complete else "not closed"
-        print(
+        say(
             f"{found.path} is {state}: {found.files} files, {closed}, last step {found.last_step}, "
             f"{found.journal} records in the journal"
         )
@@ -70,7 +71,7 @@ def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "
     from trainhooks.store.export import export_step
 
     written = export_step(open_store(store), step=step, out=out, form=format)
-    print(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
+    say(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
 
 
 @command
@@ -121,7 +122,7 @@ def plan(
     )
     taken = len(parse_schedule(schedule).steps(steps))
     planned = plan_store(layout, records=taken, snapshots=taken, total_steps=steps, milliseconds=ms_per_step)
-    print(json_format.dumps(planned.to_dict(), indent=2) if json else _render(planned))
+    say(json_format.dumps(planned.to_dict(), indent=2) if json else _render(planned))
 
 
 def parse_schedule(text: str) -> Schedule:

@@ -6,6 +6,7 @@ import json as json_format
 import sys
 
 from trainhooks.cli.base import Flag, command
+from trainhooks.shown import say
 
 PROBLEMS = 2
 
@@ -42,6 +43,6 @@ def audit(
 
     listed = list_suite(suite, revision_pattern=revision_pattern, steps=steps)
     result = audit_suite(listed, params=params, full=full)
-    print(json_format.dumps(result.to_dict(), indent=2) if json else result.render(), end="\n" if json else "")
+    say(json_format.dumps(result.to_dict(), indent=2) if json else result.render(), end="\n" if json else "")
     if not result.clean:
         sys.exit(PROBLEMS)

@@ -193,11 +193,12 @@ def _is_death(error: Exception) -> bool:
 @contextmanager
 def _bar(total: int, *, done: int) -> Iterator[_Progress]:
     """A bar on stderr: share of the bytes, tokens a second of this call, time left."""
-    from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
+    from trainhooks.shown import plain_console
+
     columns = BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
-    with Progress(TextColumn("counting"), *columns, console=Console(stderr=True)) as bar:
+    with Progress(TextColumn("counting"), *columns, console=plain_console(stderr=True)) as bar:
         yield _Meter(bar, bar.add_task("counting", total=total, completed=done, rate=""))
 
 

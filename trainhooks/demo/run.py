@@ -24,6 +24,7 @@ from trainhooks.model import find_output_embedding
 from trainhooks.recorder import Recorder
 from trainhooks.runs import analyze_store
 from trainhooks.schedule import Every
+from trainhooks.shown import plain_console
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, check_place, open_store
 from trainhooks.verdict import verdict
@@ -50,7 +51,7 @@ def run_demo(
     Raises ValueError for a corpus that is empty or too small, or a GPU that is not there; OSError for a folder
     that can't be written. All before training starts.
     """
-    console = console or Console()
+    console = console or plain_console()
     preset = PRESETS[size]
     place = _device(device)
     store_path, events = out / "run.zarr", out / "events"

@@ -18,6 +18,7 @@ from trainhooks.intervene.prune import Pruning, prune, token_mask_of
 from trainhooks.intervene.report import finite
 from trainhooks.intervene.steer import RATIOS, Steering, steer
 from trainhooks.intervene.target import Target, load_target, store_matrix
+from trainhooks.shown import page
 from trainhooks.suites.listing import list_suite
 
 WHOLE = "Every step is its own whole model: hidden states, slope and figures are that checkpoint's."
@@ -74,7 +75,7 @@ class Trajectory:
         for row in self.rows:
             cells = "".join(f"  {row[name]:>{width[name]}.3f}" for name in self.columns)
             lines.append(f"{row['step']:>8g}{cells}")
-        return "\n".join(lines) + "\n"
+        return page(lines)
 
 
 def moments(

@@ -17,6 +17,7 @@ from trainhooks.intervene.curves import FRACTIONS, MEASURES, Curves, deletion_cu
 from trainhooks.intervene.headline import Gain, Interval, fraction_intervals, saliency_gain
 from trainhooks.intervene.orders import ORDERS, RANDOM, deletion_orders, probability_slope
 from trainhooks.intervene.target import Target
+from trainhooks.shown import page
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class Pruning:
                 f"{'significant' if gain.significant else 'not significant'}; JS saved at {gain.at:.0%} "
                 f"{_text(gain.js)}, loss {_text(gain.loss)}"
             )
-        return "\n".join(lines)
+        return page(lines).removesuffix("\n")
 
 
 def _plain(found: Interval) -> dict[str, float | None]:

@@ -19,6 +19,7 @@ from trainhooks.intervene.report import finite
 from trainhooks.intervene.samples import FewSamples, few_sample_curve
 from trainhooks.intervene.steer import RATIOS, Bench, Edit, Steering, steer
 from trainhooks.intervene.target import Target, load_target
+from trainhooks.shown import page
 from trainhooks.tokens import TokenCounts
 
 _HEADER = (
@@ -80,7 +81,7 @@ class SteeringReport:
             f"{float(f.error.median()):.3f}"
             for f in self.few_samples
         ]
-        return "\n".join(lines) + "\n"
+        return page(lines)
 
 
 def run_steering(

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from io import StringIO
 from textwrap import fill
 
-from rich.console import Console
 from rich.table import Column, Table
 
 from trainhooks.probe import Concentration, Sparsity
 from trainhooks.report.figures import Figures, MatrixReport
+from trainhooks.shown import cell, plain_console, shown
 
 WIDTH = 118
 FIGURES = ("r2", "adjusted_r2", "heldout_r2", "heldout_mse", "heldout_pearson", "heldout_spearman")
@@ -35,9 +35,9 @@ CHANNELS = {
 
 def render_report(report: MatrixReport) -> str:
     """The whole report, at most 118 columns wide."""
-    out = Console(file=StringIO(), width=WIDTH, color_system=None, markup=False, highlight=False, emoji=False)
+    out = plain_console(file=StringIO(), width=WIDTH, color_system=None)
     for line in _head(report):
-        out.print(line)
+        out.print(shown(line))
     for title, table, remarks in _sections(report):
         out.print(f"\n{title}")
         out.print(table)
@@ -65,7 +65,7 @@ def spread(values: Iterable[float]) -> str:
 
 def _paragraph(text: str, *, first: str) -> str:
     """Wrapped where the report ends, its later lines as far in as the first."""
-    return fill(text, WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
+    return fill(shown(text), WIDTH, initial_indent=first, subsequent_indent=" " * len(first), break_on_hyphens=False)
 
 
 def _head(report: MatrixReport) -> list[str]:
@@ -226,7 +226,7 @@ def _drift(report: MatrixReport) -> Table:
     table = _table("", "cosine of slopes", "permuted target's", "R^2 of this slope there", "its own held-out R^2")
     for one in report.drift:
         table.add_row(
-            one.other,
+            cell(one.other),
             *(number(v) for v in (one.slope_cosine, one.permuted_slope_cosine, one.transfer_r2, one.own_heldout_r2)),
         )
     return table
@@ -236,7 +236,7 @@ def _recorded(report: MatrixReport) -> Table:
     table = _table("", "value", "convention")
     table.columns[2].justify = "left"
     for name, one in report.recorded.items():
-        table.add_row(name, f"{one.value:.4g}", one.description)
+        table.add_row(cell(name), f"{one.value:.4g}", cell(one.description))
     return table
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.shown import shown
 from trainhooks.sinks.base import Record, Sink
 from trainhooks.store import Layout
 
@@ -44,7 +45,7 @@ class TensorBoardSink(Sink):
         """Add every scalar of the record."""
         self._steps.append(record.step)
         for tag, number in record.scalars.items():
-            self._writer.add_scalar(tag, number, record.step)
+            self._writer.add_scalar(shown(tag), number, record.step)
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Add the whole-run variables; rows of records before a restart are left to the store."""
@@ -52,7 +53,7 @@ class TensorBoardSink(Sink):
         for row, step in enumerate(self._steps):
             final = {name: value[len(value) - rows + row] for name, value in values.items()}
             for tag, number in Record(step, final, self._groups).scalars.items():
-                self._writer.add_scalar(tag, number, step)
+                self._writer.add_scalar(shown(tag), number, step)
 
     def close(self) -> None:
         """Flush, and close the writer if it is ours."""

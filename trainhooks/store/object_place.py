@@ -8,13 +8,16 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.place import Checksummed, Data, Place
+from trainhooks.store.tries import tried_again
 
 if TYPE_CHECKING:
     from obstore.store import ObjectStore
+
+Result = TypeVar("Result")
 
 PATIENCE_SECONDS = 30.0
 _IN_MEMORY_BYTES = 16 << 20
@@ -25,7 +28,8 @@ class ObjectPlace(Place):
     """Files below a URL such as `s3://bucket/prefix`; a file is durable when the server has acknowledged it.
 
     Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). Failed
-    requests are tried again for `patience_seconds` in all (None: 30); then the error is an OSError. The writer's lock
+    requests of every kind are tried again for `patience_seconds` in all (None: 30) where another try may pass: broken
+    connections, timeouts, 408, 429, 5xx, 400 RequestTimeout; then the error is an OSError. The writer's lock
     needs a server with conditional writes (`If-Match`, `If-None-Match`). What is read whole and is large is kept in an
     unnamed temporary file, so that a fold needs local disk space for a block of the journal, not memory.
 
@@ -37,7 +41,8 @@ class ObjectPlace(Place):
     def __init__(self, url: str, *, client: ObjectStore | None = None, patience_seconds: float | None = None) -> None:
         self.url = url.rstrip("/")
         self._ob = _import_obstore()
-        self._client: Any = _client(self.url, patience_seconds or PATIENCE_SECONDS) if client is None else client
+        self._patience = patience_seconds or PATIENCE_SECONDS
+        self._client: Any = _client(self.url, self._patience) if client is None else client
 
     def __str__(self) -> str:
         return self.url
@@ -59,89 +64,107 @@ class ObjectPlace(Place):
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
             file = Checksummed(spool)
             key = write(file)
-            spool.seek(0)
-            with self._errors("write", key):
+
+            def send() -> None:
+                spool.seek(0)
                 self._ob.put(self._client, key, spool)
+
+            self._ask("write", key, send)
         return file
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`."""
         if stop is not None and stop <= start:
             return b""
-        with self._errors("read", key):
+
+        def fetch() -> bytes:
             if not start and stop is None:
                 return bytes(self._ob.get(self._client, key).bytes())
             size = int(self._ob.head(self._client, key)["size"])
             end = size if stop is None else min(stop, size)
             return bytes(self._ob.get_range(self._client, key, start=start, end=end)) if start < end else b""
 
+        return self._ask("read", key, fetch)
+
     def read_end(self, key: str, count: int) -> bytes:
         """See `Place.read_end`."""
-        with self._errors("read", key):
-            size = int(self._ob.head(self._client, key)["size"])
+        size = self._ask("read", key, lambda: int(self._ob.head(self._client, key)["size"]))
         return self.read(key, max(0, size - count), size)
 
     def view(self, key: str) -> memoryview:
         """See `Place.view`; downloads it."""
-        with self._errors("read", key):
-            found = self._ob.get(self._client, key)
-            if found.meta["size"] <= _IN_MEMORY_BYTES:
-                return memoryview(bytes(found.bytes()))
-            with tempfile.TemporaryFile() as file:
-                for part in found:
-                    file.write(part)
-                file.flush()
-                return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+        return self._ask("read", key, lambda: self._download(key))
+
+    def _download(self, key: str) -> memoryview:
+        found = self._ob.get(self._client, key)
+        if found.meta["size"] <= _IN_MEMORY_BYTES:
+            return memoryview(bytes(found.bytes()))
+        with tempfile.TemporaryFile() as file:
+            for part in found:
+                file.write(part)
+            file.flush()
+            return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def size(self) -> int:
         """See `Place.size`."""
-        with self._errors("list", ""):
-            return sum(int(one["size"]) for part in self._ob.list(self._client) for one in part)
+        return sum(int(one["size"]) for one in self._listed(""))
 
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""
         try:
-            with self._errors("read", key):
-                self._ob.head(self._client, key)
+            self._ask("read", key, lambda: self._ob.head(self._client, key))
         except FileNotFoundError:
             return any(True for _ in self.list(key))
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Place.list`."""
-        with self._errors("list", prefix):
-            for part in self._ob.list(self._client, prefix=prefix or None):
-                yield from (str(one["path"]) for one in part)
+        return (str(one["path"]) for one in self._listed(prefix))
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
+        """What lies below a prefix, a page a request; one that fails is asked for again, after the last one's end."""
+        last: str | None = None
+        pages: Any = None
+
+        def next_page() -> Any:
+            nonlocal pages
+            if pages is None:
+                pages = iter(self._ob.list(self._client, prefix=prefix or None, offset=last))
+            try:
+                return next(pages, None)
+            except Exception:
+                pages = None
+                raise
+
+        while (page := self._ask("list", prefix, next_page)) is not None:
+            yield from page
+            last = str(page[-1]["path"]) if len(page) else last
 
     def children(self, prefix: str = "") -> Iterator[str]:
         """See `Place.children`."""
-        with self._errors("list", prefix):
-            found = self._ob.list_with_delimiter(self._client, prefix=prefix or None)
+        found = self._ask("list", prefix, lambda: self._ob.list_with_delimiter(self._client, prefix=prefix or None))
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         yield from sorted({str(path).rstrip("/").rpartition("/")[2] for path in paths})
 
     def delete(self, key: str) -> None:
         """See `Place.delete`."""
         for one in [key, *self.list(key)]:
-            with suppress(FileNotFoundError), self._errors("delete", one):
-                self._ob.delete(self._client, one)
+            with suppress(FileNotFoundError):
+                self._ask("delete", one, lambda one=one: self._ob.delete(self._client, one))  # type: ignore[misc]
 
     def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
         """See `Place.put_if`: by `If-None-Match` and `If-Match`."""
         mode: Any = "create"
         if current is not None:
             try:
-                with self._errors("read", key):
-                    found = self._ob.get(self._client, key)
-                    content = bytes(found.bytes())
+                content, meta = self._ask("read", key, lambda: self._content(key))
             except FileNotFoundError:
                 return False
             if content != current:
                 return False
-            mode = {name: found.meta[name] for name in ("e_tag", "version") if found.meta.get(name) is not None}
+            mode = {name: meta[name] for name in ("e_tag", "version") if meta.get(name) is not None}
         try:
-            with self._errors("write", key):
-                self._ob.put(self._client, key, data, mode=mode, use_multipart=False)
+            self._ask("write", key, lambda: self._ob.put(self._client, key, data, mode=mode, use_multipart=False))
         except _RefusedError:
             # a request that was tried again may have met what its first try had written
             return self._holds(key, data)
@@ -151,14 +174,34 @@ class ObjectPlace(Place):
         """See `Place.delete_if`: emptied on condition, then deleted: S3 deletes on no condition."""
         if not self.put_if(key, b"", current=current):
             return False
-        self.delete(key)
+
+        def delete_empty() -> None:
+            # looked at before each try: a delete whose answer was lost is done, and what is there now is another's
+            if self._content(key)[0] == b"":
+                self._ob.delete(self._client, key)
+
+        with suppress(FileNotFoundError):
+            self._ask("delete", key, delete_empty)
         return True
+
+    def _content(self, key: str) -> tuple[bytes, Any]:
+        found = self._ob.get(self._client, key)
+        return bytes(found.bytes()), found.meta
 
     def _holds(self, key: str, data: bytes) -> bool:
         try:
             return self.read(key) == data
         except FileNotFoundError:
             return False
+
+    def _ask(self, action: str, key: str, request: Callable[[], Result]) -> Result:
+        """A request's answer, tried again while that may help. Raises OSError."""
+        exceptions = self._ob.exceptions
+        # obstore's own tries and the last answer's timeout take the rest of the patience
+        with self._errors(action, key):
+            return tried_again(
+                request, failures=(exceptions.GenericError, exceptions.JoinError), seconds=self._patience / 3
+            )
 
     @contextmanager
     def _errors(self, action: str, key: str) -> Iterator[None]:
@@ -187,10 +230,10 @@ def _client(url: str, patience: float) -> Any:
         raise StoreError(
             f"{url}: a store at a URL outlives its process and is shared; pass a path, or s3://bucket/prefix."
         )
-    # half of the patience for tries, half for the last of them to be answered
+    # a sixth of the patience for tries here, a third for those around them (`tried_again`), half for the last answer
     retry: Any = {
         "max_retries": 10,
-        "retry_timeout": timedelta(seconds=patience / 2),
+        "retry_timeout": timedelta(seconds=patience / 6),
         "backoff": {"init_backoff": timedelta(milliseconds=100), "max_backoff": timedelta(seconds=2), "base": 2},
     }
     options: Any = {
