@@ -14,7 +14,7 @@ LAYERS = [
     {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
-    {"metrics", "sinks", "checks", "restart", "labels", "probability", "audit"},
+    {"metrics", "sinks", "checks", "faults", "restart", "labels", "probability", "audit"},
     {"followed", "outlets", "timetable", "under_way"},
     {"dispatch", "described"},
     {"recorder", "runs", "summary", "report", "analyze", "intervene"},

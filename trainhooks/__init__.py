@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainhooks.metrics.lead_parts import LeadParts
     from trainhooks.metrics.probability_probe import ProbabilityProbe
     from trainhooks.model import OutputEmbedding, find_output_embedding
-    from trainhooks.probability import AverageProbability, average_probability
+    from trainhooks.probability import AverageProbabilityResult, average_probability
     from trainhooks.probe import ProbeFit, fit_probe
     from trainhooks.recorder import Recorder
     from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
-        {
+        renamed={"AverageProbability": "AverageProbabilityResult"},
+        homes={
             "trainhooks.metrics.base": "Metric State",
             "trainhooks.metrics.covariate_baseline": "CovariateBaseline",
             "trainhooks.metrics.defaults": "default_metrics",
@@ -35,7 +36,7 @@ else:
             "trainhooks.metrics.lead_parts": "LeadParts",
             "trainhooks.metrics.probability_probe": "ProbabilityProbe",
             "trainhooks.model": "OutputEmbedding find_output_embedding",
-            "trainhooks.probability": "AverageProbability average_probability",
+            "trainhooks.probability": "AverageProbabilityResult average_probability",
             "trainhooks.probe": "ProbeFit fit_probe",
             "trainhooks.recorder": "Recorder",
             "trainhooks.schedule": "Every EveryStep LogSpaced Schedule Steps",
@@ -49,7 +50,7 @@ else:
 __version__ = "0.1.0"
 
 __all__ = [
-    "AverageProbability",
+    "AverageProbabilityResult",
     "CovariateBaseline",
     "Every",
     "EveryStep",

@@ -161,15 +161,18 @@ class Budget:
     """The share of the loop's own time that recording may take, 0.02 for 2 %, and what may be left out for it.
 
     Metrics are computed less often first, the dearest one at a time, its spacing doubled; snapshots only with
-    `thin_snapshots`, where metrics cost next to nothing any more. Raises ValueError for a share that is not above 0.
+    `thin_snapshots`, where metrics cost next to nothing any more. Raises ValueError for a share that is
+    not above 0, or above 1.
     """
 
     share: float
     thin_snapshots: bool = False
 
     def __post_init__(self) -> None:
-        if isinstance(self.share, bool) or not isinstance(self.share, Real) or not self.share > 0:
-            raise ValueError(f"a budget of {self.share!r}: give a share of the loop's time above 0, such as 0.02.")
+        if isinstance(self.share, bool) or not isinstance(self.share, Real) or not 0 < self.share <= 1:
+            raise ValueError(
+                f"a budget of {self.share!r}: give a share of the loop's time above 0 and up to 1, such as 0.02."
+            )
 
 
 class Thinning:

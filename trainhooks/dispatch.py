@@ -28,8 +28,8 @@ from trainhooks.transfer import Freight, Lane, Parcel
 
 logger = logging.getLogger("trainhooks")
 
-Conclude = Callable[[dict[str, np.ndarray]], dict[str, np.ndarray]]
-"""What makes a record's values of those that have travelled (see `Metric.conclude`)."""
+Conclude = Callable[..., dict[str, np.ndarray]]
+"""What makes the values of the record of `step` of those that have travelled (see `Timetable.conclude`)."""
 
 _SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
 
@@ -85,8 +85,8 @@ class Dispatch:
     host. What is wrong with a record is said once, with its step, on the `first` rank.
     """
 
-    def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool) -> None:
-        self._outlets, self._conclude, self._first = outlets, conclude, first
+    def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool, strict: bool = False) -> None:
+        self._outlets, self._conclude, self._first, self._strict = outlets, conclude, first, strict
         self._warned: set[str] = set()
         self._freight: Freight | None = None
         self._lane: Lane | None = None
@@ -185,12 +185,37 @@ class Dispatch:
         values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
         sketch = values.pop(_SKETCH, None)
         foreign = int(values.pop(_FOREIGN, np.zeros(())))
-        values = self._conclude(values)
+        values = self._as_declared(self._conclude(values, step=sent.step), step=sent.step)
         arrays = {"sketch": sketch.astype(np.float32)} if sketch is not None else {}
         arrays |= {"label_counts": next(here).numpy()} if sent.has_counts else {}
         arrays |= {"snapshot": _stored(next(here))} if sent.has_snapshot else {}
         known = read_only({**values, **sent.known})
-        return Record(step=sent.step, values=known, groups=sent.groups, rows=sent.rows, **read_only(arrays)), foreign
+        read_only(arrays)
+        record = Record(
+            step=sent.step,
+            values=known,
+            groups=sent.groups,
+            rows=sent.rows,
+            labels=self._outlets.labels,
+            sketch=arrays.get("sketch"),
+            label_counts=arrays.get("label_counts"),
+            snapshot=arrays.get("snapshot"),
+        )
+        return record, foreign
+
+    def _as_declared(self, values: Mapping[str, np.ndarray], *, step: int) -> dict[str, np.ndarray]:
+        """The values that a variable declares, in its shape; others are left out, said once, or raised (`strict`)."""
+        shapes, kept = self._outlets.shapes, dict(values)
+        for name, value in values.items():
+            if shapes.get(name) == np.shape(value) or not self._first:
+                continue
+            needed = f"shape {list(shapes[name])}" if name in shapes else "a variable of this name: none declares it"
+            text = f"a metric returned {name!r} of shape {list(np.shape(value))}; needed {needed}. It is left out"
+            if self._strict:
+                raise ValueError(f"step {step}: {text.removesuffix('. It is left out')}.")
+            self._warn_once(f"value {name}", text, step=step)
+            del kept[name]
+        return kept
 
     def _deliver(self, record: Record, foreign: int) -> None:
         self._outlets.write(record)

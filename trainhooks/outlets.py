@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +17,7 @@ from trainhooks.metrics.group_convergence import convergence_to_final
 from trainhooks.plan import Plan, check_disk
 from trainhooks.restart import Restart, opening_mode
 from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
-from trainhooks.sinks.base import read_only
+from trainhooks.sinks.base import entry_labels, read_only
 from trainhooks.store import Layout
 
 logger = logging.getLogger("trainhooks")
@@ -29,8 +30,9 @@ class Outlets:
     """The sinks of one rank: rank 0 has all of them, and the store last; another has its piece of the store, or none.
 
     `store` is the store's sink where there is one, on every rank; `rows` is this rank's share of the stored matrices
-    once they are open, None where rank 0 writes them whole. With `overwrite` a run that begins lets go what the sinks
-    hold of an earlier one.
+    once they are open, None where rank 0 writes them whole; `labels` names the entries of their vectors, `shapes`
+    says of each variable what a record holds. With `overwrite` a run that begins lets go what the sinks hold of an
+    earlier one.
 
     Making it is collective. Raises what a sink's `check` does, ValueError or OSError; RuntimeError on the other ranks.
     """
@@ -40,8 +42,11 @@ class Outlets:
     ) -> None:
         self.store, self._overwrite = store, overwrite
         self.rows: Rows | None = None
+        self.labels: Mapping[str, tuple[str, ...]] = {}
+        self.shapes: Mapping[str, tuple[int, ...]] = {}
         self._ranks = ranks
-        self._sinks: list[Sink] = [*sinks, *([] if store is None else [store])] if ranks.first else []
+        given = _checked(sinks)
+        self._sinks: list[Sink] = [*given, *([] if store is None else [store])] if ranks.first else []
         self._last: int | None = None
         self._steps: list[int] = []  # with the sketches, where no store keeps them
         self._sketches: list[np.ndarray] = []
@@ -55,7 +60,8 @@ class Outlets:
         return self._ranks.first or bool(self._sinks)
 
     def add(self, sink: Sink) -> None:
-        """One more, before `open`; only rank 0 uses it."""
+        """One more, before `open`; only rank 0 uses it. Raises ValueError for what is no sink."""
+        _checked([sink])
         if self._ranks.first:
             self._sinks.insert(0, sink)
 
@@ -71,6 +77,8 @@ class Outlets:
         together; OSError where the plan does not fit on the disk, which `force` lets pass; RuntimeError on the other
         ranks where rank 0 fails.
         """
+        self.labels = entry_labels(layout)
+        self.shapes = {variable.name: layout.row_shape(variable) for variable in layout.variables}
         matrix = layout.vocab, layout.dim, layout.kept_bits
         self._ranks.agree({"store": "none" if self.store is None else "one", "output embedding": matrix})
         if self.store is not None and self.store.folder is not None:  # at a URL one rank writes whole matrices
@@ -146,6 +154,20 @@ class Outlets:
                     durability=store.writing.durability,
                 )
             ]
+
+
+def _checked(sinks: object) -> list[Sink]:
+    """The sinks in a list. Raises ValueError for what is no sink, such as a path, and for one that is in no list."""
+    if isinstance(sinks, Sink) or not isinstance(sinks, Iterable) or isinstance(sinks, str | Path):
+        raise ValueError(f"sinks is {sinks!r}; pass a list of sinks, such as [th.JsonLinesSink('run.jsonl')].")
+    given = list(sinks)
+    for sink in given:
+        if not isinstance(sink, Sink):
+            raise ValueError(
+                f"sinks takes instances of th.Sink, got {sink!r}; pass one, such as th.JsonLinesSink('run.jsonl'). "
+                "A store's path goes to store=."
+            )
+    return given
 
 
 def _settle_store(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:

@@ -17,7 +17,7 @@ from trainhooks.probe.probability import ProbabilitySums, probability_sums, spli
 
 
 @dataclass(frozen=True)
-class AverageProbability:
+class AverageProbabilityResult:
     """alpha_w, the mean of P(w|x) over all positions of a text, and what it rests on.
 
     `alpha` [vocab] sums to 1 but for rounding, `log_alpha` [vocab] is its logarithm in nats without underflow (the
@@ -38,7 +38,7 @@ class AverageProbability:
 @torch.no_grad()
 def average_probability(
     model: nn.Module, batches: Iterable[Tensor | Mapping[str, Any]], *, head: str | None = None
-) -> AverageProbability:
+) -> AverageProbabilityResult:
     """alpha_w of any causal LM over every position of every batch, in evaluation mode.
 
     A batch is a tensor of token ids [sequence, position], given to the model as its first argument, or a mapping
@@ -68,7 +68,7 @@ def average_probability(
             f"{sequences} sequences hold no position with a finite softmax ({int(total.excluded)} were left out): "
             "check the batches, and the weights for NaN."
         )
-    return AverageProbability(
+    return AverageProbabilityResult(
         alpha=total.log_alpha.exp(),
         log_alpha=total.log_alpha,
         mean_hidden=total.mean_hidden,

@@ -19,6 +19,7 @@ from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.described import RunDescription
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
 from trainhooks.distributed import whole
+from trainhooks.faults import Faults
 from trainhooks.followed import Followed
 from trainhooks.labels import LabelTally
 from trainhooks.metrics.base import Metric, State
@@ -35,6 +36,7 @@ from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
 from trainhooks.store import Layout, Writing
+from trainhooks.store.precision import kept_mantissa_bits
 from trainhooks.timetable import Timetable
 from trainhooks.tokens import TokenCounts
 from trainhooks.under_way import Said, UnderWay, set_aside
@@ -64,7 +66,8 @@ class Recorder:
       `min_count` those counted less often.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
     - `metrics`: instances; None takes `default_metrics`. Given ones choose their own rows: `min_count` and `exclude`
-      beside them are refused.
+      beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the step, and
+      its values are NaN from there on; `strict=True` raises instead.
     - `precision`: of the stored matrices: "float32", "bfloat16" or a number of kept mantissa bits (1-23).
     - `head`: the output embedding's module name, where it cannot be found. `groups`: further parameter groups by
       glob patterns (see `trainhooks.model.parameter_groups`).
@@ -93,6 +96,7 @@ class Recorder:
         schedule: Schedule | None = None,
         snapshot_schedule: Schedule | None = None,
         metrics: Sequence[Metric] | None = None,
+        extra_metrics: Sequence[Metric] = (),
         sinks: Iterable[Sink] = (),
         precision: str | int = "float32",
         head: str | None = None,
@@ -108,8 +112,10 @@ class Recorder:
         token_texts: Sequence[str] | None = None,
         writing: Writing | None = None,
         budget: float | Budget | None = None,
+        strict: bool = False,
     ) -> None:
         checks.check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
+        kept_mantissa_bits(precision)
         self.total_steps = total_steps
         self.step = 0
         self._model = model
@@ -128,9 +134,14 @@ class Recorder:
         if metrics is None:
             counted, texts = self._run.token_count, self._run.token_text
             metrics = default_metrics(counted, min_count=min_count, exclude=exclude, token_texts=texts)
-        self._metrics = checks.checked_metrics(list(metrics), own=(*OWN_VARIABLES, *FINAL_VARIABLES))
+        self._metrics = checks.checked_metrics([*metrics, *extra_metrics], own=(*OWN_VARIABLES, *FINAL_VARIABLES))
         self._timetable = Timetable(
-            self._metrics, schedule=schedule, snapshot_schedule=snapshot_schedule, budget=budget, ranks=self._ranks
+            self._metrics,
+            schedule=schedule,
+            snapshot_schedule=snapshot_schedule,
+            budget=budget,
+            ranks=self._ranks,
+            faults=Faults(strict=strict, ranks=self._ranks),
         )
         self._needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
         self._compares_heads = bool(self._needs & HEADS)
@@ -139,7 +150,9 @@ class Recorder:
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
         self._force, self._attributes = force, rows
         self._references = References()
-        self._dispatch = Dispatch(self._outlets, conclude=self._timetable.conclude, first=self._ranks.first)
+        self._dispatch = Dispatch(
+            self._outlets, conclude=self._timetable.conclude, first=self._ranks.first, strict=strict
+        )
         self._recorded: int | None = None
         self._restart: Restart | None = None
         self._labels = LabelTally(self._run.vocab, ranks=self._ranks)
@@ -194,8 +207,7 @@ class Recorder:
         if self._closed or not self._opened:
             return
         with self._watch, self._followed.plain_arithmetic():
-            for metric in self._timetable.observers_due(self.step + 1):
-                metric.observe(whole(hidden.detach()), step=self.step)
+            self._timetable.observe(whole(hidden.detach()), step=self.step)
 
     def after_update(
         self, *, loss: Tensor | float | None = None, learning_rate: float | None = None, skipped: bool = False

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from trainhooks.cost import REVIEW_STEPS, Budget, Cost, Stopwatch, Thinning
 from trainhooks.distributed import Announcement, Ranks
+from trainhooks.faults import Faults
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.own import budget_variables
 from trainhooks.schedule import EveryStep, Schedule, Union
@@ -36,8 +37,10 @@ class Timetable:
         snapshot_schedule: Schedule | None,
         budget: float | Budget | None,
         ranks: Ranks,
+        faults: Faults,
     ) -> None:
         self.metrics = list(metrics)
+        self._faults = faults
         self._ranks = ranks
         self._schedule = EveryStep() if schedule is None else schedule
         self._snapshot_schedule = snapshot_schedule or self._schedule
@@ -76,21 +79,30 @@ class Timetable:
         here = [m for m in self.metrics if m.moment == moment and (self._ranks.measures or "hidden" in m.needs)]
         return [metric for metric in here if self._is_due(metric, step)]
 
-    def observers_due(self, step: int) -> list[Metric]:
-        """Those of the record of `step` that see what enters the head."""
-        return [metric for metric in self.metrics if "hidden" in metric.needs and self._is_due(metric, step)]
+    def observe(self, hidden: Tensor, *, step: int) -> None:
+        """Show what entered the head after `step` updates to the metrics whose next record is due."""
+        for metric in self.metrics:
+            if "hidden" in metric.needs and self._is_due(metric, step + 1):
+                with self._faults.of(metric, step=step + 1):
+                    metric.observe(hidden, step=step)
 
     def compute(self, metric: Metric, state: State) -> Mapping[str, Tensor | float]:
-        """The metric's values of a state, to be concluded on the host; its time is noted for the budget."""
-        if self._thinning is None:
-            return metric.enqueue(state)
-        with self._thinning.taking(self.metrics.index(metric), state.step):
-            return metric.enqueue(state)
+        """The metric's values of a state, to be concluded on the host; its time is noted for the budget.
 
-    def conclude(self, values: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-        """A record's values on the host, each metric's last part done; its time counts for the budget too."""
+        None where it raises.
+        """
+        with self._faults.of(metric, step=state.step):
+            if self._thinning is None:
+                return metric.enqueue(state)
+            with self._thinning.taking(self.metrics.index(metric), state.step):
+                return metric.enqueue(state)
+        return {}
+
+    def conclude(self, values: dict[str, np.ndarray], *, step: int = 0) -> dict[str, np.ndarray]:
+        """The values of the record of `step` on the host, each metric's last part done, within the budget too."""
         for part, metric in enumerate(self.metrics):
-            with nullcontext() if self._thinning is None else self._thinning.timing(part):
+            timing = nullcontext() if self._thinning is None else self._thinning.timing(part)
+            with self._faults.of(metric, step=step), timing:
                 values = dict(metric.conclude(values))
         return values
 
@@ -151,5 +163,5 @@ class Timetable:
             self._thinning.load_state_dict(state)
 
     def _is_due(self, metric: Metric, step: int) -> bool:
-        scheduled = (metric.schedule or self._schedule)(step)
+        scheduled = not self._faults.has(metric) and (metric.schedule or self._schedule)(step)
         return scheduled and (self._thinning is None or self._thinning.allows(self.metrics.index(metric), step))

@@ -14,6 +14,7 @@ class Variable:
     `sketch_bucket`) or from `sizes`. `unit` is "1" for a pure number. `description` goes into the store's
     attributes: say the convention there. Names carry a family and a quantity, joined by a dot:
     "probe.heldout_spearman".
+    `labels` names the entries along the one dimension of a vector, for loggers: "0", "1" ... where it is empty.
     `whole_run` variables are written once, when the run ends, because they need its last record.
     """
 
@@ -23,6 +24,7 @@ class Variable:
     unit: str = "1"
     description: str = ""
     sizes: Mapping[str, int] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
     whole_run: bool = False
 
     def __post_init__(self) -> None:
@@ -33,6 +35,11 @@ class Variable:
             )
         if "step" in self.dims:
             raise ValueError(f"variable {self.name!r}: `step` leads by itself; list only what comes behind it.")
+        if self.labels and (len(self.dims) != 1 or self.sizes.get(self.dims[0], len(self.labels)) != len(self.labels)):
+            raise ValueError(
+                f"variable {self.name!r}: {len(self.labels)} labels for dims {self.dims} of sizes {dict(self.sizes)}; "
+                "labels go with one dimension, one for each entry."
+            )
 
     @property
     def tag(self) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from trainhooks.metrics.base import Metric
 from trainhooks.recorder import WAIT_SECONDS, Recorder
 from trainhooks.restart import load_metric_states, metric_states
 from trainhooks.sinks import Record, Sink
@@ -66,7 +67,7 @@ class HostedRecorder:
         self._labels = labels
         self._recorder: Recorder | None = None
         self._ended: bool | None = None  # whether the host's run came to its end; None: it has not ended
-        metrics = list(settings.get("metrics") or ())
+        metrics = _given(settings)
         self._untouched = {"step": 0, "metrics": metric_states(metrics)}  # a run that begins again begins with these
         self._log = HostLog()
         self._warned = False
@@ -105,7 +106,7 @@ class HostedRecorder:
             _check_step(saved, step=step)
             settings["mode"] = "resume"
         elif before is not None:
-            load_metric_states(list(settings.get("metrics") or ()), self._untouched)
+            load_metric_states(_given(settings), self._untouched)
             if not self._ended and (gives_up or before.step == 0):
                 settings["mode"] = "overwrite"
         recorder = Recorder(model, **settings)
@@ -170,3 +171,8 @@ def _check_step(saved: Mapping[str, Any], *, step: int) -> None:
             "before the recorder had seen the update, or by hand. Resume from another checkpoint; or, to go on without "
             "what the state holds (label counts, references), remove it from this one."
         )
+
+
+def _given(settings: Mapping[str, Any]) -> list[Metric]:
+    """The metrics that were passed, as they are used again where a run begins again."""
+    return [*(settings.get("metrics") or ()), *(settings.get("extra_metrics") or ())]

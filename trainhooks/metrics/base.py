@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,6 +65,19 @@ class State:
         return gathered
 
 
+class SettingsError(ValueError):
+    """A metric's settings do not fit the model: an error of the call, raised at the first record, never a NaN."""
+
+
+@contextmanager
+def of_settings() -> Iterator[None]:
+    """Inside, a ValueError is one of settings."""
+    try:
+        yield
+    except ValueError as error:
+        raise SettingsError(str(error)) from error
+
+
 class Metric(ABC):
     """Something measured at every record: from a `State` to small tensors.
 
@@ -72,6 +86,9 @@ class Metric(ABC):
     results of a record at once. `needs` names the references of `State` that must be kept for it ("initial_head",
     "previous_head", "sketch"; "hidden" asks for `observe`); `schedule` is when to compute it (None: the
     recorder's own).
+
+    One that raises is reported once, with the step; its values are NaN from there on, unless the recorder is `strict`.
+    `SettingsError` (what does not fit the model) is raised whatever it is.
 
     `moment` "before_update" is for what needs gradients: `compute` is called when they are complete and the
     parameters have not moved, and its values belong to the record of the update that follows. Gradients are then

@@ -15,11 +15,12 @@ from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.group_convergence import GroupConvergence
 from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.probe import token_mask
+from trainhooks.tokens import TokenCounts
 
 
 @on_host()
 def default_metrics(
-    counts: np.ndarray | None,
+    counts: TokenCounts | np.ndarray | None,
     *,
     min_count: int = 1,
     exclude: Sequence[int] = (),
@@ -27,12 +28,13 @@ def default_metrics(
 ) -> list[Metric]:
     """The frequency probe (with counts), spectrum and geometry of the output embedding, convergence by group.
 
-    `counts` int64 [vocab], one for each row. With counts, spectrum and geometry are those of the rows that the
-    probe is fitted on; without, of all rows. With counts and `token_texts`, the decoded text of each row, the
-    covariate baseline stands beside the probe.
+    `counts` int64 [vocab], or `TokenCounts` of so many, one for each row. With counts, spectrum and geometry are
+    those of the rows that the probe is fitted on; without, of all rows. With counts and `token_texts`, the decoded
+    text of each row, the covariate baseline stands beside the probe.
     """
     if counts is None:
         return [Spectrum(), HeadGeometry(), GroupConvergence()]
+    counts = counts.counts if isinstance(counts, TokenCounts) else counts
     mask = token_mask(torch.from_numpy(np.array(counts)), min_count=min_count, exclude=exclude)
     probes: list[Metric] = [FrequencyProbe(counts, min_count=min_count, exclude=exclude)]
     if token_texts is not None:

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainhooks.distributed import Ranks, joined, share, share_of
-from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.base import Metric, SettingsError, State
 from trainhooks.metrics.geometry import ratio
 from trainhooks.metrics.norms import group_sums, squared_norms, unique_tensors
 from trainhooks.model import named_parameters
@@ -134,14 +134,14 @@ class ExactConvergence(Metric):
 
     def _select(self, state: State) -> dict[str, list[Tensor]]:
         if unknown := [group for group in self.groups if group not in state.groups]:
-            raise ValueError(f"no parameter group is called {unknown}; there are {', '.join(state.groups)}.")
+            raise SettingsError(f"no parameter group is called {unknown}; there are {', '.join(state.groups)}.")
         chosen = {f"group {group}": list(state.groups[group]) for group in self.groups}
         named = named_parameters(state.model)
         for pattern in self.patterns:
             matched = [parameter for name, parameter in named if fnmatchcase(name, pattern)]
             if not matched:
                 shown = ", ".join(name for name, _ in named[:6])
-                raise ValueError(f"no parameter matches {pattern!r}. Names look like: {shown}, ...")
+                raise SettingsError(f"no parameter matches {pattern!r}. Names look like: {shown}, ...")
             chosen[f"pattern {pattern}"] = matched
         return chosen
 
@@ -240,7 +240,11 @@ def _declare(rows: Sequence[str]) -> tuple[Variable, ...]:
     where = f"exact; entries: {', '.join(rows)}"
     return tuple(
         Variable(
-            f"exact_convergence.{name}", dims=("exact",), description=f"{text}; {where}", sizes={"exact": len(rows)}
+            f"exact_convergence.{name}",
+            dims=("exact",),
+            description=f"{text}; {where}",
+            sizes={"exact": len(rows)},
+            labels=tuple(rows),
         )
         for name, text in said.items()
     )

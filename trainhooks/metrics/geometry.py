@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.base import Metric, SettingsError, State
 from trainhooks.metrics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
 from trainhooks.metrics.head_sums import HeadRows, HeadSums, RowsOfMask, head_sums, initial_mean, sum_head
 from trainhooks.metrics.movement import Comparison, Movement, RowPairs, compare
@@ -194,7 +194,7 @@ class HeadGeometry(Metric):
         if self.bins is None or self.bin_count == 0:
             return {}
         if len(self.bins) != vocab:
-            raise ValueError(
+            raise SettingsError(
                 f"counts have {len(self.bins)} entries; the output embedding has {vocab} rows. "
                 "Pass one count for each row, 0 for padding."
             )
@@ -233,7 +233,13 @@ def _bin_variables(count: int) -> tuple[Variable, ...]:
     }
     where = "by corpus count; bin b holds counts of 10^b up to 10^(b+1)"
     return tuple(
-        Variable(name, dims=("count_bin",), description=f"{text}, {where}", sizes={"count_bin": count})
+        Variable(
+            name,
+            dims=("count_bin",),
+            description=f"{text}, {where}",
+            sizes={"count_bin": count},
+            labels=tuple(f"1e{decade}" for decade in range(count)),
+        )
         for name, text in said.items()
     )
 

@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from trainhooks.metrics.base import SettingsError
 from trainhooks.metrics.norms import accumulator
 from trainhooks.probe.products import exact_products, mirrored, upper_strips
 from trainhooks.probe.rows import even_slices, shifted_blocks
@@ -92,9 +93,9 @@ class ProductSum:
 
 
 def check_rows(rows: Tensor, *, mask: Tensor | None, what: str = "the matrix") -> None:
-    """Raise ValueError where a row mask has another length than the matrix has rows."""
+    """Raise SettingsError where a row mask has another length than the matrix has rows."""
     if mask is not None and len(mask) != len(rows):
-        raise ValueError(
+        raise SettingsError(
             f"the row mask has {len(mask)} entries; {what} has {len(rows)} rows. "
             f"Pass one boolean for each row; False leaves out padding."
         )

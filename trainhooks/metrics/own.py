@@ -30,8 +30,14 @@ def budget_variables(parts: Sequence[str]) -> tuple[Variable, ...]:
             unit="step",
             description=f"least updates between two times, 0: as scheduled; parts: {', '.join(parts)}",
             sizes={"part": len(parts)},
+            labels=tuple(_distinct(parts)),
         ),
     )
+
+
+def _distinct(parts: Sequence[str]) -> list[str]:
+    """The parts' names, numbered where several metrics are of one class."""
+    return [part if parts.count(part) == 1 else f"{part}.{list(parts[:i]).count(part)}" for i, part in enumerate(parts)]
 
 
 def own_values(

@@ -11,6 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from trainhooks.metrics.base import of_settings
 from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target, token_mask
 
 Built = TypeVar("Built")
@@ -82,10 +83,12 @@ class RowChoice:
     def for_rows(self, vocab: int) -> TargetRows:
         """The rows of an embedding of `vocab` rows. Raises ValueError where counts or mask do not fit it."""
         if self.counts is None:
-            mask = self._select(torch.ones(vocab, dtype=torch.int64), min_count=1)
+            with of_settings():
+                mask = self._select(torch.ones(vocab, dtype=torch.int64), min_count=1)
             return TargetRows(mask, None, None, _key(mask))
         assert self._mask is not None
-        counts = counts_for_rows(self.counts, rows=vocab, vocab_size=self._vocab_size)
+        with of_settings():
+            counts = counts_for_rows(self.counts, rows=vocab, vocab_size=self._vocab_size)
         mask = torch.zeros(vocab, dtype=torch.bool)
         mask[: len(self._mask)] = self._mask
         return TargetRows(mask, counts, frequency_target(counts, mask=mask), _key(mask, counts))

@@ -4,18 +4,21 @@ from __future__ import annotations
 
 from abc import ABC
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from trainhooks.store import Layout
 from trainhooks.store.precision import unpack
 
+MODEL_AXES = ("token", "dim", "sketch_bucket")
+
 
 @dataclass(frozen=True)
 class Record:
     """What was measured at one step, on the host. Its arrays are read-only: sinks, store and later records share them.
 
+    `labels` names the entries of those that are vectors and that a logger can draw (see `entry_labels`).
     `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
     `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out. Where several ranks
     write the store, `snapshot` holds this one's rows alone, `rows` (start, stop); None: all of them. Of a run that is
@@ -29,6 +32,7 @@ class Record:
     snapshot: np.ndarray | None = None
     label_counts: np.ndarray | None = None
     rows: tuple[int, int] | None = None
+    labels: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     @property
     def matrix(self) -> np.ndarray | None:
@@ -39,15 +43,32 @@ class Record:
 
     @property
     def scalars(self) -> dict[str, float]:
-        """What a logger can draw: tag (family/quantity, or family/quantity/group) -> number. NaN is left out."""
+        """What a logger can draw: tag (family/quantity, or family/quantity/label) -> number. NaN is left out."""
         tags: dict[str, float] = {}
         for name, value in self.values.items():
             tag = name.replace(".", "/")
             if value.ndim == 0:
                 tags[tag] = float(value)
-            elif value.shape == (len(self.groups),):
-                tags |= {f"{tag}/{group}": float(x) for group, x in zip(self.groups, value, strict=True)}
+            elif value.shape == (len(labels := self.labels.get(name, ())),):
+                tags |= {f"{tag}/{label}": float(x) for label, x in zip(labels, value, strict=True)}
         return {tag: number for tag, number in tags.items() if not np.isnan(number)}
+
+
+def entry_labels(layout: Layout) -> dict[str, tuple[str, ...]]:
+    """By variable, what its entries are called in a logger: each vector's, by the dimension that it declares.
+
+    Vectors along the model's own axes (`token`, `dim`, `sketch_bucket`: thousands of entries, no curve each) have
+    none: they are in the store and in `Record.values`.
+    """
+    vectors = [variable for variable in layout.variables if len(variable.dims) == 1]
+    labels = {}
+    for variable in vectors:
+        if variable.dims == ("group",):
+            labels[variable.name] = tuple(layout.groups)
+        elif variable.dims[0] not in MODEL_AXES:
+            (size,) = layout.row_shape(variable)
+            labels[variable.name] = variable.labels or tuple(str(entry) for entry in range(size))
+    return labels
 
 
 def read_only(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:

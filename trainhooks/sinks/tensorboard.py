@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from trainhooks.shown import shown
-from trainhooks.sinks.base import Record, Sink
+from trainhooks.sinks.base import Record, Sink, entry_labels
 from trainhooks.store import Layout
 
 
@@ -32,11 +32,11 @@ class TensorBoardSink(Sink):
         self._writer = writer
         self._owns = writer is None
         self._steps: list[int] = []
-        self._groups: tuple[str, ...] = ()
+        self._labels: dict[str, tuple[str, ...]] = {}
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
         """Open the event file; a restart hides the events beyond it."""
-        self._groups = layout.groups
+        self._labels = entry_labels(layout)
         if self._owns:
             purge = None if restart_step is None else restart_step + 1
             self._writer = self._make(str(self.log_dir), purge_step=purge)
@@ -52,7 +52,7 @@ class TensorBoardSink(Sink):
         rows = len(self._steps)
         for row, step in enumerate(self._steps):
             final = {name: value[len(value) - rows + row] for name, value in values.items()}
-            for tag, number in Record(step, final, self._groups).scalars.items():
+            for tag, number in Record(step, final, labels=self._labels).scalars.items():
                 self._writer.add_scalar(shown(tag), number, step)
 
     def close(self) -> None:
