@@ -3,16 +3,26 @@
 from __future__ import annotations
 
 import json
+import math
 import zlib
 from collections.abc import Iterator, Mapping
+from itertools import islice
 from typing import Any
 
+import numpy as np
+
+from trainhooks.store.declared import MALFORMED
 from trainhooks.store.errors import StoreError
 from trainhooks.store.layout import SNAPSHOT
 from trainhooks.store.place import Place
 from trainhooks.store.root import METADATA, Root, read_manifest
+from trainhooks.store.schema import stored_specs
 
 Files = Mapping[str, tuple[int, str]]
+MOST_NAMED = 100
+UNQUESTIONED_BYTES = 1 << 28
+# times smaller than raw that a chunk can be: 1,213 is what a chunk of one number only comes to
+DENSEST = 4096
 
 
 def check_files(place: Place, root: Root) -> None:
@@ -26,10 +36,13 @@ def check_files(place: Place, root: Root) -> None:
     there_too = [key for key in metadata_keys(files) if key in there]
     problems += [f"{key} is damaged" for key in there_too if metadata_damaged(place, root, files, key)]
     problems += [f"{key} is missing" for key in unlisted_chunks(root, files)]
+    if len(problems) > MOST_NAMED:
+        problems[MOST_NAMED:] = ["and more of the kind"]
     if problems:
         raise StoreError(
             f"{place} is damaged:\n- " + "\n- ".join(problems) + "\n`trainhooks verify` says what can be recovered."
         )
+    check_claims(place, root)
 
 
 def metadata_keys(files: Files) -> list[str]:
@@ -66,15 +79,38 @@ def chunk_length(metadata: Mapping[str, Any]) -> int:
 
 
 def unlisted_chunks(root: Root, files: Files) -> Iterator[str]:
-    """Chunks that the committed shapes need and the manifest does not list."""
+    """Chunks that the committed shapes need and the manifest does not list; at most a few more than it lists."""
     for name, metadata in root.arrays.items():
         shape, chunk = metadata["shape"], metadata["chunk_grid"]["configuration"]["chunk_shape"]
+        # a chunk spans everything but the steps and, in a shard, the rows
         counts = [-(-size // part) for size, part in zip(shape, chunk, strict=True)]
-        if name == SNAPSHOT:
-            wanted = [f"{name}/c/{block}/{part}/0" for block in range(counts[0]) for part in range(counts[1])]
-        else:
-            wanted = [f"{name}/c/{block}" + "/0" * (len(counts) - 1) for block in range(counts[0])]
-        yield from (key for key in wanted if key not in files)
+        parts = counts[1] if name == SNAPSHOT else 1
+        rest = "/0" * (len(counts) - 1 - (name == SNAPSHOT))
+        wanted = (
+            f"{name}/c/{block}" + (f"/{part}" if name == SNAPSHOT else "") + rest
+            for block in range(counts[0])
+            for part in range(parts)
+        )
+        # what is absurd is not gone through to its end
+        yield from islice((key for key in wanted if key not in files), MOST_NAMED)
+
+
+def check_claims(place: Place, root: Root, *, waiting: int = 0) -> None:
+    """Raise StoreError where the shapes claim more numbers than the store's files can hold: nothing may allocate them.
+
+    `waiting` are the journal's records, whose rows may be missing, and are allocated then.
+    """
+    small = [spec for spec in stored_specs(root.layout, root.arrays) if spec.name != SNAPSHOT]
+    claimed = sum(
+        math.prod(spec.shape(records=root.records + waiting, snapshots=root.snapshots + waiting))
+        * (4 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize)
+        for spec in small
+    )
+    if claimed > UNQUESTIONED_BYTES and claimed > DENSEST * place.size():
+        raise StoreError(
+            f"{place} claims {claimed:,} bytes of numbers, more than its {place.size():,} bytes of files can hold. "
+            "It is damaged, or was made so; restore it from a copy."
+        )
 
 
 def _is_ahead(content: bytes, committed: Mapping[str, Any]) -> bool:
@@ -82,7 +118,7 @@ def _is_ahead(content: bytes, committed: Mapping[str, Any]) -> bool:
     try:
         found = json.loads(content)
         length, *rest = found["shape"]
-    except (ValueError, KeyError, TypeError):
+    except MALFORMED:
         return False
     if not committed or not isinstance(length, int) or length < 0:
         return False

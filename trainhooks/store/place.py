@@ -1,14 +1,17 @@
 """Where a store lies: whole files by key, so that a folder and an object store need one write path.
 
-A key is a relative path with `/`. A file is there whole or not at all, whatever stops the process.
+A key is a relative path with `/`. A file is there whole or not at all, whatever stops the process. No key leads out of
+its place, by its name or by a link, and only plain files are opened.
 """
 
 from __future__ import annotations
 
+import errno
 import mmap
 import os
 import re
 import shutil
+import stat
 import time
 import uuid
 import zlib
@@ -16,7 +19,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
-from typing import Protocol, runtime_checkable
+from typing import BinaryIO, Protocol, runtime_checkable
 from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
@@ -56,7 +59,10 @@ class Checksummed:
 
 
 class Place(ABC):
-    """Files by key. Reads raise FileNotFoundError, and every method OSError, where the medium refuses."""
+    """Files by key. Reads raise FileNotFoundError, and every method OSError, where the medium refuses.
+
+    Raises StoreError for a key that is none, and for what is no plain file.
+    """
 
     @abstractmethod
     def make(self) -> None:
@@ -147,9 +153,9 @@ class LocalPlace(Place):
         """See `Place.put_streamed`; the temporary file lies in the store's own folder."""
         temporary = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
         try:
-            with open(temporary, "wb", buffering=0) as raw:
+            with open(temporary, "xb", buffering=0) as raw:
                 file = Checksummed(raw)
-                target = self.path / write(file)
+                target = self._inside(write(file))
                 if self._power:
                     sync(raw.fileno())
             made = self._make_folder(target.parent)
@@ -168,21 +174,56 @@ class LocalPlace(Place):
         folder.mkdir(parents=True, exist_ok=True)
         return missing
 
+    def _inside(self, key: str) -> Path:
+        """Where a file lies. Raises StoreError for a key that is none, and where a folder on the way is a link."""
+        parts = key.split("/")
+        if "\0" in key or any(part in ("", ".", "..") for part in parts):
+            raise StoreError(f"{self.path}: {key!r} is no name of a file in a store. Restore the store from a copy.")
+        folder = self.path
+        for part in parts[:-1]:
+            folder = folder / part
+            if folder.is_symlink():
+                raise StoreError(
+                    f"{folder} is a link; a store has folders and plain files alone. Copy it with `cp -rL`."
+                )
+        return folder / parts[-1]
+
+    def _folder(self, prefix: str) -> Path:
+        """As `_inside`, for a folder that may be the place itself. Raises StoreError where it is a link."""
+        return self._inside(f"{prefix}/_").parent if prefix else self.path
+
+    def _open(self, key: str) -> BinaryIO:
+        """A plain file for reading; nothing else is waited for or followed, such as a pipe or a link."""
+        path = self._inside(key)
+        try:
+            descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        except NotADirectoryError as error:  # a file has the folder's name
+            raise FileNotFoundError(error.errno, error.strerror, str(path)) from None
+        except OSError as error:
+            if not path.is_symlink() and error.errno != errno.ENXIO:  # a socket cannot be opened at all
+                raise
+            kind = "a link" if path.is_symlink() else "a socket"
+            raise _no_plain_file(path, kind) from None
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            os.close(descriptor)
+            raise _no_plain_file(path, "a folder" if path.is_dir() else "a pipe or a device")
+        return os.fdopen(descriptor, "rb")
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`."""
-        with open(self.path / key, "rb") as file:
+        with self._open(key) as file:
             file.seek(start)
             return file.read() if stop is None else file.read(max(0, stop - start))
 
     def read_end(self, key: str, count: int) -> bytes:
         """See `Place.read_end`."""
-        with open(self.path / key, "rb") as file:
+        with self._open(key) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - count))
             return file.read()
 
     def view(self, key: str) -> memoryview:
         """See `Place.view`."""
-        with open(self.path / key, "rb") as file:
+        with self._open(key) as file:
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
@@ -192,7 +233,7 @@ class LocalPlace(Place):
         total = 0
         for key in self.list():
             with suppress(FileNotFoundError):
-                total += (self.path / key).stat().st_size
+                total += (self.path / key).lstat().st_size
         return total
 
     def make(self) -> None:
@@ -202,23 +243,27 @@ class LocalPlace(Place):
                 sync_folder(folder.parent)
 
     def exists(self, key: str) -> bool:
-        """See `Place.exists`."""
-        return (self.path / key).exists()
+        """See `Place.exists`; False for a link, and for what lies behind one."""
+        try:
+            target = self._inside(key)
+        except StoreError:
+            return False
+        return target.exists() and not target.is_symlink()
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Place.list`."""
-        for folder, _, names in os.walk(self.path / prefix):
+        for folder, _, names in os.walk(self._folder(prefix)):
             inside = Path(folder).relative_to(self.path)
             yield from ((inside / name).as_posix() for name in names)
 
     def children(self, prefix: str = "") -> Iterator[str]:
         """See `Place.children`."""
         with suppress(FileNotFoundError, NotADirectoryError):
-            yield from os.listdir(self.path / prefix)
+            yield from os.listdir(self._folder(prefix))
 
     def delete(self, key: str) -> None:
-        """See `Place.delete`."""
-        target = self.path / key
+        """See `Place.delete`; a link goes, and what it points to stays."""
+        target = self._inside(key)
         if target.is_dir() and not target.is_symlink():
             # out of the way at once: what somebody writes there while this one goes on deleting stays
             aside = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
@@ -230,7 +275,7 @@ class LocalPlace(Place):
     def tidy(self, folder: str) -> None:
         """See `Place.tidy`."""
         with suppress(OSError):  # not empty, or gone
-            (self.path / folder).rmdir()
+            self._inside(folder).rmdir()
 
     def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
         """See `Place.put_if`."""
@@ -287,6 +332,10 @@ class LocalPlace(Place):
             with suppress(OSError):  # or a child that was forked meanwhile would hold it as long as it lives
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def _no_plain_file(path: Path, kind: str) -> StoreError:
+    return StoreError(f"{path} is {kind}; a store has plain files alone. Remove it, or copy the store with `cp -rL`.")
 
 
 def open_place(where: str | Path | Place, *, durability: str = "process") -> Place:

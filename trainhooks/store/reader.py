@@ -15,7 +15,7 @@ from jaxtyping import Float32, Int64
 from trainhooks.store.blocks import read_snapshots
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import stacked
-from trainhooks.store.integrity import check_files
+from trainhooks.store.integrity import check_claims, check_files
 from trainhooks.store.journal import JournalPiece, JournalRecord, check_chain, complete_entries, list_pieces
 from trainhooks.store.layout import (
     GROUP,
@@ -87,6 +87,7 @@ class Store:
         Raises StoreError as `open_store` does.
         """
         root, files, listed = _read_consistently(self._zarr.place)
+        check_claims(self._zarr.place, root, waiting=len(files))
         seen = (root.manifest, root.attempt, root.complete, root.dropped, tuple(file.piece.key for file in files))
         if seen == self._seen:
             return False

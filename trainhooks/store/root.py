@@ -15,10 +15,10 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from trainhooks.store.declared import MALFORMED, array_problems, bad_key
 from trainhooks.store.errors import StoreError
 from trainhooks.store.layout import SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.place import Place, open_place
-from trainhooks.store.schema import array_specs
 
 FORMAT = 1
 KEY = "trainhooks"
@@ -133,7 +133,16 @@ def read_manifest(place: Place, root: Root) -> dict[str, tuple[int, str]]:
         raise StoreError(f"{place} has lost its manifest, {root.manifest}. Restore it from a copy.") from None
     if root.manifest != f".manifest-{zlib.crc32(text):08x}.json":
         raise StoreError(f"{place}/{root.manifest} is damaged: its checksum does not fit. Restore it from a copy.")
-    return {key: (int(size), str(checksum)) for key, (size, checksum) in json.loads(text)["files"].items()}
+    try:
+        files = {key: (int(size), str(checksum)) for key, (size, checksum) in json.loads(text)["files"].items()}
+    except MALFORMED as error:
+        raise StoreError(f"{place}/{root.manifest} is no list of files ({error}). Restore it from a copy.") from error
+    for key in files:
+        if bad_key(key, root.arrays):
+            raise StoreError(
+                f"{place}/{root.manifest} lists {key!r}, which is no file of a store. Do not use it: it was made so."
+            )
+    return files
 
 
 def check_attempt(place: Place, attempt: int) -> None:
@@ -170,8 +179,10 @@ def read_root(place: Place) -> Root:
         document = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
         raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.") from None
-    except (OSError, ValueError) as error:
-        raise StoreError(f"cannot read {place}/{METADATA}: {error}.") from error
+    except StoreError:
+        raise
+    except (OSError, ValueError, RecursionError) as error:
+        raise StoreError(f"cannot read {place}/{METADATA}: {error}. Restore it from a copy.") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None
     declared = attributes.get(KEY) if isinstance(attributes, dict) else None
     if not isinstance(declared, dict):
@@ -191,18 +202,9 @@ def read_root(place: Place) -> Root:
 
 def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any]) -> Root:
     try:
-        root = Root(
-            layout=Layout.from_json(declared["layout"]),
-            provenance=dict(declared["provenance"]),
-            attempt=int(declared["attempt"]),
-            restarts=tuple(Restart(**restart) for restart in declared["restarts"]),
-            complete=bool(declared["complete"]),
-            dropped=int(declared["dropped"]),
-            manifest=str(declared["manifest"]),
-            arrays=dict(document["consolidated_metadata"]["metadata"]),
-        )
-        problems = _array_problems(root)
-    except (AttributeError, KeyError, TypeError, ValueError, IndexError) as error:
+        root = _declared_root(document, declared)
+        problems = array_problems(root.layout, root.arrays, records=root.records, snapshots=root.snapshots)
+    except MALFORMED as error:
         raise StoreError(
             f"{place}/{METADATA} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
@@ -215,18 +217,28 @@ def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any
     return root
 
 
-def _array_problems(root: Root) -> list[str]:
-    problems = []
-    for spec in array_specs(root.layout):
-        metadata = root.arrays.get(spec.name)
-        if metadata is None:
-            problems.append(f"array {spec.name} is missing from the root's consolidated metadata")
-            continue
-        shape = list(spec.shape(records=root.records, snapshots=root.snapshots))
-        wanted = {"shape": shape, "data_type": spec.dtype, "dimension_names": list(spec.dims)}
-        problems += [
-            f"array {spec.name}: {key} is {metadata.get(key)}, needed {value}"
-            for key, value in wanted.items()
-            if metadata.get(key) != value
-        ]
-    return problems
+def _declared_root(document: Mapping[str, Any], declared: Mapping[str, Any]) -> Root:
+    """Raises one of `MALFORMED` where a value is of another kind than the format has there."""
+    root = Root(
+        layout=Layout.from_json(declared["layout"]),
+        provenance=dict(declared["provenance"]),
+        attempt=_whole(declared["attempt"]),
+        restarts=tuple(Restart(**restart) for restart in declared["restarts"]),
+        complete=bool(declared["complete"]),
+        dropped=_whole(declared["dropped"]),
+        manifest=str(declared["manifest"]),
+        arrays=dict(document["consolidated_metadata"]["metadata"]),
+    )
+    if not MANIFEST.fullmatch(root.manifest):
+        raise ValueError(f"a manifest is not called {root.manifest!r}")
+    for restart in root.restarts:
+        _whole(restart.attempt), _whole(restart.records), dict(restart.changed)
+        if restart.restart_step is not None:
+            _whole(restart.restart_step)
+    return root
+
+
+def _whole(number: object) -> int:
+    if isinstance(number, bool) or not isinstance(number, int) or not -1 <= number < 1 << 63:
+        raise ValueError(f"{number!r} is no count")
+    return number

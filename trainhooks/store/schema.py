@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -163,12 +163,23 @@ def _coordinate_specs(layout: Layout) -> Iterator[ArraySpec]:
     if layout.groups:
         size = len(layout.groups)
         yield ArraySpec(GROUP, (GROUP,), (), "string", (size,), length=size)
-    if layout.token_count is not None:
-        about = {"description": "occurrences of each token in the corpus", "unit": "token"}
-        size = layout.vocab
-        yield ArraySpec(TOKEN_COUNT, ("token",), (), "int64", (size,), length=size, attributes=about)
-    if layout.token_text is not None:
-        yield ArraySpec(TOKEN_TEXT, ("token",), (), "string", (layout.vocab,), length=layout.vocab)
+    tokens = {TOKEN_COUNT: layout.token_count, TOKEN_TEXT: layout.token_text}
+    yield from (spec for spec in token_specs(layout) if tokens[spec.name] is not None)
+
+
+def token_specs(layout: Layout) -> list[ArraySpec]:
+    """What a store with this layout may have of its tokens: the layout that is read back does not say."""
+    about = {"description": "occurrences of each token in the corpus", "unit": "token"}
+    size = layout.vocab
+    return [
+        ArraySpec(TOKEN_COUNT, ("token",), (), "int64", (size,), length=size, attributes=about),
+        ArraySpec(TOKEN_TEXT, ("token",), (), "string", (size,), length=size),
+    ]
+
+
+def stored_specs(layout: Layout, arrays: Container[str]) -> list[ArraySpec]:
+    """The arrays that a store with this layout has, where `arrays` are those that it declares."""
+    return [spec for spec in [*array_specs(layout), *token_specs(layout)] if spec.name in arrays]
 
 
 def _record_specs(layout: Layout) -> Iterator[ArraySpec]:

@@ -11,7 +11,7 @@ import numpy as np
 
 from trainhooks.store.compact import NOTE, replacing
 from trainhooks.store.errors import StoreError
-from trainhooks.store.integrity import Files, fits, may_be_newer, metadata_damaged, unlisted_chunks
+from trainhooks.store.integrity import Files, check_claims, fits, may_be_newer, metadata_damaged, unlisted_chunks
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
@@ -101,6 +101,11 @@ class _Look:
         holder = holder_of(self.place)
         if holder is not None:
             self._note(".lock", f"{holder} writes this store", "Look again when it has ended")
+        try:
+            check_claims(self.place, self.root, waiting=sum(1 for _ in list_pieces(self.place)))
+        except StoreError as error:
+            self._problem(METADATA, str(error), "Nothing is read by such claims")
+            return Verified(str(self.place), problems=tuple(self.problems), notes=tuple(self.notes))
         files = self._files()
         for key in sorted(files):
             self._file(key, files)
@@ -140,6 +145,9 @@ class _Look:
             content = self.place.view(key)
         except FileNotFoundError:
             self._problem(key, "is missing", self._remedy(key))
+            return
+        except StoreError as error:
+            self._problem(key, str(error), self._remedy(key))
             return
         if key.endswith(f"/{METADATA}"):
             if files[key][0] >= 0 and metadata_damaged(self.place, self.root, files, key):

@@ -1,0 +1,202 @@
+"""Stores that mean harm: sealed by whoever made them, with names, links, pipes and claims that are not a store's."""
+
+import json
+import os
+import socket
+import zlib
+from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from trainhooks.store import StoreError, StoreWriter, open_store
+from trainhooks.store.compact import compact
+from trainhooks.store.journal import write_piece
+from trainhooks.store.place import LocalPlace
+from trainhooks.store.repair import repair
+from trainhooks.store.verify import verify
+
+USES = [lambda path: open_store(path).summary(), verify, repair, compact]
+
+
+def load(path):
+    return json.loads((path / "zarr.json").read_text())
+
+
+def seal(path, document, files=None):
+    """Write a root, and a manifest of these files, whose checksums fit: they are no signature."""
+    declared = document["attributes"]["trainhooks"]
+    if files is not None:
+        text = json.dumps({"files": files}).encode()
+        declared["manifest"] = f".manifest-{zlib.crc32(text):08x}.json"
+        (path / declared["manifest"]).write_bytes(text)
+    declared["checksum"] = "00000000"
+    text = json.dumps(document).encode()
+    (path / "zarr.json").write_bytes(text.replace(b'"00000000"', b'"%08x"' % zlib.crc32(text), 1))
+
+
+def manifest(path):
+    name = load(path)["attributes"]["trainhooks"]["manifest"]
+    return json.loads((path / name).read_text())["files"]
+
+
+def outcome(use, path):
+    """What a use of a store comes to: nothing raised but StoreError, and where verify returns, it found the damage."""
+    try:
+        found = use(path)
+    except StoreError as error:
+        return str(error)
+    return "; ".join(map(str, found.problems)) if use is verify else ""
+
+
+@pytest.mark.parametrize("name", ["../../victim", "../new/deep", "/etc", "a/b", "..", "", "step/../../x"])
+@pytest.mark.parametrize("use", USES)
+def test_no_name_of_an_array_leads_out(write, sparse_run, tmp_path, name, use):
+    path = write(sparse_run, records=6)
+    (tmp_path / "victim").mkdir()
+    (tmp_path / "victim" / "zarr.json").write_text("PRECIOUS")
+    before = sorted(tmp_path.parent.rglob("*"))
+    document = load(path)
+    document["consolidated_metadata"]["metadata"][name] = {"zarr_format": 3, "node_type": "array", "shape": [0]}
+    seal(path, document)
+    said = outcome(use, path)
+    assert name in said
+    assert (tmp_path / "victim" / "zarr.json").read_text() == "PRECIOUS"
+    assert {file.parts[-1] for file in tmp_path.parent.rglob("*")} - {file.parts[-1] for file in before} <= {
+        Path(load(path)["attributes"]["trainhooks"]["manifest"]).name
+    }
+
+
+@pytest.mark.parametrize(
+    "key", ["step/c/../../../victim/zarr.json", "/etc/passwd", "step/c/-1", "step/c/00", "x/c/0", "step/c/0/0", "step"]
+)
+@pytest.mark.parametrize("use", USES)
+def test_no_key_of_a_manifest_leads_out(write, sparse_run, key, use):
+    path = write(sparse_run, records=6)
+    seal(path, load(path), files={**manifest(path), key: [1, "00000000"]})
+    said = outcome(use, path)
+    if use is not repair:  # makes a list of its own
+        assert repr(key) in said
+
+
+@pytest.mark.parametrize("name", ["../other", "/etc/passwd", ".lock"])
+def test_a_manifest_has_a_manifests_name(write, sparse_run, name):
+    path = write(sparse_run, records=6)
+    document = load(path)
+    document["attributes"]["trainhooks"]["manifest"] = name
+    seal(path, document)
+    for use in USES:
+        assert "manifest" in outcome(use, path)
+
+
+@pytest.mark.parametrize("folder", ["step", "output_embedding", "step/c", ".journal"])
+@pytest.mark.parametrize("use", USES)
+def test_a_folder_that_is_a_link_is_not_followed(write, sparse_run, tmp_path, folder, use):
+    path = write(sparse_run, records=11, close=False)
+    elsewhere = tmp_path / "elsewhere"
+    (path / folder).rename(elsewhere)
+    (path / folder).symlink_to(elsewhere)
+    before = {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()}
+    assert outcome(use, path)
+    assert {file: file.read_bytes() for file in elsewhere.rglob("*") if file.is_file()} == before
+
+
+def plant(kind, path, tmp_path):
+    content = path.read_bytes() if path.is_file() else b"{}"
+    path.unlink(missing_ok=True)
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "link":
+        (tmp_path / "aside").write_bytes(content)
+        path.symlink_to(tmp_path / "aside")
+    elif kind == "dangling":
+        path.symlink_to(tmp_path / "nowhere")
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        here = os.getcwd()
+        os.chdir(path.parent)  # a socket's path may not be long
+        with socket.socket(socket.AF_UNIX) as made:
+            made.bind(path.name)
+        os.chdir(here)
+
+
+@pytest.mark.parametrize("kind", ["pipe", "socket", "link", "dangling", "folder"])
+@pytest.mark.parametrize("what", ["zarr.json", ".lock", ".compacting.json", "manifest", "chunk", "metadata", "piece"])
+def test_what_is_no_plain_file_is_not_opened(write, sparse_run, tmp_path, kind, what):
+    path = write(sparse_run, records=11, close=False)
+    places = {"chunk": path / "step/c/0", "metadata": path / "step/zarr.json"}
+    places |= {"manifest": next(path.glob(".manifest-*")), "piece": next((path / ".journal").iterdir())}
+    plant(kind, places.get(what, path / what), tmp_path)
+    for use in USES:
+        # it may also have the place of a file that is to be written
+        with suppress(StoreError, IsADirectoryError):
+            use(path)
+
+
+def test_keys_stay_inside(tmp_path):
+    place = LocalPlace(tmp_path / "place")
+    place.make()
+    for key in ("../x", "a/../../x", "/x", "a//b", ".", "", "a\0b"):
+        for use in (place.read, place.view, place.delete, lambda key: place.put(key, b"")):
+            with pytest.raises(StoreError, match="no name of a file"):
+                use(key)
+        assert not place.exists(key)
+
+
+@pytest.mark.parametrize("records", [10**6, 10**12, 2**52, 2**70, -1])
+def test_more_records_than_the_files_hold_are_refused(write, sparse_run, records):
+    path = write(sparse_run, records=6)
+    document = load(path)
+    for metadata in document["consolidated_metadata"]["metadata"].values():
+        if metadata["dimension_names"][0] == "step":
+            metadata["shape"][0] = records
+    seal(path, document)
+    for use in USES:
+        said = outcome(use, path)
+        assert said or use is repair  # it reads no chunk of a store that was closed
+
+
+@pytest.mark.parametrize(
+    "change", [{"vocab": 10**11}, {"sketch_size": 10**8}, {"groups": ["g"] * 3}, {"block": 2**40}, {"dim": 10**9}]
+)
+def test_a_layout_that_claims_more_than_there_is(write, sparse_run, change):
+    path = write(sparse_run, records=6, close=False)
+    document = load(path)
+    document["attributes"]["trainhooks"]["layout"].update(change)
+    seal(path, document)
+    for use in USES:
+        assert outcome(use, path)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [
+        ("chunk_grid", {"name": "regular", "configuration": {"chunk_shape": [0]}}),
+        ("codecs", [{"name": "numcodecs.pickle"}]),
+        ("codecs", 3),
+        ("chunk_key_encoding", {"name": "v2"}),
+        ("storage_transformers", [{"name": "x"}]),
+        ("fill_value", []),
+    ],
+)
+def test_metadata_are_the_formats(write, sparse_run, key, value):
+    path = write(sparse_run, records=6)
+    document = load(path)
+    document["consolidated_metadata"]["metadata"]["step"][key] = value
+    seal(path, document)
+    for use in USES:
+        assert outcome(use, path)
+
+
+def test_a_journal_of_missing_rows_cannot_claim_memory(write, sparse_run):
+    path = write(sparse_run, records=1)
+    wide = replace(sparse_run.layout, sketch_size=10**6, block=1, snapshots=False)
+    writer = StoreWriter(path.with_name("wide.zarr"), wide)
+    writer.abandon()
+    place = LocalPlace(writer.path)
+    for step in range(400):
+        write_piece(place, {}, step=step, attempt=0, has_snapshot=False)
+    with pytest.raises(StoreError, match="claims"):
+        open_store(writer.path)
