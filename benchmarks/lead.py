@@ -1,58 +1,185 @@
-"""How often the lead is found where there is none, where there is one, and what the analysis of a run costs.
+"""Has the test of the lead its size, and does it find leads: measured on real runs; and what an analysis costs.
 
-    python benchmarks/lead.py --trials 100          # random walks, permuted targets, planted leads
-    python benchmarks/lead.py --cost --records 301  # 8192 x 256 matrices, made as they are read
+    python benchmarks/lead.py --runs store/runs/lead --english texts/   # size, and power
+    python benchmarks/lead.py --cost --records 301                      # 8192 x 256 matrices, made as they are read
 
-Prints the share of trials with p < 0.05 against matched labellings (0.04 is expected by chance with 99 draws) and
-the seconds that one `analyze_run` takes. Needs nothing but the package; about a minute for 100 trials.
+**Size.** In each run of `benchmarks/lead_runs.py` (trained first where it is not there), cut at 80, 120 and 160
+updates: 200 labellings without meaning of each of four families, made from the run's own token frequency: random signs
+on its coefficients in the singular basis of the change, rotations of them within blocks, random directions of the
+change with the same tie to the main one, and frequency permuted over the tokens. Printed is the share that would be
+claimed: a lead with p <= 0.05 against *every* null made of that labelling itself (q = 0.5, 99 draws), onsets between
+different records, and a token-sampling interval that excludes 1. The guard against noise is left out.
+
+**Power.** A labelling without meaning (random signs) whose part of the change is moved ahead, so that its onset comes
+1.3 or 2 times earlier. Printed is the share of which `judge_run` says "suggested by one run", everything counted.
+`within the run`: planted into the run as it is, where other directions have clocks of their own. `on one clock`: the
+run with its directions on one clock, and its own deviations from it, their rows exchanged at random, as noise.
+
+About ten minutes with one thread. Needs `trainhooks[transformers]` for the training.
 """
 
 import argparse
 import time
+from pathlib import Path
 
 import numpy as np
+from lead_runs import make_runs
 
-from trainhooks.convergence import ArrayTrajectory, analyze_run, random_walk
-from trainhooks.convergence.lead import MATCHED
+from trainhooks.convergence import ArrayTrajectory, analyze_run
+from trainhooks.convergence.decomposition import Decomposition, Products
+from trainhooks.convergence.draws import PERMUTATIONS, TWINS
+from trainhooks.convergence.labellings import (
+    Coordinates,
+    permuted_labellings,
+    resampling_weights,
+    singular_basis,
+    unit_labelling,
+)
+from trainhooks.convergence.lead import Onsets, p_value, percentiles
+from trainhooks.convergence.speech import LEVEL, judge_run
+from trainhooks.store import open_store
+
+CUTS, EVERY, Q, DRAWS, BOUND = (80, 120, 160), 4, 0.5, 99, 0.07
+GAINS = (1.0, 1.3, 2.0)
 
 
-def leading_run(seed, *, frequency_power, rows=60, dims=8, last=40):
-    """Two strong directions; the targets' part moves as (t/T)^power, everything else as t/T."""
+class Run:
+    """The centred change of a store's counted rows at every fourth record, and its products in the singular basis.
+
+    With U the left singular vectors of D(T), `left` is U'D(t) in the right ones [record, rank, rank]; a labelling U a
+    then has b(t) = left' a, so that hundreds of them cost no product with the rows.
+    """
+
+    def __init__(self, store, cut):
+        steps = np.asarray(store.snapshot_steps)
+        kept = np.flatnonzero((steps <= cut) & (steps % EVERY == 0))
+        counts = np.asarray(store.token_counts)
+        rows = counts > 0
+        self.steps = steps[kept]
+        self.y = unit_labelling(-np.log(counts[rows]))
+        matrices = np.stack([store.snapshots[int(i)][rows] for i in kept]).astype(np.float32)
+        self.change = matrices - matrices[0]
+        self.change -= self.change.mean(axis=1, keepdims=True)
+        self.final = self.change[-1]
+        self.basis = singular_basis(self.final)
+        self.moved = self.change @ self.basis.right.astype(np.float32)
+        vectors = self.basis.combine(self.final, np.eye(len(self.basis.values)))
+        self.left = np.einsum("vk,tvl->tkl", vectors, self.moved, optimize=True).astype(np.float64)
+        self.total = np.einsum("tvl,vl->t", self.moved, self.moved[-1], dtype=np.float64)
+
+    def coordinates(self, labelling):
+        """In the final singular basis."""
+        return Coordinates.of(labelling, change=self.final, basis=self.basis)
+
+    def leads(self, coefficients, outside):
+        """Leads of labellings by their coefficients [rank, labelling] and what the rest adds to b(t), `outside`."""
+        parts = np.einsum("kn,tkl->tnl", coefficients, self.left, optimize=True) + outside
+        inner = np.einsum("tnl,ln->nt", parts, coefficients * self.basis.values[:, None])
+        rest = self.total - inner
+        return Onsets(self.steps, inner / inner[:, -1:], rest / rest[:, -1:]).leads(q=Q)
+
+
+def is_claimed(run, labelling, rng):
+    """Whether the labelling's lead would be claimed, the guard against noise left out."""
+    at = run.coordinates(labelling)
+    beside = np.einsum("v,tvl->tl", at.outside.astype(np.float32), run.moved, optimize=True)[:, None, :]
+    observed = float(run.leads(at.coefficients[:, None], beside)[0])
+    for draw in TWINS.values():
+        drawn = draw(at.coefficients, draws=DRAWS, rng=rng)
+        signs = rng.choice(np.array([-1.0, 1.0]), size=DRAWS)
+        # whatever the other nulls say
+        if not (observed > 1.0 and p_value(observed, run.leads(drawn, beside * signs[:, None])) <= LEVEL):
+            return False
+    weights = resampling_weights(len(labelling), draws=100, rng=rng)
+    parts = Decomposition(run.change[0], run.final, labellings=labelling[:, None], weights=weights)
+    products = Products.stacked([parts.measure(change) for change in run.change])
+    sampled = Onsets(run.steps, *products.resampled_progress()).leads(q=Q)
+    progress = products.progress()
+    frequency, rest = Onsets(run.steps, progress.part, progress.rest).of(0, q=Q)
+    return percentiles(sampled, (2.5,))[0] > 1.0 and frequency.low != rest.low
+
+
+def family(run, name, count, rng):
+    """Labellings without meaning [row, labelling]."""
+    if name == PERMUTATIONS:
+        return permuted_labellings(run.y, draws=count, rng=rng)
+    at = run.coordinates(run.y)
+    within = run.basis.combine(run.final, TWINS[name](at.coefficients, draws=count, rng=rng))
+    return within + at.outside[:, None] * rng.choice(np.array([-1.0, 1.0]), size=count)
+
+
+def passing(run, name, count, seed):
+    """The share of a family's labellings whose lead would be claimed."""
     rng = np.random.default_rng(seed)
-    left = np.linalg.qr(np.column_stack([np.ones(rows), rng.standard_normal((rows, 2))]))[0][:, 1:]
-    y = left @ [0.8, 0.6]
-    final = left * [10.0, 6.0] @ rng.standard_normal((2, dims)) + 0.02 * rng.standard_normal((rows, dims))
-    part, clock = np.outer(y, final.T @ y), np.linspace(0.0, 1.0, last + 1)[:, None, None]
-    moved = clock**frequency_power * part + clock * (final - part)
-    moved = moved + np.cumsum(0.002 * rng.standard_normal(moved.shape), axis=0)
-    return ArrayTrajectory(moved.astype(np.float32), steps=np.arange(last + 1)), y
+    return float(np.mean([is_claimed(run, labelling, rng) for labelling in family(run, name, count, rng).T]))
 
 
-def cases(seed):
-    """The trials of one seed: name, trajectory, targets."""
-    rng = np.random.default_rng([seed, 1])
-    run, y = leading_run(seed, frequency_power=0.5)
-    straight, straight_y = leading_run(seed, frequency_power=1.0)
-    yield "random walk", random_walk(np.arange(41), rows=60, dims=8, seed=seed), rng.standard_normal(60)
-    yield "permuted targets of a run with a lead", run, rng.permutation(y)
-    yield "straight line with noise", straight, straight_y
-    yield "planted lead of 2", run, y
-
-
-def calibration(trials):
-    """Trials with p below 0.05; one whose frequency part is not above noise has no lead, hence no p."""
-    hits = {}
-    for seed in range(trials):
-        for name, run, y in cases(seed):
-            lead = analyze_run(run, y, q=(0.5,), draws=99, seed=seed, resamples=0).leads[0]
-            hits.setdefault(name, []).append((lead.nulls[MATCHED].p < 0.05, lead.lead))
-    for name, found in hits.items():
-        leads = np.array([lead for _, lead in found])
-        median = f"{np.nanmedian(leads):.3f}" if np.isfinite(leads).any() else "undefined"
+def size(paths, count):
+    """The table of shares, a row a run and cut, and their means by cut."""
+    names, table = (*TWINS, PERMUTATIONS), []
+    print("| run | cut | " + " | ".join(names) + " |\n|---|---|" + "---|" * len(names))
+    for path in paths:
+        for cut in CUTS:
+            run = Run(open_store(path), cut)
+            shares = [passing(run, name, count, seed=[cut, i]) for i, name in enumerate(names)]
+            table.append(shares)
+            print(f"| {path.stem} | {cut} | " + " | ".join(f"{share:.3f}" for share in shares) + " |", flush=True)
+    shares = np.array(table)
+    for index, cut in enumerate(CUTS):
         print(
-            f"{name}: p < 0.05 in {sum(hit for hit, _ in found)} of {trials}, "
-            f"lead defined in {np.isfinite(leads).sum()}, median {median}"
+            f"| all runs | {cut} | "
+            + " | ".join(f"{share:.3f}" for share in shares[index :: len(CUTS)].mean(axis=0))
+            + " |"
         )
+    print(f"\nlargest share {shares.max():.3f}; {np.mean(shares <= BOUND):.3f} of the cells at most {BOUND}")
+
+
+def ahead(part, steps, gain):
+    """A labelling's part of the change [record, dim], its course moved ahead by the factor `gain` in time."""
+    moved = np.minimum(steps * gain, steps[-1])
+    return np.stack([np.interp(moved, steps, column) for column in part.T], axis=1)
+
+
+def on_one_clock(run, rng):
+    """The run's final change on its own common clock, with its own deviations, rows exchanged, as noise."""
+    clock = (run.total / run.total[-1])[:, None, None]
+    straight = clock * run.final
+    return (straight + (run.change - straight)[:, rng.permutation(len(run.final))]).astype(np.float32)
+
+
+def planted(change, steps, labelling, gain):
+    """The change with the labelling's part ahead by `gain`; 1 leaves it as it is."""
+    part = np.einsum("v,tvd->td", labelling, change, optimize=True)
+    return change + labelling[:, None] * (ahead(part, steps, gain) - part)[:, None, :]
+
+
+def found(run, change, gain, seed):
+    """What `judge_run` says of one planted lead, and the lead."""
+    labelling = unit_labelling(family(run, next(iter(TWINS)), 1, np.random.default_rng(seed))[:, 0])
+    matrices = planted(change, run.steps, labelling, gain).astype(np.float32)
+    analysis = analyze_run(ArrayTrajectory(matrices, steps=run.steps), labelling, q=(Q,), draws=DRAWS)
+    return judge_run(analysis).level == "suggested", analysis.leads[0]
+
+
+def power(paths, trials):
+    """The table of shares found, a row a run and way of planting."""
+    print("\n| run | planted | " + " | ".join(f"{gain:g}: found, lead, excess" for gain in GAINS) + " |")
+    print("|---|---|" + "---|" * len(GAINS))
+    shares = {}
+    for path in paths:
+        run = Run(open_store(path), CUTS[-1])
+        for how in ("within the run", "on one clock"):
+            cells = []
+            for gain in GAINS:
+                change = run.change if how == "within the run" else on_one_clock(run, np.random.default_rng(0))
+                got = [found(run, change, gain, seed=[trial, 7]) for trial in range(trials)]
+                leads = [(lead.lead, lead.excess.value) for _, lead in got]
+                shares.setdefault((how, gain), []).append(np.mean([hit for hit, _ in got]))
+                lead, excess = np.nanmedian(np.array(leads), axis=0)
+                cells.append(f"{shares[how, gain][-1]:.2f}, {lead:.2f}, {excess:.2f}")
+            print(f"| {path.stem} | {how} | " + " | ".join(cells) + " |", flush=True)
+    for (how, gain), each in shares.items():
+        print(f"{how}, {gain:g}: found in {np.mean(each):.3f} of all trials, {min(each):.2f}-{max(each):.2f} by run")
 
 
 class MadeAsRead:
@@ -74,7 +201,7 @@ class MadeAsRead:
 
 
 def cost(records, rows, dims):
-    """Seconds for one run of that size, matched labellings and all the rest of it."""
+    """Seconds for one run of that size, every null and all the rest of it."""
     run = MadeAsRead(records, rows=rows, dims=dims)
     start = time.perf_counter()
     for index in range(records):
@@ -92,7 +219,10 @@ def cost(records, rows, dims):
 def main():
     """Parse the command line and run one of the two."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--trials", type=int, default=100)
+    parser.add_argument("--runs", type=Path, default=Path("store/runs/lead"), help="where the runs' stores are kept")
+    parser.add_argument("--english", type=Path, help="a folder of English text (default: source text alone)")
+    parser.add_argument("--labellings", type=int, default=200, help="labellings of each family, run and cut")
+    parser.add_argument("--trials", type=int, default=20, help="planted leads of each size, run and way (0: none)")
     parser.add_argument("--cost", action="store_true", help="measure the time of one large run instead")
     parser.add_argument("--records", type=int, default=301)
     parser.add_argument("--rows", type=int, default=8192)
@@ -100,8 +230,13 @@ def main():
     args = parser.parse_args()
     if args.cost:
         cost(args.records, args.rows, args.dims)
-    else:
-        calibration(args.trials)
+        return
+    paths = make_runs(args.runs, args.english)
+    if args.labellings:
+        size(paths, args.labellings)
+    if args.trials:
+        learning = [path for path in paths if "uniform" not in path.stem]
+        power(learning, args.trials)
 
 
 if __name__ == "__main__":

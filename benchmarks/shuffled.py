@@ -9,6 +9,9 @@ of each, always with the real corpus counts as targets:
 - `shuffled`: the same ids in a random order (one permutation of the whole corpus): no context, every frequency kept.
 - `uniform`: ids drawn alike: neither context nor frequency, so that a lead found here would be an artefact.
 
+On shuffled text frequency is all there is to learn, so that a lead there is no artefact. Real text against shuffled
+text is an effect size: the ratio of their excess leads, with an interval over three seeds or more of each.
+
 Needs `trainhooks[transformers]`; about 1.5 s a step and stream with one thread, and 2 MB of disk for each of them.
 """
 
@@ -20,8 +23,8 @@ from pathlib import Path
 import numpy as np
 from rich.console import Console
 from rich.table import Table
+from scipy.stats import ttest_ind
 
-from trainhooks.convergence.lead import MATCHED, SIGN_FLIPS
 from trainhooks.demo.corpus import load_corpus, windows
 from trainhooks.demo.loops import Training, train_plain
 from trainhooks.demo.models import PRESETS, build_model
@@ -30,6 +33,7 @@ from trainhooks.store import open_store
 from trainhooks.verdict import verdict
 
 STREAM_SEED = 0
+LEAST_SEEDS = 3
 
 
 def streams(corpus):
@@ -96,11 +100,21 @@ def rows(name, seed, store, analysis):
             f"{analysis.change_over_noise:.1f}",
             f"{lead.q:g}",
             f"{lead.lead:.3f}",
-            f"{lead.nulls[MATCHED].p:.2f}",
-            f"{lead.nulls[SIGN_FLIPS].p:.2f}",
+            f"{lead.excess.value:.3f}",
+            f"{lead.p:.2f}",
             f"{lead.frequency.step:.1f}",
             f"{lead.rest.step:.1f}",
         ]
+
+
+def against_shuffled(text, shuffled):
+    """Ratio of the excess leads on text and on shuffled text, with Welch's 95% interval over the seeds, as words."""
+    logs = [np.log([run.leads[0].excess.value for run in runs]) for runs in (text, shuffled)]
+    if min(map(len, logs)) < LEAST_SEEDS or not np.isfinite(np.concatenate(logs)).all():
+        return f"text against shuffled text: needs {LEAST_SEEDS} seeds of each, all with a lead"
+    with_lead = ttest_ind(*logs, equal_var=False).confidence_interval(0.95)
+    ratio, low, high = np.exp([logs[0].mean() - logs[1].mean(), with_lead.low, with_lead.high])
+    return f"excess lead on text / on shuffled text: {ratio:.3g}, 95% {low:.3g}-{high:.3g} over {len(text)} seeds"
 
 
 def main():
@@ -115,15 +129,16 @@ def main():
     corpus = load_corpus(vocab_size=PRESETS["tiny"].vocab_size, progress=False)
     console.print(f"{len(corpus.ids)} tokens, entropy of their frequencies {entropy(corpus.counts.counts):.2f} nats")
     table = Table(
-        *["stream", "seed", "loss", "along y", "leading", "c", "sd above", "q", "lead", "p", "p flips"],
+        *["stream", "seed", "loss", "along y", "leading", "c", "sd above", "q", "lead", "excess", "p"],
         *["frequency", "rest"],
         box=None,
     )
+    found = {}
     with tempfile.TemporaryDirectory() as folder:
         for name, data in streams(corpus).items():
             if args.streams and name not in args.streams:
                 continue
-            analyses = []
+            analyses = found[name] = []
             for seed in args.seeds:
                 store = train(data, (args.out or Path(folder)) / f"{name}-{seed}.zarr", steps=args.steps, seed=seed)
                 analyses.append(analyze_store(store))
@@ -131,6 +146,8 @@ def main():
                     table.add_row(*line)
             console.print(f"{name}: {verdict(analyses).sentence}", highlight=False)
     console.print(table)
+    if {"text", "shuffled"} <= set(found):
+        console.print(against_shuffled(found["text"], found["shuffled"]), highlight=False)
 
 
 if __name__ == "__main__":

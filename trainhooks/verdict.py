@@ -11,14 +11,13 @@ from typing import Any, Literal
 import numpy as np
 
 from trainhooks.convergence import Onset, RunAnalysis
-from trainhooks.convergence.lead import MATCHED, SIGN_FLIPS, Interval, Lead, NullSummary
+from trainhooks.convergence.draws import NULLS
+from trainhooks.convergence.lead import Check, Interval, Lead, NullSummary
 from trainhooks.convergence.learning_rate import Placement
+from trainhooks.convergence.speech import SEEDS_FOR_A_MODEL, OverSeeds, judge, over_seeds, sentence, spoken
 from trainhooks.shown import page
 
-LEVEL = 0.05
-SEEDS_FOR_A_MODEL = 3
 USUAL_DRAWS = 99
-LITTLE_TIED = 0.2
 
 Outcome = Literal["lead", "no lead"]
 
@@ -35,25 +34,31 @@ class Summary:
 
 @dataclass(frozen=True)
 class ShareSummary:
-    """Over the runs at one q: the lead, the two onsets (steps), and each run's p against matched labellings."""
+    """Over the runs at one q: lead, excess lead, the two onsets (steps), and each run's largest p over the nulls.
+
+    `over_seeds` is the inference over two runs or more, all of which have a lead; None elsewhere.
+    """
 
     q: float
     lead: Summary
+    excess: Summary
     frequency_onset: Summary
     rest_onset: Summary
     p: tuple[float, ...]
+    over_seeds: OverSeeds | None
 
 
 @dataclass(frozen=True)
 class Verdict:
     """The outcome, the sentence that may be quoted, what limits it, and the numbers behind it.
 
-    `outcome` is "lead" only where *every* run has a lead above 1 with p <= 0.05 against matched labellings at the
-    first q asked for; the other q are shown, not chosen among. `about_model` says whether there are three runs (one
-    a seed), the least for a statement on a model instead of on a run.
+    `level` is "shown (n seeds)", "suggested by one run", "not shown" or "cannot be tested here", at the first q asked
+    for (see `trainhooks.speech`); the other q are shown, not chosen among. `outcome` is "lead" for the first two.
+    `about_model` says whether there are three runs (one a seed), the least for a statement on a model.
     """
 
     outcome: Outcome
+    level: str
     about_model: bool
     seeds: int
     sentence: str
@@ -83,15 +88,15 @@ def verdict(runs: Sequence[RunAnalysis]) -> Verdict:
     (they are no seeds of one model), and for one run given twice.
     """
     _check(runs)
-    showing = [_shows_lead(run.leads[0]) for run in runs]
-    shares = tuple(_share_summary(runs, index) for index in range(len(runs[0].leads)))
+    judgement = judge(runs)
     return Verdict(
-        outcome="lead" if all(showing) else "no lead",
+        outcome="lead" if judgement.level in ("shown", "suggested") else "no lead",
+        level=spoken(judgement, len(runs)),
         about_model=len(runs) >= SEEDS_FOR_A_MODEL,
         seeds=len(runs),
-        sentence=_one_run_sentence(runs[0]) if len(runs) == 1 else _runs_sentence(runs, showing),
+        sentence=sentence(runs),
         notes=_notes(runs),
-        shares=shares,
+        shares=tuple(_share_summary(runs, index) for index in range(len(runs[0].leads))),
         runs=tuple(runs),
     )
 
@@ -128,65 +133,14 @@ def _check(runs: Sequence[RunAnalysis]) -> None:
         raise ValueError("one run was given twice; give each seed's analysis once, since seeds are what counts.")
 
 
-def _shows_lead(lead: Lead) -> bool:
-    return lead.lead > 1.0 and lead.nulls[MATCHED].p <= LEVEL
-
-
-def _one_run_sentence(run: RunAnalysis) -> str:
-    lead = run.leads[0]
-    if lead.frequency.status == "none":
-        return (
-            f"No lead shown: the change along frequency is not above that of permuted targets "
-            f"({run.change_over_noise:.1f} standard deviations, 3 needed; one run)."
-        )
-    if math.isnan(lead.lead):
-        return f"No lead shown: {_missing(lead)} (one run)."
-    numbers = (
-        f"lead {lead.lead:.3g} at q = {lead.q:g}, p = {lead.nulls[MATCHED].p:.2g} against "
-        f"{lead.nulls[MATCHED].draws} matched labellings; one run"
-    )
-    if _shows_lead(lead):
-        return f"In this run frequency came before the rest ({numbers})."
-    return f"No lead shown in this run ({numbers})."
-
-
-def _missing(lead: Lead) -> str:
-    late = [
-        f"the onset of {name} is not in view, it lies at or before step {one.high:g}"
-        for name, one in (("frequency", lead.frequency), ("the rest", lead.rest))
-        if one.status == "before the first record"
-    ]
-    return " and ".join(late) or "besides the part along frequency nothing moved"
-
-
-def _runs_sentence(runs: Sequence[RunAnalysis], showing: list[bool]) -> str:
-    count, leads = len(runs), _summarise([run.leads[0].lead for run in runs])
-    q, worst = runs[0].leads[0].q, max(run.leads[0].nulls[MATCHED].p for run in runs)
-    numbers = f"mean lead {leads.mean:.3g}, range {leads.low:.3g}-{leads.high:.3g}, at q = {q:g}"
-    if not all(showing):
-        detail = f" ({numbers} over {leads.runs} runs)" if leads.runs else ""
-        return f"No lead shown: {sum(showing)} of {count} runs have one{detail}."
-    numbers += f"; p <= {worst:.2g} in each, against matched labellings"
-    if count < SEEDS_FOR_A_MODEL:
-        return f"In both runs frequency came before the rest ({numbers}); a verdict on a model needs three seeds."
-    return f"In all {count} runs of this model frequency came before the rest ({numbers})."
-
-
 def _notes(runs: Sequence[RunAnalysis]) -> tuple[str, ...]:
     """What limits the reading, each said once for all runs that it concerns."""
     firsts = [run.leads[0] for run in runs]
     concerns = {
-        "the lead beats matched labellings but not sign flips of the targets' other coefficients": [
-            _shows_lead(lead) and lead.nulls[SIGN_FLIPS].p > LEVEL for lead in firsts
-        ],
-        "the token-sampling interval of the lead contains 1": [
-            _shows_lead(lead) and lead.interval.low <= 1.0 for lead in firsts
-        ],
+        "the token-sampling interval of the lead contains 1": [lead.interval.low <= 1.0 for lead in firsts],
         "both onsets lie between the same two records, so the lead's size rests on interpolation": [
             lead.same_bracket for lead in firsts
         ],
-        f"the targets hardly follow the main direction of change (correlation below {LITTLE_TIED:g}), so matched "
-        "labellings are no stronger a null than permuted targets": [run.correlation < LITTLE_TIED for run in runs],
         "the records start after step 0: all change is counted from the first record on": [
             run.first_step > 0 for run in runs
         ],
@@ -218,16 +172,23 @@ def _share_summary(runs: Sequence[RunAnalysis], index: int) -> ShareSummary:
     return ShareSummary(
         q=leads[0].q,
         lead=_summarise([lead.lead for lead in leads]),
+        excess=_summarise([lead.excess.value for lead in leads]),
         frequency_onset=_summarise([lead.frequency.step for lead in leads]),
         rest_onset=_summarise([lead.rest.step for lead in leads]),
-        p=tuple(lead.nulls[MATCHED].p for lead in leads),
+        p=tuple(lead.p for lead in leads),
+        over_seeds=over_seeds(leads) if len(leads) > 1 and all(math.isfinite(lead.lead) for lead in leads) else None,
     )
 
 
 def _share_line(share: ShareSummary) -> str:
     parts = [
         f"{name} {one.mean:.4g} ({one.low:.4g}-{one.high:.4g}, {one.runs} runs)"
-        for name, one in (("lead", share.lead), ("frequency", share.frequency_onset), ("rest", share.rest_onset))
+        for name, one in (
+            ("lead", share.lead),
+            ("excess lead", share.excess),
+            ("frequency", share.frequency_onset),
+            ("rest", share.rest_onset),
+        )
         if one.runs
     ]
     return f"  q = {share.q:g}: " + ("; ".join(parts) or "no lead defined in any run")
@@ -254,23 +215,40 @@ def _run_lines(run: RunAnalysis, *, title: str) -> list[str]:
 
 def _lead_lines(run: RunAnalysis, lead: Lead) -> list[str]:
     placed = run.placements.get(lead.q, {})
-    walk, drawn = run.random_walk[lead.q], run.picture.onsets[lead.q]
+    walk, excess = run.random_walk[lead.q], lead.excess
     lines = [
         f"  q = {lead.q:g}: lead {_number(lead.lead)}, 95% {_range(lead.interval)} (token sampling, one run)",
+        f"    excess {_number(excess.value)} over {excess.null}, 95% {_range(excess.interval)} (over its draws)",
         f"    frequency at {_onset(lead.frequency)}{_place(placed.get('frequency'))}",
         f"    rest at {_onset(lead.rest)}{_place(placed.get('rest'))}",
     ]
-    lines += [f"    {name}: {_null(null)}" for name, null in lead.nulls.items()]
+    lines += [f"    {name}{_seen(name)}: {_null(null)}" for name, null in lead.nulls.items()]
+    lines += [
+        f"    with the targets' ranks: {_measured(lead.rank)}",
+        f"    cut at step {_number(lead.cut_step)}: {_measured(lead.cut)}",
+    ]
     if lead.coarse_to_fine:
         curve = ", ".join(f"{one.bins}: {_number(one.median)}" for one in lead.coarse_to_fine)
         lines.append(f"    targets permuted within bins of id (no null), median lead by number of bins: {curve}")
     lines += [
         f"    references: straight line {_number(run.straight_line[lead.q])}; random walk {_number(walk.median)} "
         f"({_number(walk.low)}-{_number(walk.high)}), its distance covered at {_onset(walk.distance)}",
-        f"    probe correlation against distance (no evidence): run {_number(drawn.ratio)}, "
-        f"straight line {_number(drawn.line_ratio)}",
     ]
+    if run.picture is not None:
+        drawn = run.picture.onsets[lead.q]
+        lines.append(
+            f"    probe correlation against distance (no evidence): run {_number(drawn.ratio)}, "
+            f"straight line {_number(drawn.line_ratio)}"
+        )
     return lines
+
+
+def _seen(name: str) -> str:
+    return "" if name in NULLS else " (weak: shown, not counted)"
+
+
+def _measured(check: Check) -> str:
+    return f"lead {_number(check.lead)}, largest p = {_number(check.p)}"
 
 
 def _null(null: NullSummary) -> str:

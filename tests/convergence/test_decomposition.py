@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from planted import planted_run, straight_line
 
-from trainhooks.convergence.decomposition import Decomposition, centred_change
+from trainhooks.convergence.decomposition import Decomposition, Products, centred_change
 from trainhooks.convergence.labellings import resampling_weights, unit_labelling
 
 RECORDS, ROWS, DIMS = 9, 70, 6
@@ -21,9 +21,7 @@ def labellings(count, seed=5):
 def decompose(matrices, columns, weights=None):
     matrices = np.asarray(matrices, dtype=np.float32)
     sums = Decomposition(matrices[0], matrices[-1], labellings=columns, weights=weights)
-    for matrix in matrices:
-        sums.add(matrix)
-    return sums
+    return Products.stacked([sums.measure(matrix) for matrix in matrices])
 
 
 def naive(matrices, y, rows=None):

@@ -2,14 +2,15 @@ import numpy as np
 import pytest
 
 from trainhooks.convergence.labellings import (
-    matched_labellings,
+    Coordinates,
+    block_rotations,
     permuted_labellings,
     resampling_weights,
-    sign_flipped_labellings,
+    sign_flips,
     singular_basis,
+    space_rotations,
     unit_labelling,
 )
-from trainhooks.convergence.lead import leading_left_vector
 
 ROWS, DIMS, DRAWS = 90, 7, 40
 
@@ -45,7 +46,7 @@ def test_singular_basis_is_that_of_a_full_decomposition(change, labelling):
     np.testing.assert_allclose(basis.values, values, rtol=1e-9)
     np.testing.assert_allclose(np.abs(np.sum(basis.right * right.T, axis=0)), 1.0, rtol=1e-9)
     np.testing.assert_allclose(np.abs(basis.coefficients(change, labelling)), np.abs(left.T @ labelling), atol=1e-9)
-    assert abs(leading_left_vector(change, basis=basis) @ left[:, 0]) == pytest.approx(1.0)
+    np.testing.assert_allclose(np.abs(basis.combine(change, np.eye(DIMS))), np.abs(left), atol=1e-6)
 
 
 def test_singular_basis_leaves_null_directions_out_and_refuses_no_change(change):
@@ -56,33 +57,49 @@ def test_singular_basis_leaves_null_directions_out_and_refuses_no_change(change)
         singular_basis(np.zeros((ROWS, DIMS), np.float32))
 
 
-def test_matched_labellings_share_only_the_leading_correlation(change, labelling):
-    leading = leading_left_vector(change, basis=singular_basis(change))
-    drawn = matched_labellings(labelling, leading=leading, draws=DRAWS, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(leading @ drawn, leading @ labelling, atol=1e-12)
-    np.testing.assert_allclose(np.linalg.norm(drawn, axis=0), 1.0)
-    np.testing.assert_allclose(drawn.sum(axis=0), 0.0, atol=1e-12)
-    c = leading @ labelling
-    others = (drawn - c * leading[:, None]).T @ (drawn - c * leading[:, None]) / (1 - c * c)
-    assert np.abs(others - np.eye(DRAWS)).max() < 6 / np.sqrt(ROWS)
-
-
-def test_a_labelling_that_is_the_leading_vector_has_itself_as_its_draws(change):
-    leading = leading_left_vector(change, basis=singular_basis(change))
-    drawn = matched_labellings(leading, leading=leading, draws=3, rng=np.random.default_rng(0))
-    np.testing.assert_allclose(drawn, np.tile(leading[:, None], 3), atol=1e-7)
-
-
-def test_sign_flips_keep_size_and_leading_coefficient(change, labelling):
+def test_coordinates_put_the_labelling_together_again(change, labelling):
     basis = singular_basis(change)
-    drawn = sign_flipped_labellings(labelling, change=change, basis=basis, draws=DRAWS, rng=np.random.default_rng(0))
-    left = change.astype(np.float64) @ basis.right / basis.values
-    before, after = left.T @ labelling, left.T @ drawn
-    np.testing.assert_allclose(after[0], before[0], atol=1e-9)
-    np.testing.assert_allclose(np.abs(after), np.tile(np.abs(before)[:, None], DRAWS), atol=1e-9)
-    assert (np.sign(after[1:]) != np.sign(before[1:, None])).any(axis=1).all()
-    np.testing.assert_allclose(np.linalg.norm(drawn, axis=0), 1.0, atol=1e-6)
-    np.testing.assert_allclose(np.linalg.norm(change.T @ drawn, axis=0), np.linalg.norm(change.T @ labelling))
+    at = Coordinates.of(labelling, change=change, basis=basis)
+    within = basis.combine(change, at.coefficients[:, None])[:, 0]
+    np.testing.assert_allclose(within + at.outside, labelling, atol=1e-12)
+    assert np.abs(change.T @ at.outside).max() < 1e-5
+    assert np.linalg.norm(at.coefficients) ** 2 + np.linalg.norm(at.outside) ** 2 == pytest.approx(1.0)
+
+
+COEFFICIENTS = np.random.default_rng(4).standard_normal(17)
+
+
+@pytest.mark.parametrize("draw", [sign_flips, block_rotations, space_rotations])
+def test_draws_keep_the_leading_coefficient_and_the_norm(draw):
+    drawn = draw(COEFFICIENTS, draws=DRAWS, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(drawn[0], COEFFICIENTS[0])
+    np.testing.assert_allclose(np.linalg.norm(drawn, axis=0), np.linalg.norm(COEFFICIENTS))
+    assert len(np.unique(drawn[1:].round(9), axis=1).T) == DRAWS
+
+
+def test_sign_flips_keep_every_size():
+    drawn = sign_flips(COEFFICIENTS, draws=DRAWS, rng=np.random.default_rng(0))
+    np.testing.assert_allclose(np.abs(drawn), np.tile(np.abs(COEFFICIENTS)[:, None], DRAWS))
+    assert (np.sign(drawn[1:]) != np.sign(COEFFICIENTS[1:, None])).any(axis=1).all()
+
+
+def test_block_rotations_keep_what_lies_in_each_block():
+    drawn = block_rotations(COEFFICIENTS, draws=DRAWS, rng=np.random.default_rng(0))
+    for block in (slice(1, 3), slice(3, 7), slice(7, 15), slice(15, 17)):
+        np.testing.assert_allclose(np.linalg.norm(drawn[block], axis=0), np.linalg.norm(COEFFICIENTS[block]))
+    assert np.ptp(np.linalg.norm(drawn[1:4], axis=0)) > 0.1
+
+
+def test_space_rotations_load_on_all_directions_alike():
+    drawn = space_rotations(COEFFICIENTS, draws=4000, rng=np.random.default_rng(0))
+    share = np.square(drawn[1:]).mean(axis=1) / np.square(COEFFICIENTS[1:]).sum()
+    np.testing.assert_allclose(share, 1 / 16, rtol=0.15)
+
+
+@pytest.mark.parametrize("draw", [sign_flips, block_rotations, space_rotations])
+def test_a_labelling_of_one_direction_has_itself_as_its_draws(draw):
+    alone = np.array([0.7])
+    np.testing.assert_array_equal(draw(alone, draws=3, rng=np.random.default_rng(0)), np.full((1, 3), 0.7))
 
 
 def test_permutations_keep_values_and_stay_within_bins(labelling):

@@ -1,52 +1,45 @@
 import numpy as np
 import pytest
-from planted import planted_run, straight_line
+from planted import broad_run, planted_run, straight_line
 
 from trainhooks.convergence import ArrayTrajectory, random_walk
-from trainhooks.convergence.decomposition import Decomposition, centred_change
-from trainhooks.convergence.labellings import (
-    matched_labellings,
-    resampling_weights,
-    singular_basis,
-    unit_labelling,
-)
+from trainhooks.convergence.decomposition import centred_change
+from trainhooks.convergence.draws import BLOCKS, NULLS, PERMUTATIONS, SIGN_FLIPS, SPACE, Columns, bin_counts, twins_of
+from trainhooks.convergence.labellings import permuted_labellings, singular_basis, unit_labelling
 from trainhooks.convergence.lead import (
-    MATCHED,
-    PERMUTATIONS,
-    SIGN_FLIPS,
+    CutRun,
     Onsets,
-    bin_counts,
     change_over_noise,
     direction,
-    draw_labellings,
     lead_at,
-    leading_left_vector,
     p_value,
     percentiles,
     summary,
 )
 from trainhooks.convergence.onset import onset
+from trainhooks.convergence.reading import LeadReader, cut_index, gathered
 from trainhooks.convergence.references import decompose, straight_line_leads, walk_references
-from trainhooks.convergence.trajectory import StraightLine
 
 
-def analysed(run, y, *, draws=99, seed=0, resamples=0):
-    first, last = run[0], run[len(run) - 1]
-    change = centred_change(last, first=first)
-    drawn = draw_labellings(unit_labelling(y), change=change, basis=singular_basis(change), draws=draws, seed=seed)
-    weights = resampling_weights(len(y), draws=resamples, rng=np.random.default_rng(seed)) if resamples else None
-    sums = Decomposition(first, last, labellings=drawn.labellings, weights=weights)
-    for index in range(len(run)):
-        sums.add(run[index])
-    return drawn, sums
+def reading_of(run, y, *, draws=99, seed=0, resamples=0):
+    cut = cut_index(run.steps)
+    reader = LeadReader(run[0], run[len(run) - 1], run[cut], targets=y, draws=draws, seed=seed, resamples=resamples)
+    records = [reader.measure(run[index], within_cut=index <= cut) for index in range(len(run))]
+    return gathered(run.steps, records, columns=reader.columns, dims=reader.dims, correlation=reader.correlation)
 
 
 def lead_of(run, y, *, q=0.5, above_noise=True, **settings):
-    drawn, sums = analysed(run, y, **settings)
-    progress = sums.progress()
-    onsets = Onsets(run.steps, progress.part, progress.rest)
-    resampled = Onsets(run.steps, *sums.resampled_progress()) if settings.get("resamples") else None
-    return lead_at(q, onsets=onsets, draws=drawn, resampled=resampled, above_noise=above_noise)
+    reading = reading_of(run, y, **settings)
+    progress, cut = reading.products.progress(), reading.cut_products.progress()
+    resampled = Onsets(run.steps, *reading.products.resampled_progress()) if settings.get("resamples") else None
+    return lead_at(
+        q,
+        onsets=Onsets(run.steps, progress.part, progress.rest),
+        columns=reading.columns,
+        resampled=resampled,
+        cut=CutRun(float(reading.cut_step), Onsets(run.steps[: cut.part.shape[1]], cut.part, cut.rest)),
+        above_noise=above_noise,
+    )
 
 
 @pytest.mark.parametrize("q", [0.05, 0.3, 0.5, 0.9, 0.99])
@@ -65,17 +58,45 @@ def test_a_planted_lead_is_found(frequency_middle, rest_middle):
     assert lead.lead == pytest.approx(late / early, rel=0.05)
     assert lead.interval.low < lead.lead < lead.interval.high
     assert lead.frequency_interval.low < lead.frequency.step < lead.frequency_interval.high
+
+
+@pytest.mark.parametrize(("frequency_middle", "rest_middle"), [(20, 40), (10, 30), (30, 20)])
+def test_a_lead_of_targets_spread_over_the_change_beats_every_null(frequency_middle, rest_middle):
+    run, y = broad_run(frequency_middle=frequency_middle, rest_middle=rest_middle)
+    lead = lead_of(run, y, resamples=50)
+    assert lead.lead == pytest.approx(rest_middle / frequency_middle, rel=0.05)
     if frequency_middle < rest_middle:
-        assert lead.nulls[MATCHED].p == pytest.approx(0.01)
-        assert lead.nulls[MATCHED].high < lead.lead
+        assert [lead.nulls[name].p for name in NULLS] == [0.01, 0.01, 0.01]
+        assert lead.p == 0.01
+        assert lead.excess.value == pytest.approx(lead.lead / lead.nulls[lead.excess.null].median)
+        assert 1.0 < lead.excess.interval.low < lead.excess.value < lead.excess.interval.high
+        assert lead.rank.p <= 0.05
+        assert lead.cut.p <= 0.05
+        assert lead.cut_step == 75
     else:
-        assert lead.nulls[MATCHED].p == 1.0
+        assert lead.p == 1.0
+        assert lead.excess.interval.high < 1.0
+
+
+def test_the_largest_p_over_the_nulls_counts_and_permutations_do_not():
+    lead = lead_of(*broad_run(frequency_middle=40, rest_middle=40))
+    assert lead.p == max(lead.nulls[name].p for name in (SIGN_FLIPS, BLOCKS, SPACE))
+    assert PERMUTATIONS in lead.nulls
+    assert lead.p > 0.05
+
+
+def test_on_two_directions_alone_the_twins_have_the_lead_too_and_the_excess_is_small():
+    run, y = planted_run(frequency_middle=20, rest_middle=40)
+    lead = lead_of(run, y)
+    assert lead.lead == pytest.approx(2.0, rel=0.05)
+    assert lead.excess.null == SIGN_FLIPS
+    assert lead.excess.value == pytest.approx(1.0, abs=0.01)
+    assert lead.excess.interval.low == pytest.approx(1.0, abs=0.01)
 
 
 def test_lead_is_the_ratio_of_the_two_onsets():
     run, y = planted_run(frequency_middle=20, rest_middle=40)
-    _, sums = analysed(run, y, draws=19)
-    progress = sums.progress()
+    progress = reading_of(run, y, draws=19).products.progress()
     lead = lead_of(run, y, draws=19)
     frequency, rest = onset(run.steps, progress.part[0], q=0.5), onset(run.steps, progress.rest[0], q=0.5)
     assert lead.lead == pytest.approx(rest.step / frequency.step, rel=1e-9)
@@ -84,7 +105,7 @@ def test_lead_is_the_ratio_of_the_two_onsets():
 
 @pytest.mark.parametrize("change", ["scale", "rotation", "shift", "unit of y"])
 def test_lead_is_invariant_to(change):
-    run, y = planted_run(frequency_middle=20, rest_middle=40)
+    run, y = broad_run(dims=16)
     turn = np.linalg.qr(np.random.default_rng(0).standard_normal((16, 16)))[0].astype(np.float32)
     other = {
         "scale": 100.0 * run.matrices,
@@ -95,42 +116,49 @@ def test_lead_is_invariant_to(change):
     before = lead_of(run, y, draws=19)
     after = lead_of(ArrayTrajectory(other, steps=run.steps), 5.0 - 2.0 * y if change == "unit of y" else y, draws=19)
     assert after.lead == pytest.approx(before.lead, rel=1e-4)
-    assert after.nulls[MATCHED].p == before.nulls[MATCHED].p
+    assert after.p == before.p
 
 
-def matched_p(run, y, *, seed):
-    """The lead's p against 39 matched labellings alone, at q = 0.5."""
-    first, last = run[0], run[len(run) - 1]
-    change, labelling = centred_change(last, first=first), unit_labelling(y)
-    leading = leading_left_vector(change, basis=singular_basis(change))
-    drawn = matched_labellings(labelling, leading=leading, draws=39, rng=np.random.default_rng(seed))
-    onsets, _ = decompose(run, labellings=np.column_stack([labelling, drawn]))
-    steps = onsets.pairs(q=0.5)
-    leads = steps[:, 1] / steps[:, 0]
-    return p_value(float(leads[0]), leads[1:])
+def pass_count(run, labellings, *, null_seed):
+    """How many of these labellings have a p of 0.05 or less against every null made of them, at q = 0.5."""
+    change = centred_change(run[len(run) - 1], first=run[0])
+    basis, hits = singular_basis(change), 0
+    for index, labelling in enumerate(labellings.T):
+        rng = np.random.default_rng([null_seed, index])
+        twins = twins_of(unit_labelling(labelling), change=change, basis=basis, draws=39, rng=rng)
+        progress = decompose(run, labellings=twins).progress()
+        leads = Onsets(run.steps, progress.part, progress.rest).leads(q=0.5)
+        hits += max(p_value(leads[0], leads[1 + 39 * k : 40 + 39 * k]) for k in range(len(NULLS))) <= 0.05
+    return hits
+
+
+@pytest.mark.parametrize("family", [SIGN_FLIPS, BLOCKS, SPACE, PERMUTATIONS])
+def test_labellings_without_meaning_pass_no_more_often_than_chance(family):
+    run, y = broad_run(rows=60, dims=8, last=24, frequency_middle=8, rest_middle=16)
+    change, rng = centred_change(run[24], first=run[0]), np.random.default_rng(3)
+    labelling = unit_labelling(y)
+    if family == PERMUTATIONS:
+        drawn = permuted_labellings(labelling, draws=99, rng=rng)
+    else:
+        twins = twins_of(labelling, change=change, basis=singular_basis(change), draws=99, rng=rng)
+        drawn = twins[:, 1 + 99 * NULLS.index(family) :][:, :99]
+    assert pass_count(run, drawn, null_seed=5) <= 10
 
 
 def test_a_random_walk_shows_a_lead_no_more_often_than_chance():
     hits = 0
-    for seed in range(100):
+    for seed in range(60):
         walk = random_walk(np.arange(0, 50, 2), rows=60, dims=8, seed=seed)
-        hits += matched_p(walk, np.random.default_rng([seed, 9]).standard_normal(60), seed=seed) < 0.05
-    assert hits <= 10
-
-
-def test_permuted_targets_show_a_lead_no_more_often_than_chance():
-    run, y = planted_run(frequency_middle=20, rest_middle=40, rows=60, dims=8, last=30)
-    hits = 0
-    for seed in range(100):
-        hits += matched_p(run, np.random.default_rng([seed, 9]).permutation(y), seed=seed) < 0.05
-    assert hits <= 10
+        hits += pass_count(walk, np.random.default_rng([seed, 9]).standard_normal((60, 1)), null_seed=seed)
+    assert hits <= 6
 
 
 def test_a_straight_line_does_not_beat_its_twins_by_rounding():
     for seed in range(5):
         run = straight_line(seed=seed)
         y = run[40][:, 0] - run[0][:, 0]
-        assert lead_of(run, y.astype(np.float64), draws=39, seed=seed).nulls[MATCHED].p > 0.05
+        lead = lead_of(run, y.astype(np.float64), draws=39, seed=seed)
+        assert lead.p == 1.0
 
 
 def test_the_same_seed_draws_the_same_and_another_does_not():
@@ -143,19 +171,36 @@ def test_a_change_within_noise_has_no_onset_and_no_lead():
     run, y = planted_run(frequency_middle=20, rest_middle=40, rows=60, dims=8, last=30)
     lead = lead_of(run, y, draws=19, above_noise=False, resamples=5)
     assert lead.frequency.status == "none"
-    assert np.isnan([lead.lead, lead.interval.low, lead.nulls[MATCHED].p]).all()
+    assert np.isnan([lead.lead, lead.interval.low, lead.p, lead.excess.value, lead.excess.interval.low]).all()
     assert not lead.same_bracket
 
 
-def test_draws_are_grouped_and_start_with_the_targets():
+def test_columns_lie_side_by_side_and_hold_what_they_say():
     run, y = planted_run(frequency_middle=20, rest_middle=40)
-    drawn, _ = analysed(run, y, draws=21)
-    np.testing.assert_allclose(drawn.labellings[:, 0], unit_labelling(y), atol=1e-6)
-    spans = [drawn.groups[name] for name in (MATCHED, SIGN_FLIPS, PERMUTATIONS)] + list(drawn.bins.values())
-    assert [span.stop - span.start for span in spans] == [21, 21, 21, 19, 19, 19]
-    assert [span.start for span in spans] == [1, *(span.stop for span in spans[:-1])]
-    assert list(drawn.bins) == bin_counts(400) == [4, 16, 64]
+    columns = Columns.of(400, draws=21)
+    spans = [*columns.targets.groups.values(), columns.permutations, *columns.bins.values()]
+    spans += columns.ranks.groups.values()
+    assert [span.stop - span.start for span in spans] == [21, 21, 21, 21, 19, 19, 19, 21, 21, 21]
+    assert [span.start for span in spans] == [1, *(s.stop + (s.stop == columns.ranks.column) for s in spans[:-1])]
+    assert list(columns.bins) == bin_counts(400) == [4, 16, 64]
+    assert list(columns.groups) == [*NULLS, PERMUTATIONS]
     assert bin_counts(15) == []
+    assert reading_of(run, y, draws=21).products.inner.shape == (101, columns.ranks.stop)
+
+
+def test_ranks_take_the_place_of_the_targets_in_their_check():
+    run, y = broad_run(rows=120)
+    stretched = np.exp((y - y.mean()) / y.std() * 2.0)
+    assert lead_of(run, stretched, draws=19).rank.lead == pytest.approx(lead_of(run, y, draws=19).rank.lead)
+    assert lead_of(run, stretched, draws=19).lead != pytest.approx(lead_of(run, y, draws=19).lead)
+
+
+def test_the_cut_run_is_the_run_that_ends_there():
+    run, y = broad_run(rows=120)
+    cut = ArrayTrajectory(run.matrices[:76], steps=run.steps[:76])
+    assert lead_of(run, y, draws=19).cut.lead == pytest.approx(lead_of(cut, y, draws=19).lead, rel=1e-4)
+    assert cut_index(np.array([0, 30, 80, 100])) is None
+    assert cut_index(np.array([100, 130, 175, 180, 200])) == 2
 
 
 def test_within_bins_coarse_targets_survive():
@@ -170,10 +215,10 @@ def test_within_bins_coarse_targets_survive():
 
 def test_change_over_noise_tells_targets_from_permuted_ones():
     run, y = planted_run(frequency_middle=20, rest_middle=40)
-    drawn, sums = analysed(run, y)
-    assert change_over_noise(sums.progress().size, null=drawn.groups[PERMUTATIONS]) > 10.0
-    drawn, sums = analysed(run, np.random.default_rng(4).permutation(y))
-    assert change_over_noise(sums.progress().size, null=drawn.groups[PERMUTATIONS]) < 3.0
+    for targets, above in ((y, True), (np.random.default_rng(4).permutation(y), False)):
+        reading = reading_of(run, targets)
+        found = change_over_noise(reading.products.progress().size, null=reading.columns.permutations)
+        assert (found > 10.0) if above else (found < 3.0)
 
 
 def test_p_counts_ties_and_undefined_draws_against_the_claim():
@@ -190,11 +235,11 @@ def test_p_counts_ties_and_undefined_draws_against_the_claim():
 
 def test_direction_settles_early_where_the_part_turns_once():
     run, y = planted_run(frequency_middle=20, rest_middle=40)
-    drawn, sums = analysed(run, y)
-    got = direction(run.steps, progress=sums.progress(), draws=drawn)
-    cosine = sums.progress().cosine[0]
+    reading = reading_of(run, y)
+    got = direction(run.steps, progress=reading.products.progress(), columns=reading.columns)
+    cosine = reading.products.progress().cosine[0]
     assert got.step == run.steps[np.flatnonzero(cosine <= 0.9)[-1] + 1]
-    assert set(got.nulls) == {MATCHED, SIGN_FLIPS, PERMUTATIONS}
+    assert set(got.nulls) == {*NULLS, PERMUTATIONS}
     assert 0.0 < got.nulls[PERMUTATIONS].p < 1.0
     assert got.nulls[PERMUTATIONS].median > got.step
 
@@ -205,8 +250,6 @@ def test_references_have_their_known_answers():
     assert walk[0.9].distance.step == pytest.approx(0.99 * 300, rel=0.01)
     assert walk[0.5].low < 1.0 < walk[0.5].high
     assert walk[0.5].median == pytest.approx(1.0, abs=0.1)
-    rng = np.random.default_rng(0)
-    first, last = rng.standard_normal((2, 50, 4)).astype(np.float32)
-    line = StraightLine(first, last, steps=np.arange(6), progress=np.array([0.0, 0.1, 0.4, 0.5, 0.95, 1.0]))
-    leads = straight_line_leads(line, labelling=unit_labelling(rng.standard_normal(50)), q=(0.2, 0.5, 0.9))
-    assert list(leads.values()) == pytest.approx([1.0, 1.0, 1.0], rel=1e-5)
+    products = reading_of(*broad_run(rows=60), draws=19).products
+    leads = straight_line_leads(products, steps=np.arange(101), q=(0.2, 0.5, 0.9))
+    assert list(leads.values()) == pytest.approx([1.0, 1.0, 1.0], rel=1e-9)

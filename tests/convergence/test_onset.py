@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 
 from trainhooks.convergence import Series, onset, series_onset, settled_from
-from trainhooks.convergence.onset import NO_ONSET, crossing, isotonic
+from trainhooks.convergence.onset import NO_ONSET, crossing, crossing_steps, isotonic
 
 RNG = np.random.default_rng(0)
 
@@ -92,6 +92,19 @@ def test_isotonic_and_crossing_say_none_to_what_is_not_finite():
     assert np.isnan(isotonic(np.array([0.0, np.nan, 1.0]))).all()
     assert crossing(np.arange(3), np.full(3, np.nan), q=0.5) == NO_ONSET
     np.testing.assert_allclose(isotonic(np.array([0.0, 2.0, 1.0])), [0.0, 1.5, 1.5])
+
+
+@pytest.mark.parametrize("q", [0.1, 0.5, 0.9])
+@pytest.mark.parametrize("start", [0, 7])
+def test_many_series_cross_where_each_alone_does(q, start):
+    rng = np.random.default_rng(5)
+    steps = start + np.cumsum(rng.integers(1, 9, size=30))
+    steps[0] = start
+    rows = np.linspace(0.0, 1.0, 30) ** rng.uniform(0.05, 3.0, (60, 1)) + 0.2 * rng.standard_normal((60, 30))
+    rows[0, 4], rows[1] = np.nan, 0.0
+    expected = [crossing(steps, isotonic(row), q=q).step for row in rows]
+    np.testing.assert_allclose(crossing_steps(steps, rows, q=q), expected, rtol=1e-9)
+    assert 10 < np.isfinite(expected).sum() < 60
 
 
 def test_a_series_leaves_out_records_without_a_number():

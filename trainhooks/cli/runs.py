@@ -100,7 +100,7 @@ def verdict(
     q
         Shares of the way at which onsets are read.
     draws
-        Matched labellings of the null.
+        Labellings of each null, 19 or more.
     max_records
         Thin longer runs to this many log-spaced records.
     json

@@ -7,7 +7,8 @@ so one product D(t)'[y_1 ... y_K] a record gives every labelling's b and R progr
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 
 import numpy as np
 from jaxtyping import Float
@@ -32,6 +33,49 @@ class Progress:
     size: Float[np.ndarray, "labelling"]
 
 
+@dataclass(frozen=True)
+class Products:
+    """All that the progress of every labelling needs of the records, float64; T is the last record of the arrays.
+
+    `inner` <b(t), b(T)>, `square` |b(t)|^2, `total` <D(t), D(T)>, `apart` |D(t) - D(T)|^2; `resampled_inner` and
+    `resampled_total` are the first labelling's inner and total in each bootstrap sample of the rows.
+    """
+
+    inner: Float[np.ndarray, "record labelling"]
+    square: Float[np.ndarray, "record labelling"]
+    total: Float[np.ndarray, "record"]
+    apart: Float[np.ndarray, "record"]
+    resampled_inner: Float[np.ndarray, "record draw"]
+    resampled_total: Float[np.ndarray, "record draw"]
+
+    @classmethod
+    def stacked(cls, records: Sequence[Mapping[str, np.ndarray]]) -> Products:
+        """From what `Decomposition.measure` gave at each record, in order."""
+        return cls(**{field.name: np.stack([record[field.name] for record in records]) for field in fields(cls)})
+
+    def at(self, kept: np.ndarray) -> Products:
+        """Of these records alone."""
+        return Products(**{field.name: getattr(self, field.name)[kept] for field in fields(self)})
+
+    @property
+    def distance(self) -> Float[np.ndarray, "record"]:
+        """|D(t) - D(T)| / |D(T)|: 1 at the first record, 0 at the last. It depends on the run's length."""
+        distance: np.ndarray = np.sqrt(self.apart / self.total[-1])
+        return distance
+
+    def progress(self) -> Progress:
+        """Progress of every labelling."""
+        inner, square = self.inner.T, self.square.T
+        norms = np.sqrt(square * square[:, -1:])
+        cosine = np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0.0)
+        part, rest = _split(inner, np.broadcast_to(self.total, inner.shape))
+        return Progress(part, rest, cosine, np.sqrt(square[:, -1]))
+
+    def resampled_progress(self) -> tuple[Float[np.ndarray, "draw record"], Float[np.ndarray, "draw record"]]:
+        """Progress of the first labelling's part and of its rest, in each bootstrap sample of the rows."""
+        return _split(self.resampled_inner.T, self.resampled_total.T)
+
+
 def centred_change(
     matrix: Float[np.ndarray, "row dim"], *, first: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
@@ -42,11 +86,10 @@ def centred_change(
 
 
 class Decomposition:
-    """Gathers the products of every record; `progress()` after the last one.
+    """Measures one record after another against the last.
 
     `first` and `last` are the ends' matrices, `labellings` centred unit vectors. `weights` [row, draw] adds, for the
-    first labelling, one bootstrap sample of the rows a column (`resampled_progress()`). Kept: the two ends, the
-    labellings, and a few numbers a record and labelling. Products run in float32, sums over them in float64.
+    first labelling, one bootstrap sample of the rows a column. Products run in float32, sums over them in float64.
     """
 
     def __init__(
@@ -59,59 +102,32 @@ class Decomposition:
     ) -> None:
         self.first = first
         self.final_change = centred_change(last, first=first)
-        self.weights = weights
-        self.labelling_count = labellings.shape[1]
-        columns = [labellings.astype(np.float32)]
-        if weights is not None:
-            columns += _resampled_columns(labellings[:, 0], weights)
+        self.weights = np.empty((len(first), 0)) if weights is None else weights
+        self._count = labellings.shape[1]
+        columns = [labellings.astype(np.float32), *_resampled_columns(labellings[:, 0], self.weights)]
         self._columns = np.concatenate(columns, axis=1)
         self._final_products = self._products(self.final_change)
-        self._inner: list[np.ndarray] = []
-        self._square: list[np.ndarray] = []
-        self._total: list[float] = []
-        self._resampled_total: list[np.ndarray] = []
-        self._distance: list[float] = []
 
     def _products(self, change: np.ndarray) -> np.ndarray:
         return (change.T @ self._columns).astype(np.float64)
 
-    def add(self, matrix: Float[np.ndarray, "row dim"]) -> None:
-        """Take in the next record; the last one added must be the `last` given."""
+    def measure(self, matrix: Float[np.ndarray, "row dim"]) -> dict[str, np.ndarray]:
+        """The record's row of each array of `Products`."""
         change = centred_change(matrix, first=self.first)
         products = self._products(change)
-        self._inner.append(np.einsum("dk,dk->k", products, self._final_products))
-        self._square.append(np.einsum("dk,dk->k", products, products))
+        inner = np.einsum("dk,dk->k", products, self._final_products)
+        square = np.einsum("dk,dk->k", products[:, : self._count], products[:, : self._count])
         rows = np.einsum("vd,vd->v", change, self.final_change).astype(np.float64)
-        self._total.append(float(rows.sum()))
-        if self.weights is not None:
-            self._resampled_total.append(rows @ self.weights)
+        part, mean = np.split(inner[self._count :], 2)
         change -= self.final_change
-        self._distance.append(float(np.einsum("vd,vd->v", change, change).sum(dtype=np.float64)))
-
-    @property
-    def distance(self) -> Float[np.ndarray, "record"]:
-        """|D(t) - D(T)| / |D(T)|: 1 at the first record, 0 at the last. It depends on the run's length."""
-        return np.sqrt(np.array(self._distance) / self._total[-1])
-
-    def progress(self) -> Progress:
-        """Progress of every labelling."""
-        count = self.labelling_count
-        inner, square = np.array(self._inner)[:, :count].T, np.array(self._square)[:, :count].T
-        total = np.array(self._total)
-        norms = np.sqrt(square * square[:, -1:])
-        cosine = np.divide(inner, norms, out=np.zeros_like(inner), where=norms > 0.0)
-        part, rest = _split(inner, np.broadcast_to(total, inner.shape))
-        return Progress(part, rest, cosine, np.sqrt(square[:, -1]))
-
-    def resampled_progress(
-        self,
-    ) -> tuple[Float[np.ndarray, "draw record"], Float[np.ndarray, "draw record"]]:
-        """Progress of the first labelling's part and of its rest, in each bootstrap sample of the rows."""
-        draws = 0 if self.weights is None else self.weights.shape[1]
-        inner = np.array(self._inner)[:, self.labelling_count :].T
-        part, mean = inner[:draws], inner[draws:]
-        total = np.array(self._resampled_total).T.reshape(part.shape)
-        return _split(part, total - mean)
+        return {
+            "inner": inner[: self._count],
+            "square": square,
+            "total": rows.sum(),
+            "apart": np.einsum("vd,vd->v", change, change).sum(dtype=np.float64),
+            "resampled_inner": part,
+            "resampled_total": rows @ self.weights - mean,
+        }
 
 
 def _resampled_columns(labelling: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:

@@ -72,44 +72,59 @@ def singular_basis(change: Float[np.ndarray, "row dim"]) -> SingularBasis:
     return SingularBasis(np.ascontiguousarray(vectors[:, ::-1][:, kept]), values[kept])
 
 
-def matched_labellings(
-    labelling: Float[np.ndarray, "row"],
-    *,
-    leading: Float[np.ndarray, "row"],
-    draws: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "row draw"]:
-    """Labellings c u_0 + sqrt(1 - c^2) z: tied to the leading direction of change as `labelling` is, else random.
+@dataclass(frozen=True)
+class Coordinates:
+    """A labelling in the singular basis of a change: its coefficients, and what lies outside the column space."""
 
-    `leading` is u_0, the leading left singular vector of the whole change (centred, norm 1), c its correlation with
-    `labelling`; z is uniform among centred unit vectors orthogonal to u_0.
-    """
-    correlation = float(np.clip(leading @ labelling, -1.0, 1.0))
-    noise = rng.standard_normal((len(labelling), draws))
-    noise -= noise.mean(axis=0)
-    noise -= np.outer(leading, leading @ noise)
-    noise /= np.linalg.norm(noise, axis=0)
-    return correlation * leading[:, None] + np.sqrt(1.0 - correlation**2) * noise
+    coefficients: Float[np.ndarray, "rank"]
+    outside: Float[np.ndarray, "row"]
+
+    @classmethod
+    def of(
+        cls, labelling: Float[np.ndarray, "row"], *, change: Float[np.ndarray, "row dim"], basis: SingularBasis
+    ) -> Coordinates:
+        """Of a labelling over the rows of `change`, whose basis is given."""
+        coefficients = basis.coefficients(change, labelling)
+        return cls(coefficients, labelling - basis.combine(change, coefficients[:, None])[:, 0])
 
 
-def sign_flipped_labellings(
-    labelling: Float[np.ndarray, "row"],
-    *,
-    change: Float[np.ndarray, "row dim"],
-    basis: SingularBasis,
-    draws: int,
-    rng: np.random.Generator,
-) -> Float[np.ndarray, "row draw"]:
-    """The labelling with random signs on its coefficients in the singular basis of the change, but the leading one.
-
-    What lies outside the basis counts as one more coefficient. The size of the final frequency part |b(T)| is that
-    of `labelling`, exactly.
-    """
-    coefficients = basis.coefficients(change, labelling)
-    outside = labelling - basis.combine(change, coefficients[:, None])[:, 0]
-    signs = rng.choice(np.array([-1.0, 1.0]), size=(len(coefficients) + 1, draws))
+def sign_flips(
+    coefficients: Float[np.ndarray, "rank"], *, draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, "rank draw"]:
+    """The coefficients with random signs, but the leading one: a labelling and its negative are one."""
+    signs = rng.choice(np.array([-1.0, 1.0]), size=(len(coefficients), draws))
     signs[0] = 1.0
-    return basis.combine(change, coefficients[:, None] * signs[:-1]) + outside[:, None] * signs[-1]
+    return coefficients[:, None] * signs
+
+
+def block_rotations(
+    coefficients: Float[np.ndarray, "rank"], *, draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, "rank draw"]:
+    """Coefficients turned at random within blocks of 2, 4, 8 ... neighbouring directions; the leading one kept.
+
+    How much of the labelling lies in each block, and so how smoothly it loads on the spectrum, stays as it is.
+    """
+    turned = np.tile(coefficients[:, None], draws)
+    start, size = 1, 2
+    while start < len(coefficients):
+        block = slice(start, start + size)
+        turned[block] = _sphere(len(coefficients[block]), draws, rng) * np.linalg.norm(coefficients[block])
+        start, size = start + size, 2 * size
+    return turned
+
+
+def space_rotations(
+    coefficients: Float[np.ndarray, "rank"], *, draws: int, rng: np.random.Generator
+) -> Float[np.ndarray, "rank draw"]:
+    """Random directions of the change's column space that have the labelling's leading coefficient and norm there."""
+    turned = np.tile(coefficients[:, None], draws)
+    turned[1:] = _sphere(len(coefficients) - 1, draws, rng) * np.linalg.norm(coefficients[1:])
+    return turned
+
+
+def _sphere(dims: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "dim draw"]:
+    normal = rng.standard_normal((dims, draws))
+    return normal / np.linalg.norm(normal, axis=0)
 
 
 def permuted_labellings(
@@ -127,5 +142,7 @@ def permuted_labellings(
 def resampling_weights(rows: int, *, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "row draw"]:
     """How often each row comes up when `rows` rows are drawn with replacement (the bootstrap of tokens)."""
     picks = rng.integers(rows, size=(draws, rows))
-    counts = [np.bincount(pick, minlength=rows) for pick in picks]
-    return np.stack(counts, axis=1).astype(np.float64)
+    counts = np.zeros((rows, draws))
+    for draw, pick in enumerate(picks):
+        counts[:, draw] = np.bincount(pick, minlength=rows)
+    return counts

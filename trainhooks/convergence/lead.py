@@ -4,34 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 
 import numpy as np
 from jaxtyping import Float, Int
 
 from trainhooks.convergence.decomposition import Progress
-from trainhooks.convergence.labellings import (
-    SingularBasis,
-    matched_labellings,
-    permuted_labellings,
-    sign_flipped_labellings,
-)
-from trainhooks.convergence.onset import NO_ONSET, Onset, crossing, isotonic, settled_from
+from trainhooks.convergence.draws import NULLS, Columns, Twins
+from trainhooks.convergence.onset import NO_ONSET, Onset, crossing, crossing_steps, isotonic, settled_from
 
-MATCHED, SIGN_FLIPS, PERMUTATIONS = "matched labellings", "sign flips", "permutations"
-BIN_DRAWS = 19
 DIRECTION_THRESHOLD = 0.9
 # leads that differ by less are equal in float32: a straight line's must not beat its twins by rounding
 TIE = 1e-6
-
-
-@dataclass(frozen=True)
-class Draws:
-    """Column 0 of `labellings` is the targets'; `groups` names the columns of each null, `bins` of each bin count."""
-
-    labellings: Float[np.ndarray, "row labelling"]
-    groups: Mapping[str, slice]
-    bins: Mapping[int, slice]
 
 
 @dataclass(frozen=True)
@@ -70,11 +53,34 @@ class Interval:
 
 
 @dataclass(frozen=True)
+class Excess:
+    """The effect: the lead over the median of the null that it beats least (`null`), 1 where frequency is as any.
+
+    `interval` is the lead over the central 95% of that null's draws. Which tokens were sampled moves the lead and the
+    draws' leads together, so that uncertainty is the lead's own.
+    """
+
+    null: str
+    value: float
+    interval: Interval
+
+
+@dataclass(frozen=True)
+class Check:
+    """The same lead measured another way: its value and its largest p over the nulls (NaN where undefined)."""
+
+    lead: float
+    p: float
+
+
+@dataclass(frozen=True)
 class Lead:
     """The lead at share q: onset of the rest / onset of the frequency part; above 1 where frequency comes first.
 
-    `lead` (and every p) is NaN where one of the two onsets is not found. Draws are never asked whether their change
-    is above noise, only the observed labelling is: that can only make the test more careful.
+    `p` is the largest over the nulls that count (`NULLS`); permuted targets are among `nulls` to be seen. `lead` (and
+    every p) is NaN where one of the two onsets is not found. Draws are never asked whether their change is above noise,
+    only the observed labelling is: that can only make the test more careful. `rank` and `cut` are the checks with the
+    targets' ranks in place of their values, and with the run cut at 3/4 (at the record of `cut_step`).
     """
 
     q: float
@@ -85,11 +91,16 @@ class Lead:
     frequency_interval: Interval
     rest_interval: Interval
     nulls: Mapping[str, NullSummary]
+    p: float
+    excess: Excess
+    rank: Check
+    cut: Check
+    cut_step: float
     coarse_to_fine: tuple[BinLead, ...]
 
     @property
     def same_bracket(self) -> bool:
-        """Whether both onsets lie between the same two records: the lead's size then rests on interpolation."""
+        """Whether both onsets lie between the same two records: which came first then rests on interpolation."""
         return bool(np.isfinite(self.lead)) and self.frequency.low == self.rest.low
 
 
@@ -100,48 +111,6 @@ class Direction:
     threshold: float
     step: float
     nulls: Mapping[str, NullSummary]
-
-
-def bin_counts(rows: int) -> list[int]:
-    """Powers of 4 from 4 on that leave four rows or more to a bin."""
-    return [4**k for k in range(1, 9) if 4 ** (k + 1) <= rows]
-
-
-def draw_labellings(
-    labelling: Float[np.ndarray, "row"],
-    *,
-    change: Float[np.ndarray, "row dim"],
-    basis: SingularBasis,
-    draws: int,
-    seed: int,
-) -> Draws:
-    """The targets' labelling and all its nulls as columns: matched, sign flips, permutations, within bins of id.
-
-    `change` is the whole centred change, `basis` its singular basis. The same seed gives the same draws.
-    """
-    rng = np.random.default_rng(seed)
-    leading = leading_left_vector(change, basis=basis)
-    flips = sign_flipped_labellings(labelling, change=change, basis=basis, draws=draws, rng=rng)
-    parts = [
-        labelling[:, None],
-        matched_labellings(labelling, leading=leading, draws=draws, rng=rng),
-        flips,
-        permuted_labellings(labelling, draws=draws, rng=rng),
-    ]
-    counts = bin_counts(len(labelling))
-    parts += [permuted_labellings(labelling, draws=BIN_DRAWS, rng=rng, bins=count) for count in counts]
-    ends = np.cumsum([part.shape[1] for part in parts]).tolist()
-    spans = [slice(start, end) for start, end in pairwise(ends)]
-    groups = dict(zip((MATCHED, SIGN_FLIPS, PERMUTATIONS), spans, strict=False))
-    together = np.concatenate([part.astype(np.float32) for part in parts], axis=1)
-    return Draws(together, groups, dict(zip(counts, spans[3:], strict=True)))
-
-
-def leading_left_vector(change: Float[np.ndarray, "row dim"], *, basis: SingularBasis) -> Float[np.ndarray, "row"]:
-    """u_0: the rows' coordinates along the main direction of change, centred, at norm 1 (float64)."""
-    vector = change.astype(np.float64) @ basis.right[:, 0]
-    vector -= vector.mean()
-    return vector / np.linalg.norm(vector)
 
 
 def change_over_noise(size: Float[np.ndarray, "labelling"], *, null: slice) -> float:
@@ -176,7 +145,7 @@ def percentiles(values: Float[np.ndarray, "draw"], percents: Sequence[float]) ->
 
 
 class Onsets:
-    """Onsets of many labellings' parts and rests at any q; the isotonic fits are made once."""
+    """Onsets of many labellings' parts and rests at any q."""
 
     def __init__(
         self,
@@ -184,50 +153,89 @@ class Onsets:
         part: Float[np.ndarray, "labelling record"],
         rest: Float[np.ndarray, "labelling record"],
     ) -> None:
-        self.steps = steps
-        self._part = [isotonic(row) for row in part]
-        self._rest = [isotonic(row) for row in rest]
+        self.steps, self._part, self._rest = steps, part, rest
 
     def of(self, labelling: int, *, q: float) -> tuple[Onset, Onset]:
         """Onset of one labelling's part and of its rest."""
-        part, rest = self._part[labelling], self._rest[labelling]
+        part, rest = isotonic(self._part[labelling]), isotonic(self._rest[labelling])
         return crossing(self.steps, part, q=q), crossing(self.steps, rest, q=q)
 
     def pairs(self, *, q: float) -> Float[np.ndarray, "labelling 2"]:
         """Onset steps of part and rest of every labelling; NaN where not found."""
-        both = [self.of(index, q=q) for index in range(len(self._part))]
-        return np.array([(part.step, rest.step) for part, rest in both]).reshape(-1, 2)
+        both = [crossing_steps(self.steps, progress, q=q) for progress in (self._part, self._rest)]
+        return np.stack(both, axis=1)
+
+    def leads(self, *, q: float) -> Float[np.ndarray, "labelling"]:
+        """Onset of the rest / onset of the part of every labelling; NaN where one is not found."""
+        pairs = self.pairs(q=q)
+        leads: np.ndarray = pairs[:, 1] / pairs[:, 0]
+        return leads
 
 
-def lead_at(q: float, *, onsets: Onsets, draws: Draws, resampled: Onsets | None, above_noise: bool) -> Lead:
-    """The lead at q with its nulls and interval; `above_noise` False makes the frequency onset "none"."""
-    steps = onsets.pairs(q=q)
-    leads = steps[:, 1] / steps[:, 0]
+@dataclass(frozen=True)
+class CutRun:
+    """The run up to the record at `step`, about 3/4 of it: onsets of the targets and their twins."""
+
+    step: float
+    onsets: Onsets
+
+
+def lead_at(
+    q: float,
+    *,
+    onsets: Onsets,
+    columns: Columns,
+    resampled: Onsets | None,
+    cut: CutRun | None,
+    above_noise: bool,
+) -> Lead:
+    """The lead at q with its nulls, intervals and checks; `above_noise` False makes the frequency onset "none"."""
+    leads = onsets.leads(q=q)
     frequency, rest = onsets.of(0, q=q)
     if not above_noise:
         frequency = NO_ONSET
     observed = float(rest.step / frequency.step)
     samples = np.empty((0, 2)) if resampled is None or np.isnan(observed) else resampled.pairs(q=q)
-    bins = [BinLead(count, *percentiles(leads[span], (5.0, 50.0, 95.0))) for count, span in draws.bins.items()]
+    nulls = {name: summary(observed, leads[span]) for name, span in columns.groups.items()}
+    sampled = samples[:, 1] / samples[:, 0]
+    bins = [BinLead(count, *percentiles(leads[span], (5.0, 50.0, 95.0))) for count, span in columns.bins.items()]
     return Lead(
         q=q,
         frequency=frequency,
         rest=rest,
         lead=observed,
-        interval=_interval(samples[:, 1] / samples[:, 0]),
+        interval=_interval(sampled),
         frequency_interval=_interval(samples[:, 0]),
         rest_interval=_interval(samples[:, 1]),
-        nulls={name: summary(observed, leads[span]) for name, span in draws.groups.items()},
+        nulls=nulls,
+        p=max(nulls[name].p for name in NULLS),
+        excess=excess(observed, {name: leads[span] for name, span in columns.targets.groups.items()}),
+        rank=check(leads, twins=columns.ranks),
+        cut=Check(float("nan"), float("nan")) if cut is None else check(cut.onsets.leads(q=q), twins=columns.targets),
+        cut_step=float("nan") if cut is None else cut.step,
         coarse_to_fine=tuple(bins),
     )
+
+
+def check(leads: Float[np.ndarray, "labelling"], *, twins: Twins) -> Check:
+    """A labelling's lead and its largest p over the nulls."""
+    observed = float(leads[twins.column])
+    return Check(observed, max(p_value(observed, leads[span]) for span in twins.groups.values()))
+
+
+def excess(observed: float, nulls: Mapping[str, Float[np.ndarray, "draw"]]) -> Excess:
+    """Over the null whose interval reaches lowest, of the leads of each null's draws."""
+    over = {name: _interval(observed / null) for name, null in nulls.items()}
+    least = min(nulls, key=lambda name: (np.nan_to_num(over[name].low), -p_value(observed, nulls[name])))
+    return Excess(least, observed / percentiles(nulls[least], (50.0,))[0], over[least])
 
 
 def _interval(samples: np.ndarray) -> Interval:
     return Interval(*percentiles(samples, (2.5, 97.5)))
 
 
-def direction(steps: Int[np.ndarray, "record"], *, progress: Progress, draws: Draws) -> Direction:
+def direction(steps: Int[np.ndarray, "record"], *, progress: Progress, columns: Columns) -> Direction:
     """From where on the first labelling's direction b(t) is its final one, beside the same step of every draw."""
     from_step = np.array([settled_from(steps, row, above=DIRECTION_THRESHOLD) for row in progress.cosine])
-    nulls = {name: summary(from_step[0], from_step[span], smaller=True) for name, span in draws.groups.items()}
+    nulls = {name: summary(from_step[0], from_step[span], smaller=True) for name, span in columns.groups.items()}
     return Direction(DIRECTION_THRESHOLD, float(from_step[0]), nulls)

@@ -92,6 +92,32 @@ def crossing(
     return Onset(float(step), float(steps[after - 1]), float(steps[after]), "found")
 
 
+def crossing_steps(
+    steps: Int[np.ndarray, "record"], progress: Float[np.ndarray, "series record"], *, q: float
+) -> Float[np.ndarray, "series"]:
+    """`crossing(steps, isotonic(row), q=q).step` of many series at once, without fitting them.
+
+    An isotonic fit reaches q first where the running sum of (progress - q) is lowest; beside that record its values are
+    the largest mean that ends before it and the smallest that starts at it (the min-max formulas).
+    """
+    count = progress.shape[1]
+    at = np.arange(count + 1)
+    sums = np.zeros((len(progress), count + 1))
+    np.cumsum(progress, axis=1, out=sums[:, 1:])
+    after = np.argmin(sums - q * at, axis=1)
+    hidden = (after == 0) | (after == count) | ~np.isfinite(sums[:, -1])
+    if steps[0] > 0:
+        hidden |= after == 1
+    inner = np.clip(after, 1, count - 1)[:, None]
+    here = np.take_along_axis(sums, inner, axis=1)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        before = np.where(at < inner, (here - sums) / (inner - at), -np.inf).max(axis=1)
+        behind = np.where(at > inner, (sums - here) / (at - inner), np.inf).min(axis=1)
+        logs, inner = np.log1p(steps), inner[:, 0]
+        step = np.expm1(logs[inner - 1] + (q - before) / (behind - before) * (logs[inner] - logs[inner - 1]))
+    return np.where(hidden, np.nan, step)
+
+
 def isotonic(progress: Float[np.ndarray, "record"]) -> Float[np.ndarray, "record"]:
     """The increasing series nearest to `progress` in least squares; all NaN where one value is not finite."""
     if not np.isfinite(progress).all():

@@ -1,96 +1,134 @@
-"""The two passes over a run's matrices: the ends first, as the labellings depend on them, then every record."""
+"""What is taken of a run's matrices: one record after another, against ends that are known beforehand."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Bool, Float, Int
+from jaxtyping import Float, Int
 
-from trainhooks.convergence.decomposition import Decomposition, Progress, centred_change
+from trainhooks.convergence.decomposition import Decomposition, Products, centred_change
+from trainhooks.convergence.draws import Columns, draw_labellings, twins_of
 from trainhooks.convergence.labellings import resampling_weights, singular_basis, unit_labelling
-from trainhooks.convergence.lead import Draws, Onsets, draw_labellings, leading_left_vector
-from trainhooks.convergence.picture import FOLDS, heldout_correlation
-from trainhooks.convergence.trajectory import FARTHEST, StraightLine, Trajectory, matrices, thinned, unit_scale
+from trainhooks.convergence.trajectory import unit_scale
 
-PICTURE_RECORDS = 24
+CUT_AT = 0.75
+CUT = "cut_"
+CUT_PARTS = ("inner", "total")
+DRAWS, RESAMPLES = 99, 100
 
 
 @dataclass(frozen=True)
 class Reading:
-    """What is kept of the matrices: the two ends, the products' progress, and the picture's correlations.
+    """A run as the analysis of the lead needs it, without its matrices.
 
-    Matrices are in units of `unit_scale`, on which no figure depends. `steps` are those of the records used; `drawn`
-    indexes the at most 24 of them that the picture shows, `correlations` holds the probe's there. `targets`, `folds`
-    (id mod 5) and `labelling` are over the masked rows; `correlation` is the absolute correlation of the targets with
-    the leading direction of change.
+    `products` are against the last record, `cut_products` (None without them) of the first records, against that of
+    step `cut_step`. `correlation` is the absolute correlation of the targets with the leading direction of change.
     """
 
     steps: Int[np.ndarray, "record"]
-    first: Float[np.ndarray, "row dim"]
-    last: Float[np.ndarray, "row dim"]
-    targets: Float[np.ndarray, "row"]
-    folds: Int[np.ndarray, "row"]
-    labelling: Float[np.ndarray, "row"]
-    draws: Draws
-    progress: Progress
-    resampled: Onsets | None
-    distance: Float[np.ndarray, "record"]
+    products: Products
+    cut_products: Products | None
+    columns: Columns
+    dims: int
     correlation: float
-    drawn: Int[np.ndarray, "drawn"]
-    correlations: Float[np.ndarray, "drawn"]
 
     @property
-    def line(self) -> StraightLine:
-        """The straight line between the ends that has the run's own distance at each record of the picture."""
-        progress = 1.0 - self.distance[self.drawn]
-        return StraightLine(self.first, self.last, steps=self.steps[self.drawn], progress=progress)
+    def cut_step(self) -> int:
+        """The step of the record at which the cut run ends; -1 without one."""
+        return -1 if self.cut_products is None else int(self.steps[len(self.cut_products.total) - 1])
 
 
-def read_run(
-    trajectory: Trajectory,
-    y: Float[np.ndarray, "vocab"],
+def cut_index(steps: Sequence[int] | Int[np.ndarray, "record"]) -> int | None:
+    """The last record within 3/4 of the run; None where the run up to there has fewer than three records."""
+    within = np.flatnonzero(np.asarray(steps) <= steps[0] + CUT_AT * (steps[-1] - steps[0]))
+    return int(within[-1]) if len(within) >= 3 else None
+
+
+class LeadReader:
+    """Measures records, one after another, against the run's ends.
+
+    `first`, `last` and `cut` (the last record within 3/4 of the run, None without one) are the masked rows of the
+    output embedding, float32; `targets` are those rows' (-log frequency). Kept: the ends, some 900 labellings of the
+    rows, `resamples` bootstrap samples of them. The same settings and matrices give the same numbers.
+
+    Raises ValueError for constant targets, and where nothing moved between the ends.
+    """
+
+    def __init__(
+        self,
+        first: Float[np.ndarray, "row dim"],
+        last: Float[np.ndarray, "row dim"],
+        cut: Float[np.ndarray, "row dim"] | None,
+        *,
+        targets: Float[np.ndarray, "row"],
+        draws: int = DRAWS,
+        seed: int = 0,
+        resamples: int = RESAMPLES,
+    ) -> None:
+        labelling = unit_labelling(targets)
+        self._scale = unit_scale(first, last)
+        first, last = first * self._scale, last * self._scale
+        change = centred_change(last, first=first)
+        basis = singular_basis(change)
+        weights = resampling_weights(len(targets), draws=resamples, rng=np.random.default_rng([seed, 1]))
+        columns = draw_labellings(targets, change=change, basis=basis, draws=draws, seed=seed)
+        self.columns, self.dims = Columns.of(len(targets), draws=draws), first.shape[1]
+        self.correlation = abs(float(basis.coefficients(change, labelling)[0]))
+        self._whole = Decomposition(first, last, labellings=columns, weights=weights)
+        self._until_cut = None if cut is None else self._cut(first, cut, labelling, draws=draws, seed=seed)
+
+    def _cut(
+        self, first: np.ndarray, cut: np.ndarray, labelling: np.ndarray, *, draws: int, seed: int
+    ) -> Decomposition | None:
+        change = centred_change(cut * self._scale, first=first)
+        if not change.any():
+            return None
+        rng = np.random.default_rng([seed, 2])
+        twins = twins_of(labelling, change=change, basis=singular_basis(change), draws=draws, rng=rng)
+        return Decomposition(first, cut * self._scale, labellings=twins)
+
+    def measure(self, matrix: Float[np.ndarray, "row dim"], *, within_cut: bool) -> dict[str, np.ndarray]:
+        """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too."""
+        scaled = matrix * self._scale
+        values = self._whole.measure(scaled)
+        if within_cut and self._until_cut is not None:
+            cut = self._until_cut.measure(scaled)
+            values |= {CUT + name: cut[name] for name in CUT_PARTS}
+        return values
+
+
+def gathered(
+    steps: Int[np.ndarray, "record"],
+    records: Sequence[dict[str, np.ndarray]],
     *,
-    mask: Bool[np.ndarray, "vocab"],
-    draws: int,
-    seed: int,
-    resamples: int,
-    max_records: int | None,
+    columns: Columns,
+    dims: int,
+    correlation: float,
 ) -> Reading:
-    """Read the last record, the first, then all in order; see `analyze_run` for the settings and errors."""
-    kept = thinned(np.asarray(trajectory.steps), limit=max_records or len(trajectory))
-    steps = np.asarray(trajectory.steps)[kept]
-    drawn = thinned(steps, limit=PICTURE_RECORDS)
-    targets, folds = np.asarray(y[mask], dtype=np.float64), np.flatnonzero(mask) % FOLDS
-    labelling = unit_labelling(targets)
-    last = next(matrices(trajectory, kept[-1:], mask=mask))
-    first = next(matrices(trajectory, kept[:1], mask=mask))
-    scale = unit_scale(first, last)
-    farthest = FARTHEST * max(float(np.abs(first).max()), float(np.abs(last).max()))
-    first, last = first * scale, last * scale
-    change = centred_change(last, first=first)
-    basis = singular_basis(change)
-    labellings = draw_labellings(labelling, change=change, basis=basis, draws=draws, seed=seed)
-    rng = np.random.default_rng([seed, 1])
-    weights = resampling_weights(len(targets), draws=resamples, rng=rng) if resamples else None
-    sums = Decomposition(first, last, labellings=labellings.labellings, weights=weights)
-    in_picture, correlations = set(drawn.tolist()), []
-    for position, matrix in enumerate(matrices(trajectory, kept, mask=mask, farthest=farthest)):
-        sums.add(matrix * scale)
-        if position in in_picture:
-            correlations.append(heldout_correlation(matrix, targets, folds=folds))
+    """The reading of records measured by one `LeadReader`, the last of them its `last`."""
+    whole = [{name: value for name, value in record.items() if not name.startswith(CUT)} for record in records]
+    until_cut = [_cut_record(record) for record in records if CUT + "total" in record]
     return Reading(
         steps=steps,
-        first=first,
-        last=last,
-        targets=targets,
-        folds=folds,
-        labelling=labelling,
-        draws=labellings,
-        progress=sums.progress(),
-        resampled=Onsets(steps, *sums.resampled_progress()) if resamples else None,
-        distance=sums.distance,
-        correlation=abs(float(leading_left_vector(change, basis=basis) @ labelling)),
-        drawn=drawn,
-        correlations=np.array(correlations),
+        products=Products.stacked(whole),
+        cut_products=Products.stacked(until_cut) if until_cut else None,
+        columns=columns,
+        dims=dims,
+        correlation=correlation,
     )
+
+
+def _cut_record(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The cut run's record; what only the whole run is asked for is left empty."""
+    inner, total = (record[CUT + name] for name in CUT_PARTS)
+    nothing, none = np.zeros(()), np.empty(0)
+    return {
+        "inner": inner,
+        "square": np.zeros_like(inner),
+        "total": total,
+        "apart": nothing,
+        "resampled_inner": none,
+        "resampled_total": none,
+    }

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from trainhooks.convergence.decomposition import Decomposition
+from trainhooks.convergence.decomposition import Decomposition, Products
 from trainhooks.convergence.labellings import unit_labelling
 from trainhooks.convergence.lead import Onsets, percentiles
 from trainhooks.convergence.onset import Onset, onset
-from trainhooks.convergence.trajectory import StraightLine, Trajectory, random_walk
+from trainhooks.convergence.trajectory import Trajectory, random_walk
 
 WALK_ROWS, WALK_DIMS, WALK_LABELLINGS = 512, 32, 99
 
@@ -32,27 +32,21 @@ class WalkReference:
     high: float
 
 
-def decompose(
-    trajectory: Trajectory, *, labellings: Float[np.ndarray, "row labelling"]
-) -> tuple[Onsets, Float[np.ndarray, "record"]]:
-    """Onsets of every labelling over a whole trajectory, and the relative distance to its end at each record."""
+def decompose(trajectory: Trajectory, *, labellings: Float[np.ndarray, "row labelling"]) -> Products:
+    """The products of every labelling over a whole trajectory."""
     sums = Decomposition(trajectory[0], trajectory[len(trajectory) - 1], labellings=labellings)
-    for index in range(len(trajectory)):
-        sums.add(trajectory[index])
-    progress = sums.progress()
-    return Onsets(trajectory.steps, progress.part, progress.rest), sums.distance
+    return Products.stacked([sums.measure(trajectory[index]) for index in range(len(trajectory))])
 
 
 def straight_line_leads(
-    line: StraightLine, *, labelling: Float[np.ndarray, "row"], q: tuple[float, ...]
+    products: Products, *, steps: Int[np.ndarray, "record"], q: tuple[float, ...]
 ) -> Mapping[float, float]:
-    """The straight line's lead at each q: 1 up to rounding, whatever the labelling."""
-    onsets, _ = decompose(line, labellings=labelling[:, None])
-    leads = {}
-    for share in q:
-        part, rest = onsets.of(0, q=share)
-        leads[share] = rest.step / part.step
-    return leads
+    """The lead of E_0 + pi(t) (E_T - E_0) at each q, pi the run's own distance covered: 1 up to rounding."""
+    covered = 1.0 - products.distance
+    line = replace(products, inner=covered[:, None] * products.inner[-1:], total=covered * products.total[-1])
+    progress = line.progress()
+    onsets = Onsets(steps, progress.part[:1], progress.rest[:1])
+    return {share: float(onsets.leads(q=share)[0]) for share in q}
 
 
 def walk_references(
@@ -62,10 +56,11 @@ def walk_references(
     walk = random_walk(steps, rows=WALK_ROWS, dims=WALK_DIMS, seed=seed)
     noise = np.random.default_rng([seed, 1]).standard_normal((WALK_ROWS, WALK_LABELLINGS))
     labellings = np.stack([unit_labelling(column) for column in noise.T], axis=1)
-    onsets, distance = decompose(walk, labellings=labellings)
+    products = decompose(walk, labellings=labellings)
+    progress = products.progress()
+    onsets = Onsets(steps, progress.part, progress.rest)
     references = {}
     for share in q:
-        pairs = onsets.pairs(q=share)
-        covered = onset(steps, 1.0 - distance, q=share)
-        references[share] = WalkReference(covered, *percentiles(pairs[:, 1] / pairs[:, 0], (5.0, 50.0, 95.0)))
+        covered = onset(steps, 1.0 - products.distance, q=share)
+        references[share] = WalkReference(covered, *percentiles(onsets.leads(q=share), (5.0, 50.0, 95.0)))
     return references

@@ -8,19 +8,13 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from trainhooks.convergence.lead import (
-    PERMUTATIONS,
-    Direction,
-    Lead,
-    Onsets,
-    change_over_noise,
-    direction,
-    lead_at,
-)
+from trainhooks.convergence.decomposition import Products
+from trainhooks.convergence.lead import CutRun, Direction, Lead, Onsets, change_over_noise, direction, lead_at
 from trainhooks.convergence.learning_rate import Placement, place
 from trainhooks.convergence.onset import Onset, Series, check_share, check_steps, series_onset
-from trainhooks.convergence.picture import Picture, draw_picture
-from trainhooks.convergence.reading import Reading, read_run
+from trainhooks.convergence.passes import read_run
+from trainhooks.convergence.picture import Picture
+from trainhooks.convergence.reading import DRAWS, RESAMPLES, Reading
 from trainhooks.convergence.references import WalkReference, straight_line_leads, walk_references
 from trainhooks.convergence.trajectory import Trajectory
 
@@ -53,7 +47,7 @@ class RunAnalysis:
     change. `change_over_noise` says by how many standard deviations the frequency part of the final change exceeds that
     of permuted targets; below 3 it has no onset. `straight_line` is that null's lead at each q (1 up to rounding).
     `placements` are the onsets' places in the learning-rate schedule (q -> "frequency", "rest"), empty where no
-    learning rate was given.
+    learning rate was given. `picture` is None where the run's matrices were not there to draw it.
     """
 
     first_step: int
@@ -72,7 +66,7 @@ class RunAnalysis:
     direction: Direction
     straight_line: Mapping[float, float]
     random_walk: Mapping[float, WalkReference]
-    picture: Picture
+    picture: Picture | None
     placements: Mapping[float, Mapping[str, Placement]]
     series_onsets: Mapping[str, Mapping[float, Onset]]
     curves: Curves
@@ -84,19 +78,19 @@ def analyze_run(
     *,
     mask: Bool[np.ndarray, "mask"] | None = None,
     q: Sequence[float] = (0.5, 0.9),
-    draws: int = 99,
+    draws: int = DRAWS,
     seed: int = 0,
     learning_rate: Series | None = None,
     series: Mapping[str, Series] | None = None,
     max_records: int | None = None,
-    resamples: int = 100,
+    resamples: int = RESAMPLES,
 ) -> RunAnalysis:
     """Decompose a run's change into the part along the targets and the rest, and test which came first.
 
     `y` holds the targets of all rows (-log frequency; entries outside `mask` are never looked at). Reads the last
-    record, then every record in order, one matrix in memory beside the two ends. `draws` labellings of each null,
-    `resamples` bootstrap samples of the tokens (0: no interval). `series` are recorded scalars whose onsets go
-    beside. `max_records` thins a long run to that many records, evenly in log(1 + step).
+    record, the first and that at 3/4 of the run, then every record in order, one matrix in memory beside those.
+    `draws` labellings of each null, `resamples` bootstrap samples of the tokens (0: no interval). `series` are recorded
+    scalars whose onsets go beside. `max_records` thins a long run to that many records, evenly in log(1 + step).
 
     Raises ValueError for fewer than 3 records or 16 rows, fewer than 19 draws (p could not fall to 0.05), constant
     or non-finite targets, non-finite matrices, a run whose two ends are equal, and shares outside (0, 1).
@@ -108,58 +102,89 @@ def analyze_run(
             f"the mask has {len(mask)} entries of type {mask.dtype} and y has {len(y)}; give one boolean for each row."
         )
     _check(trajectory, mask=mask, q=shares, draws=draws, max_records=max_records)
-    read = read_run(trajectory, y, mask=mask, draws=draws, seed=seed, resamples=resamples, max_records=max_records)
-    above = change_over_noise(read.progress.size, null=read.draws.groups[PERMUTATIONS])
-    leads = _leads(read, q=shares, above_noise=above >= NOISE_ERRORS)
-    return RunAnalysis(
-        first_step=int(read.steps[0]),
-        last_step=int(read.steps[-1]),
-        records_total=len(trajectory),
-        records_used=len(read.steps),
-        rows=len(read.targets),
+    reading, picture = read_run(
+        trajectory, y, mask=mask, q=shares, draws=draws, seed=seed, resamples=resamples, max_records=max_records
+    )
+    return analyze_reading(
+        reading,
+        records=len(trajectory),
         vocab=len(y),
-        dims=read.first.shape[1],
-        draws=draws,
-        resamples=resamples,
+        q=shares,
         seed=seed,
-        correlation=read.correlation,
-        change_over_noise=above,
-        leads=leads,
-        direction=direction(read.steps, progress=read.progress, draws=read.draws),
-        straight_line=straight_line_leads(read.line, labelling=read.labelling, q=shares),
-        random_walk=walk_references(read.steps, q=shares, seed=seed),
-        picture=_picture(read, q=shares),
-        placements={} if learning_rate is None else _placements(leads, learning_rate),
-        series_onsets={
-            name: {share: series_onset(one, q=share) for share in shares} for name, one in (series or {}).items()
-        },
-        curves=_curves(read),
+        picture=picture,
+        learning_rate=learning_rate,
+        series=series,
     )
 
 
-def _leads(read: Reading, *, q: tuple[float, ...], above_noise: bool) -> tuple[Lead, ...]:
-    onsets = Onsets(read.steps, read.progress.part, read.progress.rest)
+def analyze_reading(
+    reading: Reading,
+    *,
+    records: int,
+    vocab: int,
+    q: tuple[float, ...],
+    seed: int = 0,
+    picture: Picture | None = None,
+    learning_rate: Series | None = None,
+    series: Mapping[str, Series] | None = None,
+) -> RunAnalysis:
+    """What `analyze_run` concludes, from a reading alone: no matrix is needed any more.
+
+    `records` and `vocab` are those of the whole run, of which the reading may hold less.
+    """
+    steps, products, progress = reading.steps, reading.products, reading.products.progress()
+    above = change_over_noise(progress.size, null=reading.columns.permutations)
+    leads = _leads(reading, q=q, above_noise=above >= NOISE_ERRORS)
+    return RunAnalysis(
+        first_step=int(steps[0]),
+        last_step=int(steps[-1]),
+        records_total=records,
+        records_used=len(steps),
+        rows=reading.columns.rows,
+        vocab=vocab,
+        dims=reading.dims,
+        draws=reading.columns.draws,
+        resamples=products.resampled_inner.shape[1],
+        seed=seed,
+        correlation=reading.correlation,
+        change_over_noise=above,
+        leads=leads,
+        direction=direction(steps, progress=progress, columns=reading.columns),
+        straight_line=straight_line_leads(products, steps=steps, q=q),
+        random_walk=walk_references(steps, q=q, seed=seed),
+        picture=picture,
+        placements={} if learning_rate is None else _placements(leads, learning_rate),
+        series_onsets={
+            name: {share: series_onset(one, q=share) for share in q} for name, one in (series or {}).items()
+        },
+        curves=Curves(steps, progress.part[0], progress.rest[0], progress.cosine[0], products.distance),
+    )
+
+
+def _leads(reading: Reading, *, q: tuple[float, ...], above_noise: bool) -> tuple[Lead, ...]:
+    steps, products = reading.steps, reading.products
+    resampled = Onsets(steps, *products.resampled_progress()) if products.resampled_inner.shape[1] else None
     return tuple(
-        lead_at(share, onsets=onsets, draws=read.draws, resampled=read.resampled, above_noise=above_noise)
+        lead_at(
+            share,
+            onsets=_onsets(steps, products),
+            columns=reading.columns,
+            resampled=resampled,
+            cut=_cut_run(reading),
+            above_noise=above_noise,
+        )
         for share in q
     )
 
 
-def _picture(read: Reading, *, q: tuple[float, ...]) -> Picture:
-    return draw_picture(
-        read.steps[read.drawn],
-        distance=read.distance[read.drawn],
-        correlation=read.correlations,
-        line=read.line,
-        targets=read.targets,
-        folds=read.folds,
-        q=q,
-    )
+def _cut_run(reading: Reading) -> CutRun | None:
+    cut = reading.cut_products
+    return None if cut is None else CutRun(float(reading.cut_step), _onsets(reading.steps[: len(cut.total)], cut))
 
 
-def _curves(read: Reading) -> Curves:
-    progress = read.progress
-    return Curves(read.steps, progress.part[0], progress.rest[0], progress.cosine[0], read.distance)
+def _onsets(steps: np.ndarray, products: Products) -> Onsets:
+    progress = products.progress()
+    return Onsets(steps, progress.part, progress.rest)
 
 
 def _placements(leads: tuple[Lead, ...], learning_rate: Series) -> Mapping[float, Mapping[str, Placement]]:
