@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import time
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -27,6 +28,9 @@ from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.transfer import Freight, Lane, Parcel
 
 logger = logging.getLogger("trainhooks")
+
+SETTLE_SECONDS = 60.0
+SETTLE_SAID_SECONDS = 5.0
 
 Conclude = Callable[..., dict[str, np.ndarray]]
 """What makes the values of the record of `step` of those that have travelled (see `Timetable.conclude`)."""
@@ -163,6 +167,24 @@ class Dispatch:
         if self._lane is not None:
             for sent, tensors in self._lane.arrived(wait=wait):
                 self._deliver(*self._arrived(sent, tensors))
+
+    def settle(self, *, step: int) -> None:
+        """Before a checkpoint at `step`: what was sent arrives, and is durable; said where that takes long.
+
+        Raises what a sink does when it is given a record, and nothing else: a checkpoint never fails for a slow disk.
+        """
+        self.hand_out(wait=True)
+        begin = time.monotonic()
+        settled, waited = self._outlets.settle(seconds=SETTLE_SECONDS), time.monotonic() - begin
+        if not settled:
+            durable = self._outlets.durable_step
+            text = (
+                f"the checkpoint is ahead of the store, which holds records up to step {durable} after {waited:.0f} s. "
+                "A run that is killed before the others are durable goes on with a gap that the store names"
+            )
+            self._warn_once("settle", text, step=step)
+        elif waited > SETTLE_SAID_SECONDS:
+            logger.warning("step %d: the checkpoint waited %.0f s until the store had its records", step, waited)
 
     def finish(self, *, step: int, wait_seconds: float) -> None:
         """The run has ended at `step`: everything arrives, and the sinks get what needed the last record."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
@@ -103,6 +104,12 @@ class Outlets:
             for sink in reversed(self._sinks):
                 writing.callback(sink.write, record)
 
+    def settle(self, *, seconds: float) -> bool:
+        """Make what was written durable, within so many seconds; whether every sink could."""
+        until = time.monotonic() + seconds
+        settled = [sink.settle(seconds=max(0.0, until - time.monotonic())) for sink in self._sinks]
+        return all(settled)
+
     def wait(self, *, seconds: float) -> bool:
         """Wait until the other ranks' pieces of the last record are in the store; False where they are not by then."""
         if self.store is None or self.rows is None or self._last is None:
@@ -172,5 +179,6 @@ def _checked(sinks: object) -> list[Sink]:
 
 def _settle_store(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:
     store.mode = opening_mode(restart, mode=store.mode, path=store.path, exists=store.exists)
+    store.recorded = None if restart is None else restart.recorded
     if store.folder is not None:
         check_disk(store.folder, needed=plan.disk_bytes, force=force)

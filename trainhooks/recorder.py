@@ -305,9 +305,9 @@ class Recorder:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.
 
         With several ranks all of them call it (label counts are summed); rank 0's answer is the one to keep. Waits for
-        the device, so that every record it knows of is with the sinks.
+        the device, and until every record it knows of is durable, a minute at most.
         """
-        self._dispatch.hand_out(wait=True)
+        self._dispatch.settle(step=self.step)
         now = self._under_way or self._as_it_is(said=Said(), rates=self._learning_rate_sum)
         unrecorded = {} if self._under_way else {"unrecorded": self._unrecorded}
         begun, labels = self._opened or self._restart is not None, self._labels.state_dict()

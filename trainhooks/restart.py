@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from trainhooks.metrics.base import Metric
 from trainhooks.store import Store, open_store
@@ -18,12 +19,14 @@ from trainhooks.store import Store, open_store
 class Restart:
     """A run that goes on after `step` updates; `recorded` is the last record that its checkpoint knew, if any.
 
-    `sketch` [group, sketch] is that record's, by which the run is known again in its store; None: it is not known.
+    `sketch` [group, sketch] is that record's, by which the run is known again in its store, and `first` is that of
+    step 0; None: it is not known.
     """
 
     step: int
     recorded: int | None
     sketch: np.ndarray | None = field(default=None, repr=False, compare=False)
+    first: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
     def of(state: Mapping[str, Any]) -> Restart | None:
@@ -31,15 +34,19 @@ class Restart:
         if not state.get("begun", True):
             return None
         redone = 1 if state.get("unrecorded") else 0  # its record, should it be there already, is made again
-        sketch = state.get("references", {}).get("previous_sketch")
-        known = None if sketch is None else sketch.detach().cpu().numpy().astype(np.float32)
-        return Restart(step=int(state["step"]) - redone, recorded=state.get("recorded"), sketch=known)
+        references = state.get("references", {})
+        known, first = (_on_host(references.get(name)) for name in ("previous_sketch", "initial_sketch"))
+        return Restart(step=int(state["step"]) - redone, recorded=state.get("recorded"), sketch=known, first=first)
+
+
+def _on_host(sketch: Tensor | None) -> np.ndarray | None:
+    return None if sketch is None else sketch.detach().cpu().numpy().astype(np.float32)
 
 
 def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists: bool) -> str:
     """How to open the store at `path`: `mode`, but "create" where the run goes on and its store is gone, said once.
 
-    Raises ValueError where a store is to be resumed and nothing says where; where the checkpoint is ahead of it.
+    Raises ValueError where a store is to be resumed and nothing says where; where it is another run's.
     """
     if restart is None:
         if mode == "resume":
@@ -63,9 +70,9 @@ def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists
 
 
 def _check_store(restart: Restart, *, path: str | Path) -> None:
-    """Raise ValueError where the checkpoint is ahead of the store: the records between the two would be missing.
+    """Warn where the checkpoint is ahead of the store: the records between the two are missing.
 
-    Also where the record that both know is not the same: the store is another run's.
+    Raises ValueError where the record that both know is not the same: the store is another run's.
     """
     if restart.recorded is None:
         return
@@ -73,16 +80,31 @@ def _check_store(restart: Restart, *, path: str | Path) -> None:
     steps = store.steps
     last = int(steps[-1]) if len(steps) else None
     if last is None or last < restart.recorded:
-        raise ValueError(
-            f"the checkpoint had recorded up to step {restart.recorded}; {path} ends at step {last}. Name the store "
-            "that belongs to the checkpoint, or a path where there is none: a new one begins there."
-        )
+        _check_is_behind(restart, store, last=last, path=path)
+        return
     if restart.sketch is not None and not _has_record(store, restart.recorded, sketch=restart.sketch):
         raise ValueError(
             f"{path} is another run's store: its weights at step {restart.recorded} are not those that the checkpoint "
             f"of step {restart.step} had recorded there. Name the store that belongs to the checkpoint, or a path "
             "where there is none: a new one begins there."
         )
+
+
+def _check_is_behind(restart: Restart, store: Store, *, last: int | None, path: str | Path) -> None:
+    """Warn where the store of a run that was killed ends before its checkpoint. Raises ValueError for another store."""
+    # a store that was closed lost nothing by a kill, and one with another first record is another run's
+    ended = store.complete and not store.dropped
+    if ended or not (restart.first is None or _has_record(store, 0, sketch=restart.first)):
+        raise ValueError(
+            f"the checkpoint had recorded up to step {restart.recorded}; {path} ends at step {last}. Name the store "
+            "that belongs to the checkpoint, or a path where there is none: a new one begins there."
+        )
+    warnings.warn(
+        f"the checkpoint had recorded up to step {restart.recorded}; {path} ends at step {last}: what lies between was "
+        "not durable when the run was killed. The run goes on, with a gap that the store names (`trainhooks inspect`).",
+        RuntimeWarning,
+        stacklevel=2,
+    )
 
 
 def _has_record(store: Store, step: int, *, sketch: np.ndarray) -> bool:

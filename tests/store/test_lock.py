@@ -95,3 +95,26 @@ def test_a_child_forked_while_the_folder_is_locked_holds_nothing(run, tmp_path):
         for descriptor in descriptors:
             os.close(descriptor)
     writer.close()
+
+
+def test_a_holder_in_another_namespace_or_on_another_machine_of_the_name_is_not_dead_for_its_id(run, tmp_path):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    lock = json.loads((writer.path / LOCK).read_text())
+    writer.abandon()
+    assert lock["namespace"] == os.readlink("/proc/self/ns/pid")
+    boot, _, start = lock["started"].rpartition("/")
+    for other in ({"namespace": "pid:[1]", "pid": 1 << 22}, {"started": f"another-{boot}/{start}"}):
+        (writer.path / LOCK).write_text(json.dumps(lock | other))
+        with pytest.raises(StoreError, match="cannot be seen from here"):
+            StoreWriter(writer.path, run.layout, mode="resume")
+    # the same words of a process that can be looked for, by a version that did not write its namespace
+    (writer.path / LOCK).write_text(json.dumps({k: v for k, v in lock.items() if k != "namespace"} | {"pid": 1 << 22}))
+    StoreWriter(writer.path, run.layout, mode="resume").close()
+
+
+def test_a_lock_of_a_later_version_says_who_holds_it(run, tmp_path):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    lock = writer.path / LOCK
+    lock.write_text(json.dumps(json.loads(lock.read_text()) | {"more": 1}))
+    with pytest.raises(StoreError, match="is being written by"):
+        StoreWriter(writer.path, run.layout, mode="resume")

@@ -98,6 +98,13 @@ class Sink(ABC):  # noqa: B024 - every moment is optional
         takes it as a value beside the others.
         """
 
+    def settle(self, *, seconds: float) -> bool:
+        """When a checkpoint is saved: make what was written durable, within so many seconds; whether it is.
+
+        It must not raise: what is wrong is for the next `write` to say.
+        """
+        return True
+
     def finish(self, values: Mapping[str, np.ndarray]) -> None:  # noqa: B027
         """When the run ends: the variables that needed its last record, one row a record."""
 

@@ -39,6 +39,8 @@ class StoreSink(Sink):
         self.mode = mode
         self.writing = Writing() if writing is None else writing
         self.pieces = 1  # ranks that write each record; set before open()
+        self.recorded: int | None = None  # the last record that the run had made where it goes on; set before open()
+        self._last: int | None = None
         self._writer: BackgroundWriter | None = None
 
     @property
@@ -80,6 +82,7 @@ class StoreSink(Sink):
             layout,
             mode=self.mode,
             restart_step=restart_step if self.mode == "resume" else None,
+            recorded=self.recorded if self.mode == "resume" else None,
             durability=self.writing.durability,
             pieces=self.pieces,
             threads=max(1, self.writing.threads - 1),
@@ -91,6 +94,7 @@ class StoreSink(Sink):
     def write(self, record: Record) -> None:
         """Queue the record; `durable_step` says when it is on disk."""
         assert self._writer is not None, "open() comes first"
+        self._last = record.step
         self._writer.append(
             record.step,
             record.values,
@@ -100,6 +104,19 @@ class StoreSink(Sink):
             rows=record.rows if record.snapshot is not None else None,
             keep=True,
         )
+
+    def settle(self, *, seconds: float) -> bool:
+        """See `Sink.settle`; the other ranks' pieces count, too."""
+        if self._writer is None or self._last is None:
+            return True
+        until = time.monotonic() + seconds
+        if not self._writer.settle(seconds=seconds):
+            return False
+        while self.pieces > 1 and ((last := self.durable_step) is None or last < self._last):
+            if time.monotonic() > until:
+                return False
+            time.sleep(0.02)
+        return True
 
     def read(self) -> Store:
         """The store as it is with all records that were written so far; waits until they are durable."""

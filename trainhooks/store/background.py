@@ -147,7 +147,7 @@ class BackgroundWriter:
 
     def settle(self, *, seconds: float) -> bool:
         """Wait for so long at most until everything queued is durable; whether it is. Raises nothing."""
-        return self._carried_out(lambda: None, seconds=seconds) and not self._stopped
+        return self._carried_out(lambda: None, seconds=seconds) and self._writer.last_step == self._last
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, see `StoreWriter.finish`; no record may follow."""

@@ -10,7 +10,7 @@ import threading
 import time
 import uuid
 import weakref
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from functools import cache
 from pathlib import Path
 
@@ -22,23 +22,32 @@ LOCK = ".lock"
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 WATCH_SECONDS = 2 * HEARTBEAT_SECONDS
+_UNSEEN = (
+    f" It cannot be seen from here; where it has ended, that shows {STALE_SECONDS:.0f} s after its last sign of life."
+)
 
 
 @dataclass(frozen=True)
 class Holder:
-    """Who holds a store: host, process, when that process began (a process id is used again), and a sign of life."""
+    """Who holds a store: host, process, when that process began (a process id is used again), and a sign of life.
+
+    `namespace` is the one that the process id is of: two containers may have one host name. Empty in locks of versions
+    that did not write it, and where the system has none.
+    """
 
     host: str
     pid: int
     started: str
     token: str
     beat: float
+    namespace: str = ""
 
     @staticmethod
     def parse(text: bytes) -> Holder | None:
-        """The holder that a lock file names; None where it cannot be read."""
+        """The holder that a lock file names, whatever else it says; None where it cannot be read."""
         try:
-            return Holder(**json.loads(text))
+            document = json.loads(text)
+            return Holder(**{one.name: document[one.name] for one in fields(Holder) if one.name in document})
         except (ValueError, TypeError):
             return None
 
@@ -46,9 +55,20 @@ class Holder:
         """The lock file's content."""
         return json.dumps(asdict(self)).encode()
 
+    @property
+    def in_sight(self) -> bool:
+        """Whether processes of its host and process-id namespace can be seen from here, so that a missing one is dead.
+
+        A host that has started again since has other processes under the same ids, and so has another machine of the
+        same name.
+        """
+        booted = self.started.rpartition("/")[0]
+        same = self.host == socket.gethostname() and (not booted or booted == _boot())
+        return same and self.namespace in ("", _namespace())
+
     def alive(self) -> bool:
-        """Whether the holder still runs; on another host, whether it gave a sign of life within two minutes."""
-        if self.host != socket.gethostname():
+        """Whether the holder still runs; out of sight, whether it gave a sign of life within two minutes."""
+        if not self.in_sight:
             return abs(time.time() - self.beat) < STALE_SECONDS
         return process_start(self.pid) == self.started
 
@@ -61,8 +81,8 @@ def process_start(pid: int) -> str | None:
     """When a process of this host began, as text that no other process with its id has; None where none runs."""
     try:
         # what follows the command's name, which may hold anything: state, ..., and field 22, the start
-        fields = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
-        return None if fields[0] in "ZX" else f"{_boot()}/{fields[19]}"
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace").rpartition(")")[2].split()
+        return None if stat[0] in "ZX" else f"{_boot()}/{stat[19]}"
     except (FileNotFoundError, ProcessLookupError):
         if Path("/proc/self/stat").exists():
             return None
@@ -78,6 +98,14 @@ def _boot() -> str:
         return ""
 
 
+@cache
+def _namespace() -> str:
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return ""
+
+
 class Lock:
     """Holds a store from here to `release`, and says so every 15 seconds.
 
@@ -88,7 +116,7 @@ class Lock:
     def __init__(self, place: Place) -> None:
         me = process_start(os.getpid()) or ""
         self._place = place
-        self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time())
+        self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time(), _namespace())
         self._content = self._take()
         self._stop = Flag()
         self.lost = False
@@ -141,17 +169,18 @@ class Lock:
                     "Make sure that nobody does, and delete that file."
                 )
             if holder.alive() or self._beats(holder, found):
+                unseen = "" if holder.in_sight else _UNSEEN
                 raise StoreError(
                     f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
-                    "recorder first, or write to another path."
+                    f"recorder first, or write to another path.{unseen}"
                 )
             if self._place.put_if(LOCK, content, current=found):
                 break
         return content
 
     def _beats(self, holder: Holder, content: bytes) -> bool:
-        """Whether a holder on another host, too old by our clock, is still heard of: the clocks may differ."""
-        if holder.host == socket.gethostname():
+        """Whether a holder out of sight, too old by our clock, is still heard of: the clocks may differ."""
+        if holder.in_sight:
             return False
         time.sleep(WATCH_SECONDS)
         try:

@@ -26,6 +26,7 @@ from trainhooks.store.root import (
     JOURNAL,
     MANIFEST,
     METADATA,
+    Gap,
     Restart,
     Root,
     commit,
@@ -105,8 +106,12 @@ def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, Plac
     return root, store
 
 
-def resume(place: Place, layout: Layout, *, restart_step: int | None) -> tuple[Root, PlaceStore]:
+def resume(
+    place: Place, layout: Layout, *, restart_step: int | None, recorded: int | None = None
+) -> tuple[Root, PlaceStore]:
     """Cut an existing store after `restart_step` (None: keep everything) and make its arrays ready to go on.
+
+    `recorded` is the last record that the run had made by then; where the store ends before it, the gap is noted.
 
     The journal's files that are cut no longer count; the caller deletes them.
 
@@ -122,7 +127,7 @@ def resume(place: Place, layout: Layout, *, restart_step: int | None) -> tuple[R
             f"{place} was made with another layout; go on with the same one, or write to another path:\n- "
             + "\n- ".join(found)
         )
-    root = _cut(root, layout, store, restart_step=restart_step)
+    root = _cut(root, layout, store, restart_step=restart_step, recorded=recorded)
     for name in _growing(root):
         for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
             del store.files[key]
@@ -169,7 +174,7 @@ def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
     return read_rows(store, name, root.arrays[name])
 
 
-def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None) -> Root:
+def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None, recorded: int | None) -> Root:
     last = np.inf if restart_step is None else restart_step
     steps = folded_steps(store, root, STEP)
     records = int((steps <= last).sum())
@@ -177,7 +182,9 @@ def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | N
     snapshots = int((snapshot_steps <= last).sum())
     folded = int(max(steps, default=-1))
     entries = complete_entries(list_pieces(store.place), root.restarts, (folded, int(max(snapshot_steps, default=-1))))
-    waiting = sum(1 for entry in entries if folded < entry.step <= last)
+    kept = [entry.step for entry in entries if folded < entry.step <= last]
+    waiting = len(kept)
+    end = max([*(int(step) for step in steps[:records][-1:]), *kept], default=None)
     before, now = root.provenance, layout.provenance
     changed = {key: now[key] for key in now if key not in before or before[key] != now[key]}
     restart = Restart(root.attempt + 1, restart_step, records + waiting, changed)
@@ -186,7 +193,19 @@ def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | N
     for spec in array_specs(root.layout):
         if spec.dims[0] in lengths:
             arrays[spec.name] = of_length(arrays[spec.name], lengths[spec.dims[0]])
-    return replace(root, attempt=restart.attempt, restarts=(*root.restarts, restart), complete=False, arrays=arrays)
+    gaps = _gaps_before(root.gaps, restart_step)
+    if recorded is not None and (end is None or end < recorded):
+        gaps = (*gaps, Gap(restart.attempt, end, recorded))
+    restarts = (*root.restarts, restart)
+    return replace(root, attempt=restart.attempt, restarts=restarts, gaps=gaps, complete=False, arrays=arrays)
+
+
+def _gaps_before(gaps: tuple[Gap, ...], step: int | None) -> tuple[Gap, ...]:
+    """The gaps, or what a cut after `step` leaves of them."""
+    if step is None:
+        return gaps
+    left = (gap for gap in gaps if (-1 if gap.after is None else gap.after) < step)
+    return tuple(replace(gap, until=min(gap.until, step)) for gap in left)
 
 
 def is_taken(place: Place, *, overwrite: bool) -> bool:

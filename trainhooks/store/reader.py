@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Iterator
+from dataclasses import asdict
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -201,6 +202,11 @@ class Store:
     def restarts(self) -> list[dict[str, Any]]:
         """Each resumption: attempt, restart_step, records kept, and the provenance that changed."""
         return [restart.to_json() for restart in self._root.restarts]
+
+    @property
+    def gaps(self) -> list[dict[str, Any]]:
+        """What was lost before a checkpoint: the attempt that went on, and after and up to which step."""
+        return [asdict(gap) for gap in self._root.gaps]
 
     @property
     def names(self) -> list[str]:

@@ -11,7 +11,7 @@ import json
 import re
 import zlib
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -49,16 +49,34 @@ class Restart:
 
 
 @dataclass(frozen=True)
+class Gap:
+    """Records that the run had made and its store lost: those after step `after` (None: all) up to step `until`.
+
+    The run was killed before they were durable, and `attempt` went on from a checkpoint that knew of them.
+    """
+
+    attempt: int
+    after: int | None
+    until: int
+
+    def __str__(self) -> str:
+        since = "all records" if self.after is None else f"the records after step {self.after}"
+        return f"{since} up to step {self.until} were lost before attempt {self.attempt}: the run had been killed"
+
+
+@dataclass(frozen=True)
 class Root:
     """What the root declares. `arrays` maps each array's name to its committed Zarr metadata.
 
-    `dropped` counts the records that a full queue turned away, `manifest` is the key of the list of files.
+    `dropped` counts the records that a full queue turned away, `manifest` is the key of the list of files, `gaps` are
+    what was lost before a checkpoint.
     """
 
     layout: Layout
     provenance: Mapping[str, Any]
     attempt: int = 0
     restarts: tuple[Restart, ...] = ()
+    gaps: tuple[Gap, ...] = ()
     complete: bool = False
     dropped: int = 0
     manifest: str = ""
@@ -91,6 +109,8 @@ class Root:
             "dropped": self.dropped,
             "manifest": self.manifest,
         }
+        if self.gaps:
+            declared["gaps"] = [asdict(gap) for gap in self.gaps]
         return {
             "zarr_format": 3,
             "node_type": "group",
@@ -224,6 +244,7 @@ def _declared_root(document: Mapping[str, Any], declared: Mapping[str, Any]) -> 
         provenance=dict(declared["provenance"]),
         attempt=_whole(declared["attempt"]),
         restarts=tuple(Restart(**restart) for restart in declared["restarts"]),
+        gaps=tuple(Gap(**gap) for gap in declared.get("gaps", ())),
         complete=bool(declared["complete"]),
         dropped=_whole(declared["dropped"]),
         manifest=str(declared["manifest"]),
@@ -235,6 +256,8 @@ def _declared_root(document: Mapping[str, Any], declared: Mapping[str, Any]) -> 
         _whole(restart.attempt), _whole(restart.records), dict(restart.changed)
         if restart.restart_step is not None:
             _whole(restart.restart_step)
+    for gap in root.gaps:
+        _whole(gap.attempt), _whole(gap.until), _whole(-1 if gap.after is None else gap.after)
     return root
 
 

@@ -52,6 +52,7 @@ def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
         "disk_bytes": store.disk_bytes,
         "raw_bytes": raw,
         "restarts": store.restarts,
+        "gaps": store.gaps,
         "variables": about,
         "provenance": store.attributes,
     }

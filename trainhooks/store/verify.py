@@ -101,6 +101,8 @@ class _Look:
         holder = holder_of(self.place)
         if holder is not None:
             self._note(".lock", f"{holder} writes this store", "Look again when it has ended")
+        for gap in self.root.gaps:
+            self._note(METADATA, str(gap), "Nothing else is missing; a run from an older checkpoint makes them again")
         try:
             check_claims(self.place, self.root, waiting=sum(1 for _ in list_pieces(self.place)))
         except StoreError as error:

@@ -41,7 +41,8 @@ class StoreWriter:
     """Writes one run's store at `path`, a folder (or a `Place`); a record is durable when `append` returns.
 
     `mode` is "create" (nothing may be there), "overwrite" (replaces a store, and nothing but a store) or "resume"
-    (goes on with one; records beyond `restart_step` are cut, None keeps all, and the restart is noted).
+    (goes on with one; records beyond `restart_step` are cut, None keeps all, and the restart is noted). `recorded` is
+    the last record that the run had made by then: where the store ends before it, the gap is noted, too.
     `durability` is "process" (survives the process' death) or "power" (files are synced). `pieces` is the number of
     ranks that write each record: this one writes piece 0, each other one its own by a `PieceWriter`. `threads`
     compress while a block is folded.
@@ -64,6 +65,7 @@ class StoreWriter:
         *,
         mode: str = "create",
         restart_step: int | None = None,
+        recorded: int | None = None,
         durability: str = "process",
         pieces: int = 1,
         threads: int = 1,
@@ -86,9 +88,9 @@ class StoreWriter:
         self._last = -1
         self.dropped = 0
         with self._disk("open"):
-            self._open(mode, restart_step)
+            self._open(mode, restart_step, recorded)
 
-    def _open(self, mode: str, restart_step: int | None) -> None:
+    def _open(self, mode: str, restart_step: int | None, recorded: int | None) -> None:
         if mode == "resume":
             read_root(self.place)
         else:
@@ -103,7 +105,7 @@ class StoreWriter:
             self._root: Root
             self._store: PlaceStore
             if mode == "resume":
-                self._root, self._store = resume(self.place, self.layout, restart_step=restart_step)
+                self._root, self._store = resume(self.place, self.layout, restart_step=restart_step, recorded=recorded)
             else:
                 self._root, self._store = create(self.place, self.layout, overwrite=mode == "overwrite")
             self.dropped = self._root.dropped
