@@ -300,6 +300,10 @@ class Recorder:
                 kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
             )
 
+    def flush(self) -> None:
+        """Give the sinks every record so far; waits for the device."""
+        self._dispatch.hand_out(wait=True)
+
     @on_host()
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.

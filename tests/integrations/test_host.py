@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainhooks.integrations.host import AFTER_FAILURE_SECONDS, HostedRecorder, HostLog, causal_labels
+from trainhooks.integrations.host import AFTER_FAILURE_SECONDS, HostedRecorder, HostLog
+from trainhooks.integrations.trained_labels import causal_labels
 from trainhooks.recorder import WAIT_SECONDS
 from trainhooks.schedule import Every
 from trainhooks.sinks import MemorySink, Record
@@ -34,7 +35,7 @@ def test_host_log_hands_over_in_order_and_once():
         log.write(Record(step=step, values={"a.b": np.array(float(step)), "gone": np.array(np.nan)}))
     log.drain(lambda scalars, step: seen.append((scalars, step)))
     log.drain(lambda scalars, step: seen.append((scalars, step)))
-    assert seen == [({"a/b": 0.0}, 0), ({"a/b": 3.0}, 3)]
+    assert seen == [({"trainhooks/a/b": 0.0}, 0), ({"trainhooks/a/b": 3.0}, 3)]
 
 
 def test_unknown_setting_is_refused_before_training():

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from trainhooks.integrations.host import HostedRecorder, causal_labels
+from trainhooks.integrations.host import HostedRecorder
+from trainhooks.integrations.trained_labels import causal_labels
 from trainhooks.sinks import JsonLinesSink
 from trainhooks.store import open_store
 

@@ -151,8 +151,8 @@ def test_scalars_reach_the_reporters_and_leave_the_log_history_alone(build_tiny,
     trainer.train()
     assert len(list((tmp_path / "events").iterdir())) == 1
     events = EventAccumulator(str(tmp_path / "events")).Reload()
-    assert [event.step for event in events.Scalars("train/skipped")] == [0, 2, 4]
-    assert [event.step for event in events.Scalars("train/loss")] == [2, 3, 4]  # ours and the Trainer's own
+    assert [event.step for event in events.Scalars("trainhooks/skipped")] == [0, 2, 4]
+    assert [event.step for event in events.Scalars("train/loss")] == [3]  # the Trainer's own alone
     assert [entry["step"] for entry in trainer.state.log_history] == [3, 4]
 
 

@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib
+import math
 import sys
+import warnings
+import weakref
 from collections.abc import Mapping
 from typing import Any
 
-from torch import Tensor
+import torch
+from torch import Tensor, nn
 
-from trainhooks.integrations.host import HostedRecorder, LabelFunction, causal_labels
+from trainhooks.integrations.batch_losses import BatchLosses
+from trainhooks.integrations.host import HostedRecorder
+from trainhooks.integrations.trained_labels import LabelFunction
 from trainhooks.recorder import Recorder
 
 
@@ -33,53 +39,81 @@ Callback: Any = _callback_class()
 class TrainHooks(Callback):
     """Records a Lightning run: takes the keyword arguments of `trainhooks.Recorder`, without the model.
 
-    An update is a step of any optimizer, as `trainer.global_step` counts them, in automatic and in manual
-    optimization. Records go to the sinks and the store that were asked for, their scalars to all of the trainer's
-    loggers as well. Checkpoints hold the recorder's state; `fit(ckpt_path=...)` goes on in the same store.
-    `total_steps` comes from the trainer. Sanity checks and validation are not seen.
+    An update is a completed step of any optimizer, as `trainer.global_step` counts them, in automatic and in manual
+    optimization, however often the optimizer calls its closure. Records go to the sinks and the store that were asked
+    for, their scalars to all of the trainer's loggers as well, as `trainhooks/...`. Checkpoints hold the recorder's
+    state; `fit(ckpt_path=...)` goes on in the same store, and so does a second `fit`. `total_steps` comes from the
+    trainer where it counts updates. Sanity checks and validation are not seen.
 
-    - `labels`: a function of the batch that returns the ids which the loss sees, after the shift. The default,
-      `causal_labels`, knows the batches of causal models of `transformers`.
+    - `labels`: a function of the batch that returns the ids which the loss sees, after the shift. The default knows
+      the batches of `transformers`: of causal models, and of those whose loss does not shift (encoder-decoder, masked).
 
-    Metrics of the moment `before_update` see gradients that are complete, and not clipped yet.
+    `loss` is the mean over the update's batches of what `training_step` returns; in manual optimization, where it
+    returns nothing, the sum of what was given to `manual_backward`. Metrics of the moment `before_update` see
+    gradients that are complete, and not clipped yet: those of the closure's first call.
 
     Raises TypeError for an unknown argument; what `Recorder` raises comes when training begins.
     """
 
-    def __init__(self, *, labels: LabelFunction = causal_labels, **recorder_settings: Any) -> None:
+    def __init__(self, *, labels: LabelFunction | None = None, **recorder_settings: Any) -> None:
         super().__init__()
         self._host = HostedRecorder(recorder_settings, labels=labels)
         self._saved: Mapping[str, Any] | None = None
-        self._pending = False
+        self._trainer: Any = None
+        self._begin_run()
+
+    def _begin_run(self) -> None:
+        self._pending = self._in_batch = self._stepped = self._warned = False
         self._learning_rate: float | None = None
         self._scale: float | None = None
-        self._losses: list[Tensor] = []
+        self._losses = BatchLosses()
+        self._version: int | None = None
+        self._logged_at: dict[int, int] = {}
 
     @property
     def recorder(self) -> Recorder:
         """The recorder. Raises RuntimeError before training has begun."""
         return self._host.recorder
 
+    def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
+        """Come first: what another callback saves at the end of a batch then holds a state of that batch."""
+        trainer.callbacks = [self, *(callback for callback in trainer.callbacks if callback is not self)]
+
     def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """After the sanity check and after every kind of restore, before the first forward pass."""
-        expected = trainer.estimated_stepping_batches
+        self._trainer = weakref.proxy(trainer)
         self._host.start(
             trainer.model,  # as the strategy has wrapped it
             step=trainer.global_step,
-            total_steps=int(expected) if expected != float("inf") else None,
+            total_steps=_total_updates(trainer, pl_module),
             saved=self._saved,
         )
-        self._saved, self._pending, self._losses = None, False, []
+        self._saved = None
+        self._begin_run()
+        self._logged_at[trainer.global_step] = _logging_step(trainer)
 
     def on_train_batch_start(self, trainer: Any, pl_module: Any, batch: Any, batch_idx: int) -> None:
         """Before each micro-batch's forward pass."""
+        self._drain(trainer, upto=_logging_step(trainer))
+        if self._in_batch:  # the module gave the batch before back: it has not been trained on
+            self.recorder.discard_step(last_pass=True)
+        self._in_batch, self._stepped = True, False
         self._host.begin_step(batch)
+        self._losses.begin_batch()
+        self._version = self._weight_version()
+
+    def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
+        """A loss is about to be differentiated; with float16 it is scaled."""
+        scaler, one = _scaler(trainer), torch.ones((), device=loss.device)
+        self._losses.differentiated(loss.detach(), scale=None if scaler is None else scaler.scale(one))
 
     def on_before_optimizer_step(self, trainer: Any, pl_module: Any, optimizer: Any) -> None:
-        """Gradients are complete, unscaled, not clipped; it runs inside the optimizer's closure."""
-        if self._pending:  # manual optimization: an earlier step in this batch has moved the parameters by now
-            self._updated(trainer, loss=None)
-        self._host.recorder.before_update()
+        """Gradients are complete, unscaled, not clipped; it runs inside the optimizer's closure, at each call."""
+        if self._pending:
+            if trainer.global_step == self.recorder.step:
+                return  # the closure once more: the update is the same, and its parameters are on their way
+            self._updated(trainer)  # manual optimization: an earlier step in this batch has moved the parameters
+        self.recorder.before_update()
         # now, because schedulers step before on_train_batch_end
         self._learning_rate = float(optimizer.param_groups[0]["lr"])
         self._scale = _loss_scale(trainer)
@@ -87,21 +121,32 @@ class TrainHooks(Callback):
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Parameters have moved where this batch ended an accumulation; checkpoints are written after this."""
+        self._in_batch = False
         loss = outputs.get("loss") if isinstance(outputs, Mapping) else outputs
-        if isinstance(loss, Tensor):
-            self._losses.append(loss.detach())
-        if self._pending:
-            # Lightning has divided each micro-batch's loss by the accumulation's length
-            self._updated(trainer, loss=sum(self._losses[1:], start=self._losses[0]) if self._losses else None)
-            self._losses = []
+        automatic = pl_module.automatic_optimization
+        # Lightning has divided each micro-batch's loss by the accumulation's length
+        share = trainer.accumulate_grad_batches if automatic else 1
+        self._losses.end_batch(loss.detach() if isinstance(loss, Tensor) else None, share=share)
+        if not (loss is not None if automatic else self._losses.was_trained or self._stepped or self._pending):
+            self.recorder.discard_step(last_pass=True)
+        if self._pending and trainer.global_step > self.recorder.step:
+            self._updated(trainer)
+        self._pending = False  # else a strategy that accumulates by itself has let the step pass
+        self._warn_where_none_was_counted(trainer, batch_idx)
+        if (_logging_step(trainer) + 1) % trainer.log_every_n_steps == 0:
+            self.recorder.flush()  # before the trainer logs: steps in its files never go backwards
+        self._drain(trainer, upto=_logging_step(trainer))
 
     def teardown(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """After the last checkpoint, before the loggers are finalized."""
         self._close(trainer)
 
     def on_exception(self, trainer: Any, pl_module: Any, exception: BaseException) -> None:
-        """What was recorded until here is kept."""
-        self._close(trainer, failed=True)
+        """What was recorded until here is kept, and a checkpoint that is saved now holds it."""
+        try:
+            self._catch_up(trainer)
+        finally:
+            self._close(trainer, failed=True)
 
     def state_dict(self) -> dict[str, Any]:
         """The recorder's state, for the trainer's checkpoint."""
@@ -109,25 +154,49 @@ class TrainHooks(Callback):
             recorder = self._host.recorder
         except RuntimeError:
             return dict(self._saved or {})
+        if self._trainer is not None:
+            self._catch_up(self._trainer)
         return recorder.state_dict()  # outside: what it raises must not leave a checkpoint without a state
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Kept until training begins: Lightning restores some strategies before and some after `on_fit_start`."""
-        self._saved = state_dict
+        self._saved = state_dict or None
 
-    def _updated(self, trainer: Any, *, loss: Tensor | None) -> None:
+    def _catch_up(self, trainer: Any) -> None:
+        """See the update that the trainer has counted and not told of, so that a checkpoint is of one step."""
+        if self._pending and trainer.global_step > self.recorder.step:
+            self._updated(trainer)
+
+    def _updated(self, trainer: Any) -> None:
         scale = _loss_scale(trainer)
         skipped = self._scale is not None and scale is not None and scale < self._scale
-        self._host.recorder.after_update(loss=loss, learning_rate=self._learning_rate, skipped=skipped)
-        self._pending = False
-        self._drain(trainer)
+        self._pending, self._stepped = False, True
+        self._logged_at[self.recorder.step + 1] = _logging_step(trainer) + 1
+        self.recorder.after_update(loss=self._losses.take(), learning_rate=self._learning_rate, skipped=skipped)
 
-    def _drain(self, trainer: Any) -> None:
+    def _weight_version(self) -> int | None:
+        """How often the output embedding has been written into; None where that does not tell of updates."""
+        weight = self.recorder.head.weight
+        return weight._version if type(weight) is nn.Parameter and not weight.is_inference() else None
+
+    def _warn_where_none_was_counted(self, trainer: Any, batch_idx: int) -> None:
+        if self._stepped or self._warned or trainer.world_size > 1 or self._weight_version() == self._version:
+            return
+        self._warned = True
+        warnings.warn(
+            f"step {self.recorder.step}: the output embedding moved in batch {batch_idx}, and Lightning counted no "
+            "step of an optimizer: such updates are not recorded. Step through `self.optimizers()`, not through the "
+            "optimizer behind it or inside the backward pass; or call a th.Recorder in training_step.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+
+    def _drain(self, trainer: Any, *, upto: float = math.inf) -> None:
         def log(scalars: dict[str, float], step: int) -> None:
             for logger in trainer.loggers:
                 logger.log_metrics(scalars, step=step)
 
-        self._host.drain(log)
+        self._host.drain(log, upto=upto, at=self._logged_at)
 
     def _close(self, trainer: Any, *, failed: bool = False) -> None:
         try:
@@ -136,7 +205,26 @@ class TrainHooks(Callback):
             self._drain(trainer)
 
 
+def _total_updates(trainer: Any, pl_module: Any) -> int | None:
+    """The run's updates, None where the trainer does not know: it counts batches, and these may step as they like."""
+    if not pl_module.automatic_optimization:
+        return trainer.max_steps if trainer.max_steps > 0 and trainer.max_epochs in (-1, None) else None
+    if any(type(callback).__name__ == "GradientAccumulationScheduler" for callback in trainer.callbacks):
+        return None
+    expected = trainer.estimated_stepping_batches  # -1 for a data set of unknown length
+    return int(expected) if 0 < expected < math.inf else None
+
+
+def _logging_step(trainer: Any) -> int:
+    """The step at which Lightning logs: batches that ended an accumulation, the one that runs not among them."""
+    return int(trainer.fit_loop.epoch_loop._batches_that_stepped)
+
+
 def _loss_scale(trainer: Any) -> float | None:
     """The loss scale of float16 training, which falls when an update was skipped; None where there is no scaler."""
-    scaler = getattr(trainer.precision_plugin, "scaler", None)
+    scaler = _scaler(trainer)
     return None if scaler is None else float(scaler.get_scale())
+
+
+def _scaler(trainer: Any) -> Any:
+    return getattr(trainer.precision_plugin, "scaler", None)

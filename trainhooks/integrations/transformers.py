@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import gc
 import os
 from collections.abc import Mapping
 from typing import Any
@@ -12,11 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks.capture import watch_forward
-from trainhooks.integrations.host import HostedRecorder, LabelFunction, causal_labels
+from trainhooks.integrations.host import HostedRecorder
+from trainhooks.integrations.trained_labels import LabelFunction
+from trainhooks.integrations.trainer_batches import BatchWatch, Tag, calling_trainer, labels_of_trainer
 from trainhooks.recorder import Recorder
 
 try:
-    from transformers import DefaultFlowCallback, TrainerCallback
+    from transformers import TrainerCallback
     from transformers.integrations import INTEGRATION_TO_CALLBACK
 except ImportError as error:
     raise ImportError(
@@ -30,12 +31,16 @@ class TrainHooks(TrainerCallback):
     """Records a run of the HF Trainer: takes the keyword arguments of `trainhooks.Recorder`, without the model.
 
     An update is an optimizer step, as `state.global_step` counts them, whatever the accumulation. Records go to
-    the sinks and the store that were asked for, their scalars to what `report_to` names as well (not to
-    `state.log_history`). Each checkpoint folder gets the recorder's state (`trainhooks.pt`), and a Trainer that
-    resumes from it goes on in the same store. `total_steps` is `state.max_steps`. Evaluation is not seen.
+    the sinks and the store that were asked for, their scalars to what `report_to` names as well, as `trainhooks/...`
+    (not to `state.log_history`). Each checkpoint folder gets the recorder's state (`trainhooks.pt`), and a Trainer that
+    resumes from it goes on in the same store. `total_steps` is `state.max_steps`. Evaluation is not seen. What
+    `auto_find_batch_size` gives up is replaced by the next attempt.
 
-    - `labels`: a function of the model's keyword arguments that returns the ids which the loss sees, after the
-      shift. The default, `causal_labels`, knows those of causal models.
+    - `labels`: a function of the Trainer's batch that returns the ids which the loss sees, after the shift. The default
+      knows what the model does: causal ones shift, encoder-decoder and masked ones do not; under label smoothing the
+      Trainer's own loss decides. Of a loss function of your own (`compute_loss_func`) nothing is known: pass `labels`.
+
+    The same ids given to two forward passes of an update (sharpness-aware training) count once.
 
     Metrics of the moment `before_update` see gradients that are complete and clipped. The Trainer tells no
     callback that training failed: a `with` statement around `train()` closes the recorder at once, else it is
@@ -44,11 +49,14 @@ class TrainHooks(TrainerCallback):
     Raises TypeError for an unknown argument; what `Recorder` raises comes when training begins.
     """
 
-    def __init__(self, *, labels: LabelFunction = causal_labels, **recorder_settings: Any) -> None:
+    def __init__(self, *, labels: LabelFunction | None = None, **recorder_settings: Any) -> None:
         self._host = HostedRecorder(recorder_settings, labels=labels)
         self._handles: list[Any] = []
         self._reporters: list[TrainerCallback] = []
         self._losses: list[Tensor] = []
+        self._counted: list[Tensor] = []  # labels of this update's passes
+        self._batch: Mapping[str, Any] = {}
+        self._labels_given, self._shows_batch = labels is not None, False
         self._loss_is_share = False
 
     @property
@@ -59,16 +67,22 @@ class TrainHooks(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, *, model: nn.Module, **kwargs: Any) -> None:
         """Build the recorder. The model is prepared and restored, and no compiled forward pass has run yet."""
         self._release()
+        trainer, resumed = calling_trainer()
         self._host.start(
             model,
             step=state.global_step,
             total_steps=state.max_steps if state.max_steps > 0 else None,
-            saved=_saved_state(args, state),
+            saved=_saved_state(args, state, resumed=resumed),
+            gives_up=bool(getattr(args, "auto_find_batch_size", False)),
+            labels=None if trainer is None else labels_of_trainer(trainer, model),
         )
-        self._losses = []
-        self._reporters = _reporters_beside(self)
+        self._losses, self._counted = [], []
+        self._reporters = [] if trainer is None else _reporters(trainer)
         # the Trainer shows its batches to no callback
-        self._handles = watch_forward(model, before=self._host.begin_step, after=self._note_loss)
+        self._handles = [*watch_forward(model, before=self._begin_pass, after=self._note_loss)]
+        if trainer is not None:
+            self._shows_batch = self._labels_given or trainer.label_smoother is not None
+            self._handles.append(BatchWatch(trainer, self._note_batch))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are complete and clipped; `on_step_end` would find them gone."""
@@ -76,12 +90,19 @@ class TrainHooks(TrainerCallback):
 
     def on_optimizer_step(self, args: Any, state: Any, control: Any, *, optimizer: Any, **kwargs: Any) -> None:
         """Parameters have moved, the scheduler has not, so the learning rate is still that of this update."""
+        self._counted = []
         self._host.recorder.after_update(
             loss=self._take_loss(args),
             learning_rate=float(optimizer.param_groups[0]["lr"]),
             skipped=bool(getattr(optimizer, "step_was_skipped", False)),
         )
         self._report(args, state, control, optimizer=optimizer, **kwargs)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
+        """Before the Trainer logs: steps in its files never go backwards."""
+        if control is not None and control.should_log:
+            self._host.recorder.flush()
+            self._report(args, state, control, **kwargs)
 
     def on_save(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Put the recorder's state beside the model's."""
@@ -119,6 +140,16 @@ class TrainHooks(TrainerCallback):
             handle.remove()
         self._handles = []
 
+    def _note_batch(self, batch: Any) -> None:
+        """What the Trainer is computing a loss of; the model may be shown less."""
+        self._batch = batch if isinstance(batch, Mapping) else {}
+
+    def _begin_pass(self, kwargs: dict[str, Any]) -> None:
+        # what the Trainer's subclass keeps from the model is for a loss of its own, and nobody knows which
+        batch = self._batch if self._shows_batch else {}
+        given = {name: value for name, value in kwargs.items() if value is not None}
+        self._host.begin_step({**batch, **given}, seen=self._counted)
+
     def _note_loss(self, kwargs: Mapping[str, Any], output: Any) -> None:
         loss = output.get("loss") if isinstance(output, Mapping) else None
         if isinstance(loss, Tensor):
@@ -140,37 +171,28 @@ class TrainHooks(TrainerCallback):
             at_step = copy.copy(state)  # reporters read the step here; the Trainer's own state stays as it is
             at_step.global_step = step
             for reporter in self._reporters:
-                reporter.on_log(args, at_step, control, logs=dict(scalars), **kwargs)
+                logs = {Tag(name): number for name, number in scalars.items()}
+                reporter.on_log(args, at_step, control, logs=logs, **kwargs)
 
         self._host.drain(log)
 
 
-def _reporters_beside(callback: TrainerCallback) -> list[TrainerCallback]:
-    """The reporting callbacks (TensorBoard, W&B, ...) of the Trainer that holds `callback`.
-
-    A callback is shown neither the Trainer nor its neighbours (transformers 5.23, `CallbackHandler.call_event`),
-    and a second instance of a reporter would open a second run. So: the list that holds both this callback and
-    the one that every Trainer has.
-    """
-    for holder in gc.get_referrers(callback):
-        if isinstance(holder, list) and any(isinstance(other, DefaultFlowCallback) for other in holder):
-            kinds = tuple(INTEGRATION_TO_CALLBACK.values())
-            return [other for other in holder if isinstance(other, kinds)]
-    return []
+def _reporters(trainer: Any) -> list[TrainerCallback]:
+    """The reporting callbacks (TensorBoard, W&B, ...) of the Trainer: a second instance would open a second run."""
+    kinds = tuple(INTEGRATION_TO_CALLBACK.values())
+    return [other for other in trainer.callback_handler.callbacks if isinstance(other, kinds)]
 
 
 def _checkpoint_folder(args: Any, state: Any) -> str:
     return os.path.join(args.output_dir, f"checkpoint-{state.global_step}")
 
 
-def _saved_state(args: Any, state: Any) -> dict[str, Any] | None:
-    """The recorder's state in the checkpoint that the Trainer resumed, None where there is none."""
+def _saved_state(args: Any, state: Any, *, resumed: str | None) -> dict[str, Any] | None:
+    """The recorder's state in the checkpoint that the Trainer resumed (`resumed`), None where there is none.
+
+    Where that is not known: in the folder that the Trainer itself would have saved it in.
+    """
     if state.global_step == 0:
         return None
-    named = args.resume_from_checkpoint
-    folders = [named] if isinstance(named, str) else []
-    for folder in [*folders, _checkpoint_folder(args, state)]:
-        path = os.path.join(folder, STATE_FILE)
-        if os.path.isfile(path):
-            return torch.load(path, map_location="cpu", weights_only=True)
-    return None
+    path = os.path.join(resumed or _checkpoint_folder(args, state), STATE_FILE)
+    return torch.load(path, map_location="cpu", weights_only=True) if os.path.isfile(path) else None
