@@ -11,6 +11,7 @@ import pytest
 from trainhooks.store import StoreError, StoreWriter, open_store
 from trainhooks.store.compact import compact
 from trainhooks.store.export import export_step
+from trainhooks.store.place import LocalPlace
 from trainhooks.store.repair import repair
 from trainhooks.store.verify import gaps, verify
 
@@ -164,3 +165,47 @@ def test_export_is_bit_exact(write, run, tmp_path, form):
         export_step(store, step=1, out=out, form=form)
     with pytest.raises(ValueError, match="no snapshot at step 9"):
         export_step(store, step=9, out=tmp_path / "b", form=form)
+
+
+def test_a_store_that_is_written_meanwhile_is_never_called_damaged(tmp_path, sparse_run, monkeypatch):
+    # a fold happens after each file that is read: nothing that was read first is there any more at the end
+    writer = StoreWriter(tmp_path / "run.zarr", sparse_run.layout)
+    steps = iter(range(10_000))
+    sparse_run.append(writer, (next(steps) for _ in range(11)))
+    view, busy = LocalPlace.view, []
+
+    def view_and_write(self, key):
+        content = view(self, key)
+        if not busy:
+            busy.append(1)
+            sparse_run.append(writer, (next(steps) for _ in range(5)))
+            busy.clear()
+        return content
+
+    monkeypatch.setattr(LocalPlace, "view", view_and_write)
+    found = verify(writer.path)
+    assert found.problems == ()
+    assert any("writes this store" in note.what for note in found.notes)
+    monkeypatch.undo()
+    assert verify(writer.path).problems == ()
+
+
+def test_damage_of_a_running_store_is_damage(tmp_path, sparse_run):
+    writer = StoreWriter(tmp_path / "run.zarr", sparse_run.layout)
+    sparse_run.append(writer, range(30))
+    undo = flip_byte(writer.path / "output_embedding" / "c" / "0" / "0" / "0", random.Random(0))
+    problem = verify(writer.path).problems[0]
+    assert problem.key == "output_embedding/c/0/0/0"
+    assert "End the run first" in problem.remedy
+    undo()
+    with pytest.raises(StoreError, match="is being written by"):
+        repair(writer.path)
+    assert verify(writer.path).sound
+
+
+def test_a_negative_step_is_refused_before_anything_is_cut(write, sparse_run):
+    path = write(sparse_run, records=11)
+    before = {file: file.read_bytes() for file in files(path)}
+    with pytest.raises(ValueError, match="restart_step=-1; steps are 0 or more"):
+        StoreWriter(path, sparse_run.layout, mode="resume", restart_step=-1)
+    assert {file: file.read_bytes() for file in files(path)} == before

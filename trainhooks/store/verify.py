@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
 from trainhooks.store.place import TEMPORARY, Place, open_place
 from trainhooks.store.precision import unpack
-from trainhooks.store.root import JOURNAL, METADATA, Root, read_manifest, read_root
+from trainhooks.store.root import JOURNAL, METADATA, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
 from trainhooks.store.zarr_store import PlaceStore, open_array
@@ -75,44 +75,74 @@ def verify(path: str | Path | Place) -> Verified:
     Raises StoreError where there is no store of this format at all; a damaged one is reported, not raised.
     """
     place = open_place(path)
-    for _ in range(_ATTEMPTS):
-        if not place.exists(METADATA):
-            raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.")
-        try:
-            root = read_root(place)
-        except StoreError as error:
-            why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may still be whole")
-            return Verified(str(place), problems=(why,))
-        found = _Look(place, root).all()
-        if holder_of(place) is None or read_root(place).manifest == root.manifest:
-            break  # else a running writer has replaced what was just read
-    return found
+    if not place.exists(METADATA):
+        raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.")
+    try:
+        look = _Look(place)
+        found = look.all()
+        for _ in range(_ATTEMPTS):
+            if found.sound or not look.outdated():
+                return found
+            # whoever writes has replaced some of what was just read: judge that again by what counts now
+            look = _Look(place, again=None if look.restarted() else found)
+            found = look.all()
+    except StoreError as error:
+        why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may still be whole")
+        return Verified(str(place), problems=(why,))
+    return _unjudged(found) if look.outdated() else found
+
+
+def _unjudged(found: Verified) -> Verified:
+    """What a running writer replaced each time before it could be compared is no damage, and not known to be whole."""
+    notes = (
+        Finding(
+            one.key, f"could not be judged, it was replaced meanwhile ({one.what})", "Look again when the run ended"
+        )
+        for one in found.problems
+    )
+    return replace(found, problems=(), notes=(*found.notes, *notes))
 
 
 class _Look:
-    """One pass over a store whose root is whole."""
+    """One pass over a store whose root is whole; with `again`, over what an earlier pass called damaged.
 
-    def __init__(self, place: Place, root: Root) -> None:
-        self.place, self.root = place, root
+    The journal is opened before the root is read, as readers do: a record that is folded meanwhile is in both. Raises
+    StoreError where the root is damaged.
+    """
+
+    def __init__(self, place: Place, again: Verified | None = None) -> None:
+        self.place, self._again = place, again
         self.problems: list[Finding] = []
-        self.notes: list[Finding] = []
+        self.notes: list[Finding] = [] if again is None else list(again.notes)
+        self._judged = None if again is None else {problem.key for problem in again.problems}
+        self.holder = holder_of(place)
+        self._pieces = self._open_pieces()
+        self.root = read_root(place)
+
+    def outdated(self) -> bool:
+        """Whether there was a commit since the pass began. Raises StoreError as `read_root`."""
+        return read_root(self.place).manifest != self.root.manifest
+
+    def restarted(self) -> bool:
+        """Whether the store was cut since the pass began. Raises StoreError as `read_root`."""
+        return read_root(self.place).attempt != self.root.attempt
 
     def all(self) -> Verified:
-        holder = holder_of(self.place)
-        if holder is not None:
-            self._note(".lock", f"{holder} writes this store", "Look again when it has ended")
+        if self.holder is not None and self._again is None:
+            self._note(".lock", f"{self.holder} writes this store", "Look again when it has ended")
         for gap in self.root.gaps:
             self._note(METADATA, str(gap), "Nothing else is missing; a run from an older checkpoint makes them again")
         try:
-            check_claims(self.place, self.root, waiting=sum(1 for _ in list_pieces(self.place)))
+            check_claims(self.place, self.root, waiting=len(self._pieces))
         except StoreError as error:
             self._problem(METADATA, str(error), "Nothing is read by such claims")
             return Verified(str(self.place), problems=tuple(self.problems), notes=tuple(self.notes))
         files = self._files()
-        for key in sorted(files):
+        for key in sorted(files if self._judged is None else self._judged & files.keys()):
             self._file(key, files)
-        whole = self.whole_pieces()
-        self._leftovers(files, written=holder is not None)
+        whole = self._whole_pieces()
+        if self._again is None:
+            self._leftovers(files)
         steps, journal = self._steps(whole)
         last = int(steps[-1]) if len(steps) else None
         return Verified(
@@ -122,10 +152,23 @@ class _Look:
             last,
             journal,
             tuple(self.problems),
-            tuple(self.notes),
+            tuple(dict.fromkeys(self.notes)),
         )
 
+    def _open_pieces(self) -> list[JournalPiece]:
+        opened = []
+        for piece in list_pieces(self.place):
+            try:
+                opened.append(JournalPiece(self.place, piece))
+            except FileNotFoundError:
+                continue  # a running writer has folded it; the root that is read after this knows its record
+            except StoreError as error:
+                self._problem(piece.key, f"step {piece.step} is torn: {error}", "--repair drops it")
+        return opened
+
     def _problem(self, key: str, what: str, remedy: str) -> None:
+        if self.holder is not None:
+            remedy = f"End the run first. {remedy}"
         self.problems.append(Finding(key, what, remedy))
 
     def _note(self, key: str, what: str, remedy: str) -> None:
@@ -205,52 +248,61 @@ class _Look:
         last = min(first + length, int(self.root.arrays[name]["shape"][0])) - 1
         return f"Entries {first} to {last} of {name} are lost there; restore the file from a copy. All others are whole"
 
-    def whole_pieces(self) -> list[Piece]:
+    def _whole_pieces(self) -> list[JournalPiece]:
         """The journal's pieces that are whole; the others are problems."""
         whole = []
-        for piece in list_pieces(self.place):
+        for file in self._pieces:
+            piece = file.piece
+            if self._judged is not None and piece.key not in self._judged:
+                whole.append(file)
+                continue
             try:
-                matrix = JournalPiece(self.place, piece).arrays.get(SNAPSHOT)
-            except FileNotFoundError:
-                continue  # a running writer has folded it
+                matrix = file.arrays.get(SNAPSHOT)
             except StoreError as error:
                 self._problem(piece.key, f"step {piece.step} is torn: {error}", "--repair drops it")
                 continue
-            whole.append(piece)
+            whole.append(file)
             if matrix is not None:
                 rows = np.isnan(unpack(matrix) if matrix.dtype == np.uint16 else matrix).any(axis=1).sum()
                 if rows:
                     self._note(piece.key, f"{rows} rows have NaN", "That is how they were")
         return whole
 
-    def _leftovers(self, files: Files, *, written: bool) -> None:
-        if self.place.exists(NOTE):
-            self._note(NOTE, "a compaction was interrupted", "Compacting again, resuming or --repair settles it")
-        for name in self.place.children() if not written else ():
-            if name.endswith(TEMPORARY):
-                self._note(name, "its writing was cut short; it never counted", "--repair deletes it")
+    def _leftovers(self, files: Files) -> None:
+        """What is there and does not count; a running writer's own files are none of it."""
         for name in self.place.children(JOURNAL):
             if Piece.of(name) is None:
                 self._note(f"{JOURNAL}/{name}", "is no part of the store", "Delete it if you did not put it there")
+        if self.holder is not None:
+            return
+        if self.place.exists(NOTE):
+            self._note(NOTE, "a compaction was interrupted", "Compacting again, resuming or --repair settles it")
+        for name in self.place.children():
+            if name.endswith(TEMPORARY):
+                self._note(name, "its writing was cut short; it never counted", "--repair deletes it")
         stray = [key for key in self.place.list() if key not in files and key.partition("/")[0] in self.root.arrays]
         for key in sorted(stray):
             self._note(key, "is not listed: a fold or a cut was interrupted", "Resuming or --repair settles it")
 
-    def _steps(self, whole: list[Piece]) -> tuple[np.ndarray, int]:
+    def _steps(self, whole: list[JournalPiece]) -> tuple[np.ndarray, int]:
         """The steps of all records that count, and how many of them wait in the journal."""
         try:
             folded, snapshots = self._folded(STEP), self._folded(SNAPSHOT_STEP)
         except (StoreError, ValueError, RuntimeError):  # said already: the chunk is damaged
             return np.empty(0, dtype=np.int64), len(whole)
         ends = int(max(folded, default=-1)), int(max(snapshots, default=-1))
-        entries = [entry for entry in complete_entries(whole, self.root.restarts, ends) if entry.step > ends[0]]
+        opened = {file.piece.key: file for file in whole}
+        pieces = [file.piece for file in whole]
+        entries = [entry for entry in complete_entries(pieces, self.root.restarts, ends) if entry.step > ends[0]]
         counted = {entry.step for entry in entries} | set(folded.tolist())
-        for step in sorted({p.step for p in whole if survives(p, self.root.restarts)} - counted):
-            self._problem(f"{JOURNAL} of step {step}", "is not whole, or behind one that is not", "--repair drops it")
+        for step in sorted({p.step for p in pieces if survives(p, self.root.restarts)} - counted):
+            key, what = f"{JOURNAL} of step {step}", "is not whole, or behind one that is not"
+            if self.holder is None:
+                self._problem(key, what, "--repair drops it")
+            else:
+                self._note(key, f"{what}: a rank may be writing it", "Look again when the run has ended")
         try:
-            check_chain([JournalPiece(self.place, entry.pieces[0]) for entry in entries], folded, where=JOURNAL)
-        except FileNotFoundError:  # a running writer has folded it
-            pass
+            check_chain([opened[entry.pieces[0].key] for entry in entries], folded, where=JOURNAL)
         except StoreError as error:
             self._problem(JOURNAL, str(error), "--repair goes on without them")
         steps = np.concatenate([folded, np.array([entry.step for entry in entries], dtype=np.int64)])

@@ -74,6 +74,8 @@ class StoreWriter:
             raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
         if restart_step is not None and mode != "resume":
             raise ValueError(f'restart_step={restart_step} needs mode="resume", got mode={mode!r}.')
+        if restart_step is not None and restart_step < 0:
+            raise ValueError(f"got restart_step={restart_step}; steps are 0 or more. Nothing was changed.")
         if min(pieces, threads) < 1:
             raise ValueError(f"got pieces={pieces} and threads={threads}; both must be 1 or more.")
         self.place: Place = open_place(path, durability=durability)
