@@ -31,7 +31,7 @@ from trainhooks.store.profiles import ARCHIVE, Profile
 from trainhooks.store.root import KEY, METADATA, Root, commit, drop_manifests, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, recompress_shard
-from trainhooks.store.zarr_store import PlaceStore, open_array
+from trainhooks.store.zarr_store import PlaceStore, read_array
 
 NOTE = ".compacting.json"
 _PCODEC_SHARD_BYTES = 1 << 28  # raw; zarr-python holds a whole shard, and its encoded chunks
@@ -219,7 +219,6 @@ def _copy_snapshots(
     store: PlaceStore, root: Root, out: Path, *, level: int, progress: Callable[[int, int], None] | None
 ) -> None:
     layout, metadata = root.layout, root.arrays[SNAPSHOT]
-    source = open_array(store, SNAPSHOT, metadata)
     rows = inner_rows(layout)
     raw = 4 * rows * layout.dim * layout.block
     height = min(-(-layout.vocab // rows), max(1, _PCODEC_SHARD_BYTES // raw)) * rows
@@ -239,7 +238,7 @@ def _copy_snapshots(
     )
     tiles = [(b, top) for b in range(0, root.snapshots, layout.block) for top in range(0, layout.vocab, height)]
     for done, (start, top) in enumerate(tiles, start=1):
-        tile = np.asarray(source[start : start + layout.block, top : top + height])
+        tile = read_array(store, SNAPSHOT, metadata, (slice(start, start + layout.block), slice(top, top + height)))
         copy[top : top + tile.shape[1], :, start : start + tile.shape[0]] = tile.transpose(1, 2, 0)
         if progress is not None:
             progress(done, len(tiles))

@@ -36,7 +36,7 @@ from trainhooks.store.root import (
     read_root,
 )
 from trainhooks.store.schema import array_metadata, array_specs
-from trainhooks.store.zarr_store import PlaceStore, open_array
+from trainhooks.store.zarr_store import PlaceStore, read_array
 
 MODES = ("create", "overwrite", "resume")
 
@@ -250,6 +250,6 @@ def _token_differences(store: PlaceStore, root: Root, layout: Layout) -> list[st
     for name, value in given.items():
         if name not in root.arrays:
             found.append(f"{name}: in the run, not in the store")
-        elif not np.array_equal(np.asarray(open_array(store, name, root.arrays[name])[:]), value):
+        elif not np.array_equal(read_array(store, name, root.arrays[name]), value):
             found.append(f"{name}: other values in the store than in the run")
     return found

@@ -36,7 +36,7 @@ from trainhooks.store.root import Root, check_attempt, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape
 from trainhooks.store.snapshots import Snapshots
-from trainhooks.store.zarr_store import PlaceStore, open_array
+from trainhooks.store.zarr_store import PlaceStore, open_array, read_array
 from trainhooks.variable import Variable
 
 if TYPE_CHECKING:
@@ -107,11 +107,11 @@ class Store:
         self._snapshot_journal = [r for r in waiting if r.entry.has_snapshot and r.entry.step > folded[1]]
         self._steps = np.concatenate([steps, _steps(self._journal)])
         self.snapshots = Snapshots(
-            self._array(SNAPSHOT) if self._layout.snapshots else None,
+            partial(self._read, SNAPSHOT) if self._layout.snapshots else None,
             steps=np.concatenate([snapshot_steps, _steps(self._snapshot_journal)]),
             journal=self._snapshot_journal,
             block=self._layout.block,
-            vocab=self._layout.vocab,
+            shape=(self._layout.vocab, self._layout.dim),
             read=partial(read_snapshots, self._zarr.place, self._layout),
             check=partial(check_attempt, self._zarr.place, root.attempt),
         )
@@ -237,7 +237,7 @@ class Store:
             raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
         array, records = self._array(SKETCH), len(self._steps) - len(self._journal)
         for start in range(0, records, array.chunks[0]):
-            part = np.asarray(array[start : min(start + array.chunks[0], records)])
+            part = self._read(SKETCH, slice(start, min(start + array.chunks[0], records)))
             self._check_attempt()
             yield part
         for record in self._journal:
@@ -283,7 +283,7 @@ class Store:
         position = self._position(step)
         folded = len(self.snapshots) - len(self._snapshot_journal)
         if position < folded:
-            counts = np.asarray(self._array(LABEL_COUNTS)[position])
+            counts = self._read(LABEL_COUNTS, position)
             self._check_attempt()
         else:
             record = self._snapshot_journal[position - folded]
@@ -315,12 +315,15 @@ class Store:
         raise KeyError(f"{self.path} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
 
     def _folded(self, name: str) -> np.ndarray:
-        values = np.asarray(self._array(name)[:])
+        values = self._read(name, slice(None))
         self._check_attempt()
         return values
 
     def _check_attempt(self) -> None:
         check_attempt(self._zarr.place, self._root.attempt)
+
+    def _read(self, name: str, *where: slice | int) -> np.ndarray:
+        return read_array(self._zarr, name, self._root.arrays[name], where)
 
     def _array(self, name: str) -> zarr.Array:
         return open_array(self._zarr, name, self._root.arrays[name])

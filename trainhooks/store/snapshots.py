@@ -6,7 +6,6 @@ import operator
 from collections.abc import Callable, Sequence
 
 import numpy as np
-import zarr
 from jaxtyping import Float32, Int64
 
 from trainhooks.store.journal import JournalRecord
@@ -19,25 +18,26 @@ class Snapshots:
 
     A chunk holds a whole block of snapshots, so reading one decodes all. `[i]` therefore keeps its neighbours in the
     block (as many as fit into 2 GiB), and going through the indices in order decodes each block once, or as few
-    times as that allows. Each matrix is the caller's own copy. `read` gives the folded
+    times as that allows. Each matrix is the caller's own copy. `folded` gives one row of a range of the folded
+    snapshots, `shape` is a matrix's; `read` gives the folded
     snapshots of a range within a block; `check` is called after each read and raises where the store was cut meanwhile.
     """
 
     def __init__(
         self,
-        folded: zarr.Array | None,
+        folded: Callable[[slice, int], np.ndarray] | None,
         *,
         steps: np.ndarray,
         journal: Sequence[JournalRecord],
         block: int,
-        vocab: int,
+        shape: tuple[int, int],
         read: Callable[[int, int], np.ndarray],
         check: Callable[[], None],
     ) -> None:
         self._array = folded
         self._journal = journal
         self._folded = len(steps) - len(journal)
-        self._block, self._vocab = block, vocab
+        self._block, self._shape = block, shape
         self._read, self._check = read, check
         self._cache_start = 0
         self._cache: np.ndarray | None = None
@@ -69,20 +69,19 @@ class Snapshots:
 
     def _waiting(self, index: int) -> np.ndarray:
         # copy: what lies in a single piece is the file itself, and read only
-        return np.array(self._journal[index - self._folded].rows(slice(0, self._vocab)))
+        return np.array(self._journal[index - self._folded].rows(slice(0, self._shape[0])))
 
     def path_of(self, token: int) -> Float32[np.ndarray, "snapshot dim"]:
         """One token's row at every snapshot; reads only the chunks that hold it."""
         rows = [record.rows(slice(token, token + 1)) for record in self._journal]
         if self._folded and self._array is not None:
-            rows.insert(0, np.asarray(self._array[: self._folded, token]))
+            rows.insert(0, self._array(slice(self._folded), token))
             self._check()
         return np.concatenate(rows)
 
     def _read_around(self, position: int) -> None:
         """Cache the part of the block from `position` on, or all of it where it fits."""
-        assert self._array is not None
-        most = max(1, MAX_CACHED_BYTES // (4 * self._array.shape[1] * self._array.shape[2]))
+        most = max(1, MAX_CACHED_BYTES // (4 * self._shape[0] * self._shape[1]))
         first = position // self._block * self._block
         start = first if most >= self._block else position
         stop = min(start + most, first + self._block, self._folded)

@@ -20,7 +20,7 @@ from trainhooks.store.precision import unpack
 from trainhooks.store.root import JOURNAL, METADATA, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
-from trainhooks.store.zarr_store import PlaceStore, open_array
+from trainhooks.store.zarr_store import PlaceStore, read_array
 
 _ATTEMPTS = 5
 
@@ -288,7 +288,7 @@ class _Look:
         """The steps of all records that count, and how many of them wait in the journal."""
         try:
             folded, snapshots = self._folded(STEP), self._folded(SNAPSHOT_STEP)
-        except (StoreError, ValueError, RuntimeError):  # said already: the chunk is damaged
+        except StoreError:  # said already: the chunk is damaged
             return np.empty(0, dtype=np.int64), len(whole)
         ends = int(max(folded, default=-1)), int(max(snapshots, default=-1))
         opened = {file.piece.key: file for file in whole}
@@ -317,7 +317,7 @@ class _Look:
         if name not in self.root.arrays or not self.root.arrays[name]["shape"][0]:
             return np.empty(0, dtype=np.int64)
         store = PlaceStore(self.place)
-        return np.asarray(open_array(store, name, self.root.arrays[name])[:], dtype=np.int64)
+        return read_array(store, name, self.root.arrays[name])
 
 
 def gaps(steps: np.ndarray) -> Iterator[tuple[int, int]]:

@@ -7,6 +7,7 @@ import zlib
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, MutableMapping
 from typing import Any
 
+import numpy as np
 import zarr
 from zarr.abc.store import ByteRequest, OffsetByteRequest, RangeByteRequest, Store, SuffixByteRequest
 from zarr.core.buffer import Buffer, BufferPrototype
@@ -14,6 +15,7 @@ from zarr.storage import StorePath
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.place import Checksummed, Data, Place
+from trainhooks.store.shards import unsealed
 
 FileList = MutableMapping[str, tuple[int, str]]
 
@@ -124,3 +126,30 @@ class PlaceStore(Store):
 def open_array(store: PlaceStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
     """An array as some metadata declare it, whatever its own file says."""
     return zarr.Array.from_dict(StorePath(store, name), dict(metadata))
+
+
+def read_array(
+    store: PlaceStore, name: str, metadata: Mapping[str, Any], where: tuple[slice | int, ...] = (slice(None),)
+) -> np.ndarray:
+    """Some of an array's entries, by zarr-python. Raises StoreError, with the chunk's name, where one is damaged."""
+    try:
+        return np.asarray(open_array(store, name, metadata)[where])
+    except OSError:
+        raise
+    except StoreError:
+        raise
+    except Exception as error:  # what a codec makes of damaged bytes is its own affair
+        raise StoreError(
+            f"{store}/{_damaged_chunk(store, name)} is damaged ({type(error).__name__}: {error}). "
+            "`trainhooks verify` says what it held; restore it from a copy."
+        ) from error
+
+
+def _damaged_chunk(store: PlaceStore, name: str) -> str:
+    """The first chunk of an array whose own checksum does not fit; the array's name where all do."""
+    for key in sorted(key for key in store.files if key.startswith(f"{name}/c/")):
+        try:
+            unsealed(store.place.read(key), where=key)
+        except (FileNotFoundError, StoreError):
+            return key
+    return name
