@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
-    {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer"},
+    {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "faults", "restart", "labels", "probability", "audit"},

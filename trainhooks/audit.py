@@ -42,7 +42,8 @@ _PART_ELEMENTS = 2**21
 class Audit:
     """What an audit found, and the way between neighbouring checkpoints (`pairs`, by the two steps).
 
-    `steps` are the suite's; `tensors` the keys that were read; `findings` come in the order of `Kind`.
+    `steps` are the suite's; `tensors` the keys that were read, `taken` which was taken for the output embedding and
+    why, where that was asked for; `findings` come in the order of `Kind`.
     """
 
     name: str
@@ -50,6 +51,7 @@ class Audit:
     tensors: tuple[str, ...]
     findings: tuple[Finding, ...]
     pairs: dict[tuple[int, int], Pair] = field(default_factory=dict)
+    taken: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -77,6 +79,7 @@ class Audit:
             "clean": self.clean,
             "steps": list(self.steps),
             "tensors": list(self.tensors),
+            "taken": list(self.taken),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "broken": {str(step): reason for step, reason in self.broken.items()},
             "pairs": pairs,
@@ -86,7 +89,7 @@ class Audit:
         """The audit as text, for a terminal: one line a finding, then what an analysis leaves out."""
         lines = [
             f"{self.name}: {len(self.steps)} checkpoints, steps {shortened(self.steps)}",
-            f"read: {', '.join(self.tensors) or 'nothing'}",
+            f"read: {', '.join(self.taken or self.tensors) or 'nothing'}",
             *(f"- {finding.kind}: {finding.message}" for finding in self.findings),
         ]
         broken = list(self.broken)
@@ -127,7 +130,8 @@ def audit_suite(
     walk = _walk(sound, seen, opener)
     findings += walk.findings + _out_of_line(walk)
     pairs = {(a, b): pair for (a, b, pair) in zip(walk.steps, walk.steps[1:], walk.near, strict=False)}
-    return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs)
+    taken = tuple(dict.fromkeys(one.taken for one in seen.values() if one.taken))
+    return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken)
 
 
 def _order(finding: Finding) -> tuple[int, tuple[int, ...]]:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from trainhooks.distributed import is_sharded, whole
+from trainhooks.head_names import HEADS, is_named
 
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
-HEAD_NAMES = ("lm_head", "embed_out", "output_embedding", "unembed", "output", "head", "decoder", "to_logits")
 
 NamedTensors = list[tuple[str, Tensor]]
 
@@ -213,7 +213,7 @@ def _heads(core: nn.Module) -> list[nn.Module]:
         vocabularies = {m.num_embeddings for m in core.modules() if isinstance(m, nn.Embedding)}
         for path, module in core.named_modules():
             fits = _is_matrix(module) and (not vocabularies or _shape(module)[0] in vocabularies)
-            if fits and path.split(".")[-1] in HEAD_NAMES:
+            if fits and is_named(path, HEADS):
                 heads.append(module)
     return list({id(module): module for module in heads}.values())
 

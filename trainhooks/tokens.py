@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+_MOST_PADDING = 512  # Pythia 12B has 411 rows beyond its ids; a tokenizer of another size differs by more
 _INT64_MAX = 2**63 - 1
 _BLOCK = 1 << 22  # ids a pass: bincount widens its input, so a block bounds the copy at 32 MB
 _SHOWN = 8  # problems of one file that an error spells out
@@ -215,6 +216,11 @@ def _suffix(path: Path) -> str:
 
 def _padding(have: int, rows: int) -> str:
     extra = rows - have
+    if extra > _MOST_PADDING or 2 * have < rows:
+        return (
+            f"{extra} rows without a count are more than padding: the counts are of another tokenizer. Count with the "
+            f"model's own; if its tokenizer has {have} ids all the same, pass `vocab_size={have}`."
+        )
     span = f"{have}-{rows - 1}" if extra > 1 else f"{have}"
     row, verb = ("rows", "are") if extra > 1 else ("row", "is")
     return f"The extra {extra} {row} ({span}) {verb} padding: pass `vocab_size={have}`, or counts of length {rows}."

@@ -15,6 +15,7 @@ from trainhooks.probe import (
     sqrt_weights,
     token_mask,
 )
+from trainhooks.tokens import TokenCounts
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 COUNTS = np.array([50, 0, 30, 1, 19, 0])
@@ -73,11 +74,29 @@ def test_counts_that_are_none_are_refused(counts):
 
 def test_padding_rows_need_a_word():
     assert counts_for_rows(COUNTS, rows=8, vocab_size=6).tolist() == [*COUNTS.tolist(), 0, 0]
-    assert counts_for_rows(COUNTS, rows=6, vocab_size=3).tolist() == [50, 0, 30, 0, 0, 0]
+    with pytest.raises(ValueError, match="vocab_size=3 calls id 3 padding, but its count is 1"):
+        counts_for_rows(COUNTS, rows=6, vocab_size=3)
     with pytest.raises(ValueError, match=r"6 entries.*8 rows.*vocab_size=6"):
         counts_for_rows(COUNTS, rows=8)
-    with pytest.raises(ValueError, match="another tokenizer"):
+    with pytest.raises(ValueError, match="count with the model's own tokenizer"):
         counts_for_rows(COUNTS, rows=4)
+    assert counts_for_rows(np.array([5, 3, 0]), rows=3, vocab_size=2).tolist() == [5, 3, 0]
+
+
+def test_one_rule_says_what_padding_is():
+    """The largest counts are never lost, and rows of another tokenizer are not called padding."""
+    counts = np.arange(1, 501)
+    for fit in (
+        lambda **of: counts_for_rows(counts, **of),
+        lambda **of: TokenCounts(counts).for_rows(of.pop("rows"), **of),
+    ):
+        with pytest.raises(ValueError, match=r"vocab_size=450 calls id 450 padding, but its count is 451"):
+            fit(rows=500, vocab_size=450)
+        with pytest.raises(ValueError, match=r"The extra 12 rows \(500-511\) are padding: pass `vocab_size=500`"):
+            fit(rows=512)
+        with pytest.raises(ValueError, match=r"7692 rows without a count are more than padding: .* another tokenizer"):
+            fit(rows=8192)
+        assert fit(rows=8192, vocab_size=500).sum() == counts.sum()  # said, and therefore so
 
 
 def test_noise_ceiling_is_what_poisson_counts_allow():
@@ -115,7 +134,7 @@ def test_settings_that_would_be_read_as_something_else_are_refused():
     counts = np.array([5, 0, 3])
     with pytest.raises(ValueError, match="vocab_size is -1"):
         token_mask(counts, vocab_size=-1)
-    with pytest.raises(ValueError, match="vocab_size is -1"):
+    with pytest.raises(ValueError, match="vocab_size=-1 does not fit"):
         counts_for_rows(counts, rows=3, vocab_size=-1)
     with pytest.raises(ValueError, match="the counts have 3"):
         frequency_target(counts, mask=torch.ones(1, dtype=torch.bool))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
+from trainhooks.suites import pickled
 from trainhooks.suites.base import CheckpointError
 from trainhooks.suites.checkpoint import open_checkpoint
 
@@ -110,10 +111,28 @@ def test_newer_dtypes_are_read_from_every_format(tmp_path, form, dtype):
     assert len(checkpoint.identity("whole", full=True)) == 32
 
 
-def test_a_dtype_that_is_not_known_is_said(tmp_path):
-    torch.save({"w": torch.ones(4).to(torch.float8_e5m2fnuz)}, tmp_path / "x.pt")
-    with pytest.raises(CheckpointError, match=r"dtype torch\.float8_e5m2fnuz; known are bfloat16, bool"):
-        open_checkpoint(tmp_path)
+@pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")
+@pytest.mark.parametrize("form", FORMATS)
+def test_a_new_dtype_beside_it_does_not_close_a_file(tmp_path, form):
+    scales = torch.ones(4).to(torch.float8_e8m0fnu)
+    FORMATS[form](tmp_path, {"embed_out.weight": torch.ones(4, 2), "scales": scales})
+    checkpoint = open_checkpoint(tmp_path)
+    assert same(checkpoint.read("embed_out.weight"), torch.ones(4, 2))
+    if "safetensors" in form:
+        with pytest.raises(CheckpointError, match="dtype F8_E8M0, which torch does not read"):
+            checkpoint.read("scales")
+    else:
+        assert same(checkpoint.read("scales").view(torch.uint8), scales.view(torch.uint8))
+
+
+def test_a_dtype_that_this_torch_does_not_know_fails_when_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(pickled, "PICKLED", frozenset({"float32", "uint8"}))  # a torch that is older than the file
+    torch.save({"w": torch.ones(4).to(torch.float8_e5m2fnuz), "x": torch.ones(4)}, tmp_path / "x.pt")
+    checkpoint = open_checkpoint(tmp_path)
+    assert same(checkpoint.read("x"), torch.ones(4))
+    assert checkpoint.tensors["w"].shape == (4,)
+    with pytest.raises(CheckpointError, match=r"'w' is a tensor of dtype torch\.float8_e5m2fnuz, which this torch"):
+        checkpoint.read("w")
 
 
 @pytest.mark.filterwarnings("ignore::FutureWarning", "ignore::UserWarning")

@@ -37,7 +37,8 @@ class Job:
     `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
     its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
     glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `mark`
-    is the identity of the final output embedding; `text`, prepared, is read by every model, None for no text.
+    is the identity of the final output embedding, `taken` says which tensor that is and why; `text`, prepared, is read
+    by every model, None for no text.
     """
 
     suite: Suite
@@ -55,6 +56,7 @@ class Job:
     sketch_size: int = 1021
     threads: int = 1
     mark: str = ""
+    taken: str = ""
     text: TextProbe | None = None
 
     def metrics(self) -> list[Metric]:

@@ -224,7 +224,7 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
             matrix = opened.read_head()
             shape = (int(matrix.shape[0]), int(matrix.shape[1]))
             mark = opened.checkpoint.identity(opened.head.key)
-            names: Any = {"params": params, "head": head, "mark": mark}
+            names: Any = {"params": params, "head": head, "mark": mark, "taken": opened.head.told}
             return Job(suite, tuple(sound), final=entry, shape=shape, groups=groups, **names), failed
         except FAILURES as error:
             failed[entry.step] = str(error)
@@ -305,6 +305,7 @@ def _told(failed: Mapping[int, str]) -> str:
 def _notes(
     job: Job, counts: TokenCounts | None, *, preset: str | None, found: Audit | None, skipped: Sequence[int]
 ) -> Iterator[str]:
+    yield f"output embedding: {job.taken}."
     if preset == "pythia":
         yield (
             f"counts: Pythia's published ones hold {PYTHIA_RULE} (0.05% more than the labels); rows from "

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from trainhooks.head_names import INPUTS
 from trainhooks.model import (
     WRAPPER_ATTRIBUTES,
     NamedTensors,
@@ -21,7 +22,8 @@ from trainhooks.model import (
     parameter_groups,
 )
 from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
-from trainhooks.suites.head import INPUT_MODULES, UNASKED, HeadKey
+from trainhooks.suites.declared import UNASKED
+from trainhooks.suites.head import HeadKey
 
 PREFIXES = (*WRAPPER_ATTRIBUTES, "model")
 BUFFERS = ("inv_freq", "masked_bias", "position_ids")
@@ -172,7 +174,7 @@ def _natural(path: str) -> list[tuple[int, str]]:
 def _is_embedding(path: str, leaves: Mapping[str, TensorEntry]) -> bool:
     last = path.rsplit(".", 1)[-1]
     is_matrix = "weight" in leaves and len(leaves["weight"].shape) == 2
-    return is_matrix and (last in INPUT_MODULES or "emb" in last)
+    return is_matrix and (last in INPUTS or "emb" in last)
 
 
 def _module(path: str, leaves: Mapping[str, TensorEntry], paths: set[str]) -> nn.Module:

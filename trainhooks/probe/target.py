@@ -4,17 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from operator import index
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from trainhooks.tokens import TokenCounts
+from trainhooks.tokens import TokenCounts
 
-    Counts = TokenCounts | np.ndarray | Tensor
+Counts = TokenCounts | np.ndarray | Tensor
 
 
 def as_counts(counts: Any) -> Int64[Tensor, "vocab"]:
@@ -40,24 +39,9 @@ def as_counts(counts: Any) -> Int64[Tensor, "vocab"]:
 
 
 def counts_for_rows(counts: Any, *, rows: int, vocab_size: int | None = None) -> Int64[Tensor, "vocab"]:
-    """Counts for each row of an output embedding; rows from `vocab_size` on are padding and get 0.
-
-    Raises ValueError where lengths differ and `vocab_size` does not explain it.
-    """
-    values = as_counts(counts)
-    _check_vocab_size(vocab_size)
-    if len(values) > rows or (len(values) < rows and vocab_size != len(values)):
-        advice = (
-            f"The extra rows are padding: pass `vocab_size={len(values)}`, or counts of length {rows}."
-            if len(values) < rows
-            else "They belong to another tokenizer: count again with this model's."
-        )
-        raise ValueError(f"token counts have {len(values)} entries; the output embedding has {rows} rows. {advice}")
-    padded = torch.zeros(rows, dtype=torch.int64)
-    padded[: len(values)] = values
-    if vocab_size is not None:
-        padded[vocab_size:] = 0
-    return padded
+    """Counts for each row of an output embedding, 0 for padding: `TokenCounts.for_rows`, which raises ValueError."""
+    fitting = TokenCounts(as_counts(counts).numpy()).for_rows(rows, vocab_size=vocab_size)
+    return torch.from_numpy(np.array(fitting))
 
 
 def token_mask(

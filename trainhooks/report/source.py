@@ -10,16 +10,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from trainhooks.model import HEAD_NAMES
+from trainhooks.head_names import INPUTS, is_named
 from trainhooks.report.figures import MatrixReport, Recorded
 from trainhooks.report.matrix import report_matrix
 from trainhooks.store import Store, open_store
+from trainhooks.suites.base import Checkpoint, CheckpointError
+from trainhooks.suites.checkpoint import open_checkpoint
+from trainhooks.suites.head import HeadKey, head_key
 from trainhooks.tokens import TokenCounts
 
-TIED_NAMES = ("embed_tokens", "wte")
 NORM_NAMES = ("final_layer_norm", "final_layernorm", "ln_f", "model.norm", "transformer.norm_f")
 RECORDED = ("channel.", "probability.")
 
@@ -224,45 +225,31 @@ def _read_npy(path: Path) -> Tensor:
 
 
 def _from_safetensors(path: Path, *, key: str | None) -> MatrixSource:
-    try:
-        with safe_open(path, framework="pt") as file:
-            shapes = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118 - no mapping
-            chosen, note = _choose(path, shapes, key)
-            weight = file.get_tensor(chosen)
-            if not weight.is_floating_point():
-                raise ValueError(f"{path}: {chosen} has type {weight.dtype}; needed is a floating matrix.")
-            bias, norm = chosen.removesuffix("weight") + "bias", _norm(shapes, dim=weight.shape[1])
-            has_bias = chosen.endswith("weight") and shapes.get(bias) == (len(weight),)
-            return MatrixSource(
-                name=str(path),
-                embedding=weight if weight.dtype == torch.float64 else weight.float(),
-                key=chosen,
-                head_bias=file.get_tensor(bias).float() if has_bias else None,
-                norm_bias=None if norm is None else file.get_tensor(f"{norm}.bias").float(),
-                norm_scale=None if norm is None else file.get_tensor(f"{norm}.weight").float(),
-                notes=(note,) if note else (),
-            )
-    except SafetensorError as error:
-        raise ValueError(f"{path} is no readable .safetensors file: {error}") from error
-
-
-def _choose(path: Path, shapes: dict[str, tuple[int, ...]], key: str | None) -> tuple[str, str]:
-    """The output embedding's key, and a note where it is a guess."""
-    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
-    listed = ", ".join(f"{name} {shapes[name][0]} x {shapes[name][1]}" for name in matrices[:8]) or "none"
-    if key is not None:
-        if key not in matrices:
-            raise ValueError(f"{path} has no matrix {key!r}; its matrices: {listed}.")
-        return key, ""
-    if len(matrices) == 1:
-        return matrices[0], ""
-    for names, note in ((HEAD_NAMES, ""), (TIED_NAMES, "the file has no head: {} is taken as tied to it")):
-        fits = [name for name in matrices if name.removesuffix(".weight").split(".")[-1] in names]
-        if len(fits) == 1:
-            return fits[0], note.format(fits[0])
-    raise ValueError(
-        f"{path} has {len(matrices)} matrices, and none is known as the head: pass key= (--key). {listed}."
+    checkpoint = open_checkpoint(path)
+    shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
+    chosen = _choose(checkpoint, shapes, key)
+    weight, norm = checkpoint.read(chosen.key), _norm(shapes, dim=shapes[chosen.key][1])
+    return MatrixSource(
+        name=str(path),
+        embedding=weight if weight.dtype == torch.float64 else weight.float(),
+        key=chosen.key,
+        head_bias=None if chosen.bias_key is None else checkpoint.read(chosen.bias_key).float(),
+        norm_bias=None if norm is None else checkpoint.read(f"{norm}.bias").float(),
+        norm_scale=None if norm is None else checkpoint.read(f"{norm}.weight").float(),
+        notes=(f"{chosen.key} was taken: {chosen.why}",),
     )
+
+
+def _choose(checkpoint: Checkpoint, shapes: dict[str, tuple[int, ...]], key: str | None) -> HeadKey:
+    """The output embedding; a file's only matrix where its name says nothing."""
+    matrices = [name for name, shape in shapes.items() if len(shape) == 2]
+    try:
+        return head_key(checkpoint, key=key)
+    except CheckpointError:
+        unknown = any(entry.unreadable for entry in checkpoint.tensors.values())
+        if key is not None or len(matrices) != 1 or unknown or is_named(matrices[0].removesuffix(".weight"), INPUTS):
+            raise
+    return replace(head_key(checkpoint, key=matrices[0]), why="the file's only matrix")
 
 
 def _norm(shapes: dict[str, tuple[int, ...]], *, dim: int) -> str | None:

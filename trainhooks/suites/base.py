@@ -12,13 +12,20 @@ from torch import Tensor
 @dataclass(frozen=True)
 class TensorEntry:
     """A tensor as its file announces it, unread: `dtype` in torch's words ("float16"), `shape`, the `file` it lies in
-    (relative to the checkpoint) and its `nbytes`."""
+    (relative to the checkpoint) and its `nbytes`.
+
+    `unreadable` says what it is where it is there and cannot be read (a class of tensors, a dtype); reading it raises
+    CheckpointError. Its shape is () where the file does not tell. `alias_of` is the name under which the file stores
+    the same tensor, where it says that it does.
+    """
 
     key: str
     dtype: str
     shape: tuple[int, ...]
     file: str
     nbytes: int
+    unreadable: str = ""
+    alias_of: str = ""
 
 
 @runtime_checkable

@@ -19,6 +19,7 @@ from trainhooks.suites.dcp import METADATA, dcp_tensors
 from trainhooks.suites.hub import list_hub_folder
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, LocalFile, load_json
 from trainhooks.suites.safetensors_file import safetensors_tensors
+from trainhooks.suites.safetensors_shards import joined_safetensors
 from trainhooks.suites.stored import StoredTensor
 from trainhooks.suites.torch_zip import torch_zip_tensors
 
@@ -194,6 +195,10 @@ def _tensors(folder: Folder) -> dict[str, StoredTensor]:
         return dcp_tensors(folder.open)
     for suffixes in ((".safetensors",), TORCH_SUFFIXES):
         named = [name for name in sorted(folder.files) if name.endswith(suffixes) and not name.startswith(".")]
+        if named and all(name.startswith("shard-") for name in named) and suffixes == (".safetensors",):
+            joined = joined_safetensors({name: folder.open(name) for name in named})
+            if joined is not None:
+                return joined
         if len(named) == 1:
             return _file_tensors(folder.open(named[0]), file=named[0])
         if named:

@@ -12,7 +12,7 @@ from trainhooks.suites.base import CheckpointError, TensorEntry
 from trainhooks.suites.pickled import Dtype, Inert, Strided, read_pickle
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, Slice
 from trainhooks.suites.sizes import is_shape, is_sizes
-from trainhooks.suites.stored import Part, StoredTensor
+from trainhooks.suites.stored import Part, StoredTensor, unreadable
 from trainhooks.suites.torch_zip import TorchZip
 
 METADATA = ".metadata"
@@ -74,6 +74,9 @@ def _stored(
     shape = _sizes(described.field("size"), name=name)
     properties, chunks = described.field("properties"), described.field("chunks")
     dtype = properties.state[0] if isinstance(properties, Inert) and isinstance(properties.state, tuple) else None
+    if isinstance(dtype, Inert):
+        what = f"a tensor of dtype {dtype.global_name}, which this torch does not know"
+        return unreadable(key, what=what, shape=shape, file=METADATA)
     if not isinstance(dtype, Dtype) or not isinstance(chunks, list):
         raise CheckpointError(f"{name}: {key!r} has no dtype or no chunks that can be read.")
     blocks: list[tuple[Offsets, tuple[int, ...], Inert]] = []

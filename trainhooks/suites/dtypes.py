@@ -35,6 +35,9 @@ STORAGES = {
     "ByteStorage": "uint8",
     "BoolStorage": "bool",
     "ComplexFloatStorage": "complex64",
+    "ComplexDoubleStorage": "complex128",
     "UntypedStorage": "uint8",
 }
-PICKLED = frozenset(str(dtype).removeprefix("torch.") for dtype in SAFETENSORS.values())
+PICKLED = frozenset(
+    str(found).removeprefix("torch.") for found in vars(torch).values() if isinstance(found, torch.dtype)
+)

@@ -42,29 +42,31 @@ class Finding:
 
 @dataclass(frozen=True)
 class Seen:
-    """What a checkpoint's headers say: the wanted keys, their shapes and dtypes, and the identity of each."""
+    """What a checkpoint's headers say: the wanted keys, their shapes and dtypes, and the identity of each; `taken` says
+    which tensor is the output embedding and why, where that was wanted."""
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     identity: tuple[str, ...]
+    taken: str = ""
 
 
 def look(checkpoint: Checkpoint, *, params: str, full: bool) -> Seen:
     """What a checkpoint says of the tensors `params` names. Raises CheckpointError where it has none such."""
-    keys = _wanted_keys(checkpoint, params)
+    head = head_key(checkpoint) if params == HEAD else None
+    keys = (head.key,) if head else _wanted_keys(checkpoint, params)
     entries = [checkpoint.tensors[key] for key in keys]
     return Seen(
         keys=keys,
         shapes=tuple(tuple(entry.shape) for entry in entries),
         dtypes=tuple(entry.dtype for entry in entries),
         identity=tuple(checkpoint.identity(key, full=full) for key in keys),
+        taken=head.told if head else "",
     )
 
 
 def _wanted_keys(checkpoint: Checkpoint, params: str) -> tuple[str, ...]:
-    if params == HEAD:
-        return (head_key(checkpoint)[0],)
     keys = tuple(sorted(key for key in checkpoint.tensors if fnmatchcase(key, params)))
     if not keys:
         some = ", ".join(sorted(checkpoint.tensors)[:5]) or "nothing"

@@ -69,12 +69,21 @@ class Strided(Record):
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
+class Foreign(Record):
+    """A tensor that is there and not read: `what` it is in words, and its shape, () where the pickle does not tell."""
+
+    def __init__(self, what: str, shape: tuple[int, ...] = ()) -> None:
+        self.what, self.shape = what[:120], shape
+
+
 class RebuildTensor(Record):
     """In place of torch._utils._rebuild_tensor and _v2."""
 
-    def __call__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Strided:
+    def __call__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Strided | Foreign:
         """A checked record. Raises CheckpointError."""
         sizes = is_shape(shape) and is_sizes(stride) and is_sizes((offset,))
+        if isinstance(storage, Inert) and sizes:
+            return Foreign(f"a tensor on a {storage.global_name or 'storage'} that is not known", tuple(shape))
         if not isinstance(storage, Storage) or not sizes or len(shape) != len(stride):
             raise CheckpointError("the pickle holds a tensor whose storage, offset, shape or stride is none.")
         tensor = Strided(storage, offset, shape, stride)
@@ -90,11 +99,10 @@ class RebuildUntyped(Record):
         self, storage: Any, offset: Any, shape: Any, stride: Any, _: Any, __: Any, dtype: Any, *___: Any
     ) -> Any:
         """A checked record. Raises CheckpointError."""
+        if isinstance(dtype, Inert) and is_shape(shape):
+            return Foreign(f"a tensor of dtype {dtype.global_name}, which this torch does not know", tuple(shape))
         if not isinstance(dtype, Dtype):
-            named = dtype.global_name[:80] if isinstance(dtype, Inert) else type(dtype).__name__
-            raise CheckpointError(
-                f"the pickle holds a tensor of dtype {named}; known are {', '.join(sorted(PICKLED))}. Save it as one."
-            )
+            raise CheckpointError(f"the pickle holds a tensor whose dtype is a {type(dtype).__name__}.")
         if not isinstance(storage, Storage) or storage.dtype != "uint8":
             raise CheckpointError(f"the pickle holds a tensor of {dtype.name} whose storage is not one of bytes.")
         length = storage.length // getattr(torch, dtype.name).itemsize
@@ -112,11 +120,17 @@ class RebuildParameter(Record):
 class RebuildSubclass(Record):
     """In place of torch._tensor._rebuild_from_type_v2: the tensor inside, without its Python attributes."""
 
-    def __call__(self, rebuild: Any, _: Any, arguments: Any, __: Any) -> Any:
-        """The tensor inside; an inert object where it is rebuilt by anything but the functions above."""
+    def __call__(self, rebuild: Any, kind: Any, arguments: Any, _: Any) -> Any:
+        """The tensor inside; a record of what it is where it is rebuilt by anything but the functions above."""
         if isinstance(rebuild, (RebuildTensor, RebuildUntyped, RebuildParameter)) and isinstance(arguments, tuple):
             return rebuild(*arguments)
-        return Inert()
+        kind = kind.global_name if isinstance(kind, Inert) else ""
+        shapes = (
+            (tuple(one) for one in arguments if isinstance(one, tuple) and is_shape(one))
+            if isinstance(arguments, tuple)
+            else ()
+        )
+        return Foreign(f"a {kind or 'tensor of its own class'}", next(iter(shapes), ()))
 
 
 class MakeMapping(Record):
@@ -185,6 +199,8 @@ class InertBuild:
         match reference:
             case ("storage", Dtype() as dtype, str() as key, _, int() as length) if 0 <= length < MOST_SIZE:
                 return Storage(dtype.name, key, length)
+            case ("storage", Inert() as unknown, *_):
+                return Inert(unknown.global_name)
             case ("storage", *_):
                 return Inert()
         raise CheckpointError(f"{self._file}: its pickle refers to something outside that is no storage.")

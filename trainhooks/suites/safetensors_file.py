@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from trainhooks.suites.base import CheckpointError, TensorEntry
@@ -12,18 +14,33 @@ from trainhooks.suites.sizes import MOST_DIMS, is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor, row_major
 
 PROBLEMS_SHOWN = 5
+SHARDING = "DCP_SHARDING_INFO"
 
 
 def safetensors_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTensor]:
     """Every tensor of a safetensors file, unread: only the header is fetched, and checked against the file's size.
 
     `file` is the name entries carry. Tensors of any other dtype than those in `dtypes` are listed under the format's
-    name for it and fail when read. Raises CheckpointError with each problem's location: a header longer than 100 MB or
-    than the file, no JSON, offsets outside the file, overlapping tensors, dtype x shape that is not the bytes
-    announced.
+    name for it and fail when read. Further names that the metadata has for a tensor (`save_model` of tied ones) are
+    listed as aliases. Raises CheckpointError with each problem's location: a header longer than 100 MB or
+    than the file, no JSON, offsets outside the file, overlapping tensors, bytes that belong to none, dtype x shape that
+    is not the bytes announced; and for a piece of a distributed checkpoint that is not whole by itself.
     Format: huggingface/safetensors, README, "Format".
     """
+    found, metadata = read_safetensors(source, file=file)
+    if metadata.get(SHARDING, "{}") != "{}":
+        raise CheckpointError(
+            f"{source.name} is a rank's piece of a distributed checkpoint, and does not say how many rows its tensors "
+            "have in all: give the folder with every shard-*.safetensors. Where there is one file for all ranks, they "
+            "wrote it over each other: save with save_distributed=True, or consolidate."
+        )
+    return found
+
+
+def read_safetensors(source: ByteSource, *, file: str) -> tuple[dict[str, StoredTensor], dict[str, str]]:
+    """The tensors of one file, aliases among them, and its metadata."""
     header, base = _header(source)
+    metadata = _metadata(header)
     problems: list[str] = []
     found: dict[str, StoredTensor] = {}
     spans: list[tuple[int, int, str]] = []
@@ -38,11 +55,22 @@ def safetensors_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTen
         spans.append((start, stop, key))
         part = Part(source, base + start, base + stop, entry.shape, row_major(entry.shape), (0,) * len(entry.shape))
         found[key] = StoredTensor(entry, lambda part=part: (part,))  # type: ignore[misc]
-    problems += _overlaps(spans)
+    problems += _overlaps(spans) or _holes(spans, room=source.size - base)
     if problems:
         more = f"; and {len(problems) - PROBLEMS_SHOWN} more" if len(problems) > PROBLEMS_SHOWN else ""
         raise CheckpointError(f"{source.name}: bad header: {'; '.join(problems[:PROBLEMS_SHOWN])}{more}.")
-    return found
+    for alias, key in metadata.items():
+        if key in found and alias not in found:
+            found[alias] = dataclasses.replace(
+                found[key], entry=dataclasses.replace(found[key].entry, key=alias, alias_of=key)
+            )
+    return found, metadata
+
+
+def _metadata(header: Mapping[str, Any]) -> dict[str, str]:
+    said = header.get("__metadata__")
+    said = said if isinstance(said, dict) else {}
+    return {key: value for key, value in said.items() if isinstance(value, str)}
 
 
 def _header(source: ByteSource) -> tuple[dict[str, Any], int]:
@@ -102,3 +130,13 @@ def _overlaps(spans: list[tuple[int, int, str]]) -> list[str]:
         if stop > reached:
             reached, owner = stop, key
     return problems
+
+
+def _holes(spans: list[tuple[int, int, str]], *, room: int) -> list[str]:
+    """Bytes after the header that no tensor covers: the format forbids them, and two writers of one file leave them."""
+    reached = 0
+    for start, stop, _ in [*sorted(span for span in spans if span[0] < span[1]), (room, room, "")]:
+        if start > reached:
+            return [f"bytes {reached} to {start} belong to no tensor: two processes wrote it, or it was cut"]
+        reached = max(reached, stop)
+    return []

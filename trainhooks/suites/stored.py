@@ -47,8 +47,8 @@ class StoredTensor:
 
     def read(self) -> Tensor:
         """The tensor in its own dtype, on the CPU, contiguous. Raises CheckpointError where parts leave a hole."""
-        dtype = torch_dtype(self.entry)
         parts = self.locate()
+        dtype = torch_dtype(self.entry)
         if len(parts) == 1 and parts[0].shape == self.entry.shape:
             return parts[0].read(dtype).contiguous()
         held = sum(math.prod(part.shape) for part in parts)
@@ -81,6 +81,15 @@ class StoredTensor:
             hasher.update(part.source.read(part.start, middle))
             hasher.update(part.source.read(max(middle, part.stop - EDGE_BYTES), part.stop))
         return hasher.hexdigest()[:32]
+
+
+def unreadable(key: str, *, what: str, shape: tuple[int, ...], file: str) -> StoredTensor:
+    """A tensor that is listed and fails when it is read, saying `what` it is."""
+
+    def refuse() -> tuple[Part, ...]:
+        raise CheckpointError(f"{file}: {key!r} is {what}, which is not read. Save it as plain numbers.")
+
+    return StoredTensor(TensorEntry(key, "unknown", shape, file, 0, unreadable=what), refuse)
 
 
 def _empty(entry: TensorEntry, dtype: torch.dtype) -> Tensor:

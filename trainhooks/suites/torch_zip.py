@@ -11,9 +11,9 @@ from typing import Any
 import torch
 
 from trainhooks.suites.base import CheckpointError, TensorEntry
-from trainhooks.suites.pickled import Strided, read_pickle
+from trainhooks.suites.pickled import Foreign, Inert, Strided, read_pickle
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, SourceFile, check_range
-from trainhooks.suites.stored import Part, StoredTensor
+from trainhooks.suites.stored import Part, StoredTensor, unreadable
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, name length, extra length
 WRAPPERS = ("state_dict", "model_state_dict", "model", "module")
@@ -25,8 +25,9 @@ def torch_zip_tensors(source: ByteSource, *, file: str, strict: bool = False) ->
 
     The state dict is the mapping saved, or the one under `state_dict`, `model_state_dict`, `model` or `module` in
     it; mappings inside are flattened with dots. `strict` refuses a pickle that names anything but tensors; otherwise
-    such objects stand as inert placeholders (a Lightning checkpoint's hyperparameters). A single tensor saved alone
-    has the key "". Raises CheckpointError: no zip (torch before 1.6), truncated, compressed, big-endian, no tensor.
+    such objects stand as inert placeholders (a Lightning checkpoint's hyperparameters). A tensor of a class or dtype
+    that is not known is listed, and fails when it is read. A single tensor saved alone has the key "". Raises
+    CheckpointError: no zip (torch before 1.6), truncated, compressed, big-endian, no tensor.
     """
     archive = TorchZip(source)
     saved, unknown = read_pickle(archive.pickle(), name=source.name, strict=strict)
@@ -78,8 +79,10 @@ class TorchZip:
             raise CheckpointError(f"{self.source.name}: {name} is compressed; torch.save stores. It was repacked.")
         return info
 
-    def stored(self, key: str, tensor: Strided, *, file: str) -> StoredTensor:
+    def stored(self, key: str, tensor: Strided | Foreign, *, file: str) -> StoredTensor:
         """The tensor's entry; the storage's place is looked up when it is wanted."""
+        if isinstance(tensor, Foreign):
+            return unreadable(key, what=tensor.what, shape=tensor.shape, file=file)
         itemsize = getattr(torch, tensor.storage.dtype).itemsize
         entry = TensorEntry(key, tensor.storage.dtype, tensor.shape, file, math.prod(tensor.shape) * itemsize)
         return StoredTensor(entry, lambda: (self.part(tensor, itemsize=itemsize),))
@@ -126,25 +129,29 @@ def _open_zip(source: ByteSource) -> zipfile.ZipFile:
     return archive
 
 
-def _state_dict(saved: Any) -> Iterator[tuple[str, Strided]]:
-    if isinstance(saved, Strided):
+def _state_dict(saved: Any) -> Iterator[tuple[str, Strided | Foreign]]:
+    if isinstance(saved, (Strided, Foreign)):
         yield "", saved
     elif isinstance(saved, dict):
         for _ in range(DEPTH):
             inside = [saved[name] for name in WRAPPERS if isinstance(saved.get(name), dict)]
-            if not inside or any(isinstance(value, Strided) for value in saved.values()):
+            if not inside or any(isinstance(value, (Strided, Foreign)) for value in saved.values()):
                 break
             saved = inside[0]
         yield from _flat(saved, prefix="", seen=set(), depth=0)
 
 
-def _flat(mapping: dict[Any, Any], *, prefix: str, seen: set[int], depth: int) -> Iterator[tuple[str, Strided]]:
+def _flat(
+    mapping: dict[Any, Any], *, prefix: str, seen: set[int], depth: int
+) -> Iterator[tuple[str, Strided | Foreign]]:
     # each mapping once: one that holds another twice, and so on down, would unfold without end
     if id(mapping) in seen or depth > DEPTH:
         return
     seen.add(id(mapping))
     for key, value in mapping.items():
-        if isinstance(value, Strided) and isinstance(key, (str, int)):
+        if isinstance(value, (Strided, Foreign)) and isinstance(key, (str, int)):
             yield f"{prefix}{key}", value
+        elif isinstance(value, Inert) and str(key).endswith("weight"):
+            yield f"{prefix}{key}", Foreign(f"a {value.global_name or 'kind of object'}")
         elif isinstance(value, dict) and isinstance(key, (str, int)):
             yield from _flat(value, prefix=f"{prefix}{key}.", seen=seen, depth=depth + 1)
