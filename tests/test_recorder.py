@@ -303,9 +303,9 @@ def test_json_lines_and_tensorboard_get_the_same_scalars(tmp_path):
     assert [line["step"] for line in lines] == [0, 1, 2, 3]
     events = EventAccumulator(str(tmp_path / "events"))
     events.Reload()
-    drawn = {event.step: event.value for event in events.Scalars("probe/heldout_r2")}
+    drawn = {event.step: event.value for event in events.Scalars("trainhooks/probe/heldout_r2")}
     assert drawn == pytest.approx({line["step"]: line["probe/heldout_r2"] for line in lines}, rel=1e-6)
-    assert "convergence/distance_to_final/layers.1" in events.Tags()["scalars"]
+    assert "trainhooks/convergence/distance_to_final/layers.1" in events.Tags()["scalars"]
 
 
 def test_moments_out_of_order_are_refused():

@@ -194,5 +194,5 @@ def test_tags_of_tensorboard_are_spelled(tmp_path):
             tags.append(tag)
 
     sink = TensorBoardSink(writer=Writer())
-    sink.write(Record(0, {"norm": np.ones(1)}, groups=("layer\x1b[2J",)))
-    assert tags == ["norm/layer\\x1b[2J"]
+    sink.write(Record(0, {"norm": np.ones(1)}, labels={"norm": ("layer\x1b[2J",)}))
+    assert tags == ["trainhooks/norm/layer\\x1b[2J"]

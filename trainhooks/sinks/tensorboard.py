@@ -10,14 +10,20 @@ import numpy as np
 
 from trainhooks.shown import shown
 from trainhooks.sinks.base import Record, Sink, entry_labels
+from trainhooks.sinks.event_files import EVENTS, FINAL, own_files, set_aside, take_over
+from trainhooks.sinks.host_tags import host_scalars, prefixed
 from trainhooks.store import Layout
 
 
 class TensorBoardSink(Sink):
-    """Writes events to `log_dir`, or to a `SummaryWriter` that the loop has already.
+    """Writes events to `log_dir`, or to a `SummaryWriter` that the loop has already, as `trainhooks/...` in either.
 
-    The variables that need the run's last record come at the end, at the steps that they belong to.
-    Raises ImportError, naming the extra, where tensorboard is not installed.
+    A loop's own writer has the loop's own curves, so it gets no `loss` and no `learning_rate`. The variables that need
+    the run's last record come at the end, at the steps that they belong to, in a file of their own.
+
+    In a `log_dir` that is there a run that goes on takes over its own events up to where it goes on, and the curves to
+    its former end go. Those of an earlier run are moved into a subfolder, with `mode="overwrite"` deleted; files that
+    others wrote stay. Raises ImportError, naming the extra, where tensorboard is not installed.
     """
 
     def __init__(self, log_dir: str | Path | None = None, *, writer: Any = None) -> None:
@@ -35,25 +41,35 @@ class TensorBoardSink(Sink):
         self._labels: dict[str, tuple[str, ...]] = {}
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
-        """Open the event file; a restart hides the events beyond it."""
+        """Open the event file; a restart takes over the events up to it."""
         self._labels = entry_labels(layout)
+        before = own_files(self.log_dir, suffixes=(EVENTS, FINAL) if self._owns else (FINAL,))
+        if restart_step is None:
+            set_aside(before)
         if self._owns:
-            purge = None if restart_step is None else restart_step + 1
-            self._writer = self._make(str(self.log_dir), purge_step=purge)
+            self._writer = self._make(str(self.log_dir), filename_suffix=EVENTS)
+            if restart_step is not None:
+                events = [path for path in before if path.name.endswith(EVENTS)]
+                self._steps = take_over(events, into=self._writer.file_writer, upto=restart_step)
+        if restart_step is not None:
+            for path in before:
+                path.unlink()
 
     def write(self, record: Record) -> None:
         """Add every scalar of the record."""
         self._steps.append(record.step)
-        for tag, number in record.scalars.items():
+        scalars = prefixed(record.scalars) if self._owns else host_scalars(record)
+        for tag, number in scalars.items():
             self._writer.add_scalar(shown(tag), number, record.step)
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
-        """Add the whole-run variables; rows of records before a restart are left to the store."""
-        rows = len(self._steps)
-        for row, step in enumerate(self._steps):
-            final = {name: value[len(value) - rows + row] for name, value in values.items()}
-            for tag, number in Record(step, final, labels=self._labels).scalars.items():
-                self._writer.add_scalar(shown(tag), number, step)
+        """Write the whole-run variables, in a file of their own: their steps begin again."""
+        rows = min(len(self._steps), *(len(value) for value in values.values()))
+        with self._make(str(self.log_dir), filename_suffix=FINAL) as writer:
+            for row, step in enumerate(self._steps[len(self._steps) - rows :]):
+                final = {name: value[len(value) - rows + row] for name, value in values.items()}
+                for tag, number in prefixed(Record(step, final, labels=self._labels).scalars).items():
+                    writer.add_scalar(shown(tag), number, step)
 
     def close(self) -> None:
         """Flush, and close the writer if it is ours."""
