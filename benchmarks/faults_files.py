@@ -148,7 +148,7 @@ def _sealed_piece(file: Path, content: bytearray, rng: random.Random) -> None:
 
 
 def read(path: Path) -> None:
-    """Open a store and read all of it; where everything is covered by checksums, the numbers are the written ones."""
+    """Open a store and read all of it."""
     store = open_store(path)
     store.summary()
     for number, step in enumerate(store.snapshot_steps):
@@ -192,8 +192,7 @@ TARGETS: dict[str, Callable[[Path], object]] = {
 def fuzz(target: str, mutations: int, *, seed: int, folder: Path) -> tuple[collections.Counter[str], list[str]]:
     """So many mutated stores, each used once: outcomes by kind, and what was wrong with whom.
 
-    Wrong is another exception than StoreError (or an OSError of a folder in a file's place), 10 s and more, and a
-    number that is neither what was written nor missing although every file that holds it is sealed.
+    Wrong is another exception than StoreError (or an OSError of a folder in a file's place), and 10 s and more.
     """
     outcomes: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter
-from trainhooks.store.lock import LOCK, WATCH_SECONDS
+from trainhooks.store.lock import WATCH_SECONDS
+from trainhooks.store.place import LOCK
 
 
 def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path, monkeypatch):

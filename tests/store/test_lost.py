@@ -7,8 +7,7 @@ import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
 from trainhooks.store.compact import compact, replacing
-from trainhooks.store.lock import LOCK
-from trainhooks.store.place import LocalPlace
+from trainhooks.store.place import LOCK, LocalPlace
 from trainhooks.store.root import read_manifest, read_root
 
 

@@ -56,15 +56,17 @@ def test_a_resumed_run_is_the_run_that_never_stopped(sparse_run, write, cut, clo
     assert zarr.open_array(path, path="step", mode="r")[:].tolist() == list(range(22))
 
 
-def test_everything_can_be_cut(run, write):
+def test_all_but_the_first_record_can_be_cut(run, write):
     path = write(run, records=40)
     run_from_five = StoreWriter(path, run.layout, mode="resume", restart_step=4)
     assert run_from_five.last_step == 4
     run_from_five.abandon()
-    again = StoreWriter(path, run.layout, mode="resume", restart_step=-1)
-    assert again.last_step is None
-    assert len(open_store(path).snapshots) == 0
-    run.append(again, range(3))
+    with pytest.raises(ValueError, match="steps are 0 or more"):
+        StoreWriter(path, run.layout, mode="resume", restart_step=-1)
+    again = StoreWriter(path, run.layout, mode="resume", restart_step=0)
+    assert again.last_step == 0
+    assert len(open_store(path).snapshots) == 1
+    run.append(again, range(1, 3))
     again.close()
     assert open_store(path).steps.tolist() == [0, 1, 2]
     assert [restart["attempt"] for restart in open_store(path).restarts] == [1, 2]
@@ -400,10 +402,13 @@ def test_power_syncs_a_record_and_its_name_before_it_is_acknowledged(run, tmp_pa
     assert len(synced) == 5
 
 
-def test_process_durability_syncs_nothing(run, tmp_path, synced):
+def test_process_durability_syncs_no_record_and_each_commit(run, tmp_path, synced):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
-    run.append(writer, range(32))
+    del synced[:]
+    run.append(writer, range(31))
     assert synced == []
+    run.append(writer, [31])
+    assert synced
 
 
 def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):

@@ -53,6 +53,26 @@ def verify(store: str, *, repair: Flag = False, json: Flag = False) -> None:
 
 
 @command
+def snapshot(store: str, *, out: Path) -> None:
+    """Copy a store as of its last commit, with its journal, also while a run writes it: a sound backup.
+
+    Parameters
+    ----------
+    store
+        Path or URL of a store.
+    out
+        The new folder; it appears when the copy is whole.
+    """
+    from trainhooks.store import open_store
+    from trainhooks.store.copying import snapshot as copy_store
+
+    copy_store(store, out=out)
+    copied = open_store(out)
+    last = f"last step {copied.steps[-1]}" if len(copied.steps) else "no record yet"
+    print(f"{out}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")
+
+
+@command
 def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "npy"] = "safetensors") -> None:
     """Write one step's output embedding to a file.
 

@@ -50,6 +50,10 @@ class FencedPlace(Place):
             self._check()  # says so where the file went because another took over
             raise
 
+    def settle(self) -> None:
+        """See `Place.settle`."""
+        self._place.settle()
+
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`."""
         return self._place.read(key, start, stop)

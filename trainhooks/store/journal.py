@@ -20,9 +20,9 @@ from jaxtyping import Float32
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT
-from trainhooks.store.place import TEMPORARY, Checksummed, Place
+from trainhooks.store.place import JOURNAL, TEMPORARY, Checksummed, Place
 from trainhooks.store.precision import unpack
-from trainhooks.store.root import FORMAT, JOURNAL, Restart
+from trainhooks.store.root import FORMAT, Restart
 
 # arrays that ranks count apart: those of a record's pieces add up
 SUMS = frozenset({SKETCH, LABEL_COUNTS})
@@ -204,6 +204,12 @@ class JournalPiece:
                 raise self._damaged(f"its bytes have checksum {found}, its name says {wanted}")
             self._checked = True
         return self._arrays
+
+    @property
+    def content(self) -> memoryview:
+        """The whole file's bytes, its checksum compared. Raises StoreError."""
+        _ = self.arrays
+        return self._bytes
 
     def _damaged(self, why: str) -> StoreError:
         return StoreError(f"the record in {self._where} is damaged ({why}). Delete that file to go on without it.")

@@ -16,9 +16,8 @@ from pathlib import Path
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.flag import Flag
-from trainhooks.store.place import Place
+from trainhooks.store.place import LOCK, Place
 
-LOCK = ".lock"
 HEARTBEAT_SECONDS = 15.0
 STALE_SECONDS = 120.0
 WATCH_SECONDS = 2 * HEARTBEAT_SECONDS
@@ -163,12 +162,12 @@ class Lock:
             except FileNotFoundError:
                 continue
             holder = Holder.parse(found)
-            if holder is None:
+            if holder is None and not _torn(found):
                 raise StoreError(
                     f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. "
                     "Make sure that nobody does, and delete that file."
                 )
-            if holder.alive() or self._beats(holder, found):
+            if holder is not None and (holder.alive() or self._beats(holder, found)):
                 unseen = "" if holder.in_sight else _UNSEEN
                 raise StoreError(
                     f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
@@ -187,6 +186,11 @@ class Lock:
             return self._place.read(LOCK) != content
         except FileNotFoundError:
             return False
+
+
+def _torn(content: bytes) -> bool:
+    """Whether a lock file was cut short, as by a power cut: a living writer's has its name only once it is whole."""
+    return not content.rstrip(b"\0").endswith(b"}")
 
 
 def holder_of(place: Place) -> Holder | None:

@@ -19,11 +19,9 @@ from trainhooks.store.fold import of_length, write_metadata
 from trainhooks.store.integrity import check_files, chunk_length
 from trainhooks.store.journal import complete_entries, list_pieces
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
-from trainhooks.store.lock import LOCK
-from trainhooks.store.place import TEMPORARY, LocalPlace, Place, is_url, open_place
+from trainhooks.store.place import JOURNAL, LOCK, TEMPORARY, LocalPlace, Place, is_url, open_place
 from trainhooks.store.record import missing_value
 from trainhooks.store.root import (
-    JOURNAL,
     MANIFEST,
     METADATA,
     Gap,

@@ -26,6 +26,8 @@ from urllib.request import url2pathname
 from trainhooks.store.errors import StoreError
 
 TEMPORARY = ".partial"
+JOURNAL = ".journal"
+LOCK = ".lock"
 DURABILITIES = ("process", "power")
 ALONE_SECONDS = 30.0
 Data = bytes | bytearray | memoryview
@@ -75,6 +77,9 @@ class Place(ABC):
     @abstractmethod
     def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
         """Let `write` fill a new file; it has the key that `write` returns from then on, and not before."""
+
+    def settle(self) -> None:  # noqa: B027
+        """Wait until what was put lasts through a power cut: all but the journal and the lock, which may be lost."""
 
     @abstractmethod
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
@@ -127,6 +132,8 @@ class Place(ABC):
 class LocalPlace(Place):
     """A folder. `durability` is "process" (survives the process' death) or "power" (files and folders are synced).
 
+    With "process", too, files but the journal's are synced before they get their names, and the names by `settle`.
+
     Raises ValueError for another durability.
     """
 
@@ -136,6 +143,7 @@ class LocalPlace(Place):
         # as it is now: the process may change its folder
         self.path = Path(path).absolute()
         self._power = durability == "power"
+        self._unsynced: set[Path] = set()  # folders that have new names
 
     def __str__(self) -> str:
         return str(self.path)
@@ -156,17 +164,26 @@ class LocalPlace(Place):
             with open(temporary, "xb", buffering=0) as raw:
                 file = Checksummed(raw)
                 target = self._inside(write(file))
-                if self._power:
+                lasting = self._power or (target.parent.name != JOURNAL and target.name != LOCK)
+                if lasting:
                     sync(raw.fileno())
             made = self._make_folder(target.parent)
             temporary.replace(target)
         except BaseException:
             temporary.unlink(missing_ok=True)
             raise
+        if lasting:
+            self._unsynced |= {target.parent, *(folder.parent for folder in made)}
         if self._power:
-            for folder in {target.parent, *(folder.parent for folder in made)}:
-                sync_folder(folder)
+            self.settle()
         return file
+
+    def settle(self) -> None:
+        """See `Place.settle`."""
+        while self._unsynced:
+            folder = self._unsynced.pop()
+            with suppress(FileNotFoundError):  # deleted meanwhile
+                sync_folder(folder)
 
     def _make_folder(self, folder: Path) -> list[Path]:
         """Make a folder and those above it; returns those that were not there."""

@@ -87,7 +87,7 @@ class Store:
 
         Raises StoreError as `open_store` does.
         """
-        root, files, listed = _read_consistently(self._zarr.place)
+        root, files, listed = read_consistently(self._zarr.place)
         check_claims(self._zarr.place, root, waiting=len(files))
         seen = (root.manifest, root.attempt, root.complete, root.dropped, tuple(file.piece.key for file in files))
         if seen == self._seen:
@@ -343,7 +343,7 @@ def _steps(records: list[JournalRecord]) -> np.ndarray:
     return np.array([record.entry.step for record in records], dtype=np.int64)
 
 
-def _read_consistently(place: Place) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
+def read_consistently(place: Place) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
     """The journal, then the root and its manifest: what is folded in between is in both, and dropped here later.
 
     Open files stay readable when a writer deletes them; where one goes before it is opened, look again.

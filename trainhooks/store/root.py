@@ -23,7 +23,6 @@ from trainhooks.store.place import Place, open_place
 FORMAT = 1
 KEY = "trainhooks"
 METADATA = "zarr.json"
-JOURNAL = ".journal"
 MANIFEST = re.compile(r"\.manifest-(?P<crc32>[0-9a-f]{8})\.json")
 _UNSUMMED = b'"checksum": "00000000"'
 _SUM = re.compile(rb'"checksum": "([0-9a-f]{8})"')
@@ -130,9 +129,12 @@ def commit(place: Place, root: Root, files: Mapping[str, tuple[int, str]]) -> tu
     manifest = json.dumps({"attempt": root.attempt, "files": listed}, separators=(",", ":")).encode()
     root = replace(root, manifest=f".manifest-{zlib.crc32(manifest):08x}.json")
     size = place.put(root.manifest, manifest).size
+    place.settle()  # or a power cut could leave a root whose files are gone
     text = json.dumps(root.to_json(), allow_nan=False).encode()
     sealed = text.replace(_UNSUMMED, b'"checksum": "%08x"' % zlib.crc32(text), 1)
-    return root, size + place.put(METADATA, sealed).size
+    size += place.put(METADATA, sealed).size
+    place.settle()  # before anybody deletes what the root before this one needs
+    return root, size
 
 
 def drop_manifests(place: Place, *, but: str) -> None:

@@ -15,9 +15,9 @@ from trainhooks.store.integrity import Files, check_claims, fits, may_be_newer, 
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
-from trainhooks.store.place import TEMPORARY, Place, open_place
+from trainhooks.store.place import JOURNAL, TEMPORARY, Place, open_place
 from trainhooks.store.precision import unpack
-from trainhooks.store.root import JOURNAL, METADATA, read_manifest, read_root
+from trainhooks.store.root import METADATA, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
 from trainhooks.store.zarr_store import PlaceStore, read_array

@@ -29,9 +29,9 @@ from trainhooks.store.labour import Labour
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.lock import Lock
 from trainhooks.store.opening import MODES, create, folded_steps, is_taken, resume
-from trainhooks.store.place import Place, open_place
+from trainhooks.store.place import JOURNAL, Place, open_place
 from trainhooks.store.record import missing_value, record_arrays, rounded, whole_run_arrays
-from trainhooks.store.root import JOURNAL, Root, commit, read_root
+from trainhooks.store.root import Root, commit, read_root
 from trainhooks.store.zarr_store import PlaceStore
 
 Values = Mapping[str, np.ndarray | np.generic | float | int]
