@@ -11,11 +11,13 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
-    {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names"},
+    {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names", "probe.products"},
+    {"effective"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "faults", "restart", "labels", "probability", "audit"},
     {"followed", "outlets", "timetable", "under_way"},
+    {"standstill"},
     {"dispatch", "described"},
     {"recorder", "runs", "summary", "report", "analyze", "intervene"},
     {"integrations"},

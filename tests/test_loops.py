@@ -49,7 +49,7 @@ def test_frozen_head():
     model = TinyLM()
     model.lm_head.requires_grad_(False)
     recorder, memory = remembering(model)
-    with recorder:
+    with recorder, pytest.warns(RuntimeWarning, match=r"step 0: .*lm_head\.weight is frozen"):
         train(model, batches(STEPS), recorder)
     assert (snapshots(memory) == snapshots(memory)[0]).all()
     groups, last = memory.records[-1].groups, memory.records[-1].values

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
@@ -150,3 +151,37 @@ def watch_head_input(
                 return
 
     return module.register_forward_pre_hook(_Hook(pre_hook), with_kwargs=True)
+
+
+class WatchedHead:
+    """Shows a function what enters the head in training passes; knows whether anything was ever shown (`has_seen`)."""
+
+    def __init__(self, on_hidden: Callable[[Tensor], None]) -> None:
+        self.has_seen = False
+        self._on_hidden = on_hidden
+        self._module: nn.Module | None = None
+        self._handle: RemovableHandle | None = None
+
+    def follow(self, module: nn.Module) -> None:
+        """Watch this module, and no other any more."""
+        if module is not self._module:
+            self.remove()
+            self._module, self._handle = module, watch_head_input(module, self._on_hidden)
+
+    def remove(self) -> None:
+        """Watch nothing."""
+        if self._handle is not None:
+            self._handle.remove()
+        self._module = self._handle = None
+
+    def check_seen(self, *, step: int) -> None:
+        """Say, once, that nothing has entered the head by the time when the record of `step` needs it."""
+        if not self.has_seen:
+            self.has_seen = True
+            warnings.warn(
+                f"step {step}: nothing has entered the head's module, so what is measured on hidden states is NaN. The "
+                "loss bypasses the module (a fused loss), or the model was compiled and called before the recorder was "
+                "made. Call recorder.observe(hidden) in each training pass, or make the recorder first (said once).",
+                RuntimeWarning,
+                stacklevel=4,
+            )

@@ -23,6 +23,7 @@ from trainhooks.outlets import Outlets
 from trainhooks.references import kept_heads
 from trainhooks.sinks import Record
 from trainhooks.sinks.base import read_only
+from trainhooks.standstill import Standstill
 from trainhooks.store import Layout
 from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.transfer import Freight, Lane, Parcel
@@ -92,6 +93,7 @@ class Dispatch:
     def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool, strict: bool = False) -> None:
         self._outlets, self._conclude, self._first, self._strict = outlets, conclude, first, strict
         self._warned: set[str] = set()
+        self.standstill = Standstill()
         self._freight: Freight | None = None
         self._lane: Lane | None = None
 
@@ -244,6 +246,8 @@ class Dispatch:
         if weights := what_is_not_finite(record.values, sketch=record.sketch, groups=list(record.groups)):
             text = f"weights are not finite: {weights}. They are recorded as they are"
             self._warn_once("nonfinite", text, step=record.step)
+        if still := self.standstill.look(record):
+            self._warn_once("standstill", still, step=record.step)
         if foreign:
             text = f"labels beyond the {self.freight.vocab} rows of the output embedding; not counted"
             self._warn_once("labels", text, step=record.step)

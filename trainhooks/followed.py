@@ -12,7 +12,7 @@ from trainhooks.capture import on_host
 from trainhooks.checks import check_same_shape
 from trainhooks.distributed import Ranks, is_sharded, reshard, unflattened, whole
 from trainhooks.metrics.base import State
-from trainhooks.model import find_output_embedding, module_at, module_path, parameter_at, parameter_groups
+from trainhooks.model import check_model, find_output_embedding, module_at, module_path, parameter_at, parameter_groups
 from trainhooks.references import References
 from trainhooks.sketch import Sketcher
 
@@ -28,6 +28,7 @@ class Followed:
     def __init__(
         self, model: nn.Module, *, name: str | None, patterns: Mapping[str, str | Sequence[str]] | None
     ) -> None:
+        check_model(model)
         self.model = model
         self.ranks = Ranks(model)  # first: it reshards, and what follows reads parameters
         self._name, self._patterns = name, patterns

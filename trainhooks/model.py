@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatchcase
@@ -12,10 +13,24 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
 from trainhooks.distributed import is_sharded, whole
+from trainhooks.effective import (
+    adds_bias,
+    computed_by,
+    dequantized,
+    innermost,
+    is_affine,
+    is_product,
+    is_quantized,
+    is_tuner,
+    outermost,
+)
 from trainhooks.head_names import HEADS, is_named
 
 WRAPPER_ATTRIBUTES = ("module", "_orig_mod", "_fsdp_wrapped_module")
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
+
+FUSED_LOSS = "LinearCrossEntropyLoss"  # torch's own: the head is its `linear`
+OF_CONTEXT = ("ALora", "Arrow")  # variants of LoRA that go by what else is in the sequence
 
 NamedTensors = list[tuple[str, Tensor]]
 
@@ -27,7 +42,9 @@ class OutputEmbedding:
     `weight` is the parameter itself [vocab, dim]; `bias` [vocab] the head's bias; `norm_weight` and `norm_bias`
     [dim] belong to the last norm before the head, which scales by `norm_weight + norm_offset` (`norm_scale`).
     What a model lacks is None. `tied` says whether the input embedding is the same parameter; `name` is the
-    parameter's name without wrappers' prefixes, `module` the module that holds it.
+    parameter's name without wrappers' prefixes, `module` the module that holds it. `how` says where the numbers come
+    from: "weight" itself, the "sum" with LoRA's share, what the module computes of unit vectors ("asked"; other
+    adapters, whose base `weight` is), or the "dequantized" weight.
     """
 
     weight: Tensor
@@ -39,9 +56,15 @@ class OutputEmbedding:
     norm_bias: Tensor | None = None
     norm_name: str | None = None
     norm_offset: float | None = 0.0
+    how: str = "weight"
 
     def gathered_around(self) -> OutputEmbedding:
-        """The same with bias and norm whole where they are sharded (a collective then); `weight` stays as it is."""
+        """The same with bias and norm whole where they are sharded (a collective then); `weight` stays as it is.
+
+        The bias of a module that is asked is what it computes now.
+        """
+        if self.how == "asked":
+            return replace(self, bias=None if self.bias is None else self._asked()[1])
         around: dict[str, Any] = {name: getattr(self, name) for name in ("bias", "norm_weight", "norm_bias")}
         if not any(tensor is not None and is_sharded(tensor) for tensor in around.values()):
             return self
@@ -50,24 +73,30 @@ class OutputEmbedding:
 
     @property
     def adapted(self) -> bool:
-        """Whether LoRA's layer of peft stands around the matrix."""
-        return _is_adapter(self.module)
+        """Whether the matrix is another than `weight`: an adapter of peft stands around it, or it is quantized."""
+        return self.how != "weight"
 
     @property
     def matrix(self) -> Tensor:
-        """What scores the tokens [vocab, dim], detached: `weight`, with the share of LoRA's active adapters added.
+        """What scores the tokens [vocab, dim], detached: `weight`, with what peft's active adapters make of it.
 
-        `weight` itself where the head has no adapter; else a new tensor, at the cost of one product of their factors.
+        `weight` itself where the head has no adapter; else a new tensor. Of LoRA it costs one product of the factors,
+        of other adapters a pass of the head over `dim` unit vectors.
         """
-        weight = self.weight.detach()
+        if self.how == "asked":
+            return self._asked()[0]
+        weight = dequantized(self.weight) if self.how == "dequantized" else self.weight.detach()
         adapter: Any = self.module
-        if not self.adapted or adapter.merged or adapter.disable_adapters:
+        if self.how != "sum" or adapter.merged or adapter.disable_adapters:
             return weight
         with torch.no_grad():
             for name in adapter.active_adapters:
                 if name in adapter.lora_A:
                     weight = weight + adapter.get_delta_weight(name).to(weight)
         return weight
+
+    def _asked(self) -> tuple[Tensor, Tensor]:
+        return computed_by(self.module, dim=self.weight.shape[1], like=_entering(self.weight))
 
     @property
     def norm_scale(self) -> Tensor | None:
@@ -149,6 +178,7 @@ def find_output_embedding(model: nn.Module, *, name: str | None = None) -> Outpu
 
     Raises ValueError, naming the candidates, where this does not decide.
     """
+    check_model(model)
     core = core_model(model)
     if name is not None:
         path = name.removesuffix(".weight")
@@ -175,7 +205,7 @@ def parameter_groups(
     Raises ValueError where a pattern matches no parameter, or takes the name of a group that is there.
     """
     core = core_model(model)
-    named = named_parameters(core)
+    named = [(name, parameter) for name, parameter in named_parameters(core) if not is_quantized(parameter)]
     blocks = dict(_blocks(core))
     groups: dict[str, NamedTensors] = {"whole": named, "embedding": []}
     groups |= {block: [] for block in blocks.values()}
@@ -209,6 +239,7 @@ def parameter_groups(
 def _heads(core: nn.Module) -> list[nn.Module]:
     """Modules that are, or by their name and shape could be, the output embedding."""
     heads = [_own_head(owner) for owner in _head_owners(core)]
+    heads = heads or [_linear_of(module) for module in core.modules() if type(module).__name__ == FUSED_LOSS]
     if not heads:
         vocabularies = {m.num_embeddings for m in core.modules() if isinstance(m, nn.Embedding)}
         for path, module in core.named_modules():
@@ -216,6 +247,12 @@ def _heads(core: nn.Module) -> list[nn.Module]:
             if fits and is_named(path, HEADS):
                 heads.append(module)
     return list({id(module): module for module in heads}.values())
+
+
+def _linear_of(loss: nn.Module) -> nn.Module:
+    linear = loss.linear
+    assert isinstance(linear, nn.Module)
+    return linear
 
 
 def _own_head(owner: nn.Module) -> nn.Module:
@@ -258,14 +295,15 @@ def _head_owners(model: nn.Module) -> list[nn.Module]:
 
 
 def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
-    module = _adapted(core, module)
-    weight = _kept(module)
-    name = next((path for path, parameter in named_parameters(core) if parameter is weight), None)
+    module = outermost(core, module)
+    weight, name = _parameter_of(core, module)
     if weight is None or name is None:
         raise ValueError(
             f"the weight of {type(module).__name__} is no parameter of the model: it is computed from others "
-            "(a parametrization, such as weight_norm) or a buffer, and cannot be followed. Remove it from the head."
+            "(a parametrization, such as weight_norm) or a buffer (quantized), and cannot be followed. Remove it from "
+            "the head."
         )
+    how = _how(module, weight)
     tied = any(_kept(m) is weight for m in core.modules() if isinstance(m, nn.Embedding) and m is not module)
     norm_name, norm = _last_norm(core, dim=weight.shape[1])
     return OutputEmbedding(
@@ -273,7 +311,8 @@ def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
         name=name,
         module=module,
         tied=tied,
-        bias=_kept(module, "bias"),
+        bias=_bias(module, how=how, weight=weight),
+        how=how,
         norm_weight=None if norm is None else _kept(norm),
         norm_bias=None if norm is None else _kept(norm, "bias"),
         norm_name=norm_name,
@@ -281,25 +320,129 @@ def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
     )
 
 
-def _is_adapter(module: nn.Module) -> bool:
-    """Whether this is peft's layer around a matrix of which it trains a low-rank change."""
-    return all(hasattr(module, name) for name in ("base_layer", "get_delta_weight", "lora_A"))
+def check_model(model: object) -> None:
+    """Raises ValueError for what is no module, and for parameters that DeepSpeed has taken away (ZeRO-3)."""
+    if not isinstance(model, nn.Module):
+        raise ValueError(
+            f"the model is a {type(model).__module__}.{type(model).__name__}, which is no torch.nn.Module. Pass the "
+            "module that it wraps."
+        )
+    for name, parameter in model.named_parameters():
+        if hasattr(parameter, "ds_id") and parameter.numel() == 0:
+            raise ValueError(
+                f"{clean_name(name)} is empty: DeepSpeed ZeRO-3 has partitioned the model, and its parameters cannot "
+                "be read between passes. Use ZeRO stage 2, or shard the model with torch.distributed.fsdp.fully_shard."
+            )
 
 
-def _adapted(core: nn.Module, module: nn.Module) -> nn.Module:
-    """The adapter's layer around a head, the head itself where there is none.
+def _parameter_of(core: nn.Module, module: nn.Module) -> tuple[Tensor | None, str | None]:
+    """The parameter that is the head's matrix, inside adapters the base one, and its name; None where it is none."""
+    names = {id(parameter): path for path, parameter in named_parameters(core)}
+    weight = _kept(module) if _is_own(module) else innermost(module)._parameters.get("weight")
+    return weight, names.get(id(weight))
 
-    Raises ValueError for adapters whose share is no sum: DoRA's, and those around a sharded head.
+
+def _is_own(module: nn.Module) -> bool:
+    """Whether the module's weight is what it multiplies by as far as is known: peft's full copies are such."""
+    return not is_tuner(module) or "modules_to_save" in module._modules
+
+
+def _how(module: nn.Module, weight: Tensor) -> str:
+    """Where the head's numbers come from (see `OutputEmbedding.how`).
+
+    Raises ValueError, naming the module's class, where there is no one matrix, or it is sharded as well.
     """
-    outer: nn.Module = next((m for m in core.modules() if _is_adapter(m) and m.base_layer is module), module)
-    if not _is_adapter(outer):
-        return module
-    scaled: Any = getattr(outer, "lora_magnitude_vector", ())
-    weight = outer.weight
-    if len(scaled) or (isinstance(weight, Tensor) and is_sharded(weight)):
-        kind = "DoRA, which rescales rows" if len(scaled) else "LoRA around a sharded matrix"
-        raise ValueError(f"the head has {kind}; its output embedding cannot be followed. Use plain LoRA, unsharded.")
-    return outer
+    kind = f"{type(module).__module__}.{type(module).__name__}"
+    if isinstance(module, nn.Embedding) or (_has_plain_forward(module) and not is_quantized(weight)):
+        return "weight"
+    if is_sharded(weight) and _is_own(module):
+        return "weight"  # a part of it cannot be asked
+    if len(getattr(module, "lora_magnitude_vector", ())):
+        raise ValueError("the head has DoRA, which rescales rows; it cannot be followed. Use plain LoRA, unsharded.")
+    if is_sharded(weight):
+        raise ValueError(
+            f"the head has LoRA around a sharded matrix, or another adapter ({kind}); its output embedding cannot be "
+            "followed. Use plain LoRA, unsharded."
+        )
+    if _is_plain_lora(module) and not is_quantized(weight):
+        return "sum"
+    if is_quantized(weight) and not is_tuner(module):
+        return _how_quantized(module, weight, kind=kind)
+    return _how_asked(module, weight, kind=kind)
+
+
+def _how_quantized(module: nn.Module, weight: Tensor, *, kind: str) -> str:
+    try:
+        numbers = dequantized(weight)
+    except Exception as error:  # foreign code
+        held = f"the head's weight is quantized ({type(weight).__name__})"
+        raise ValueError(f"{held} and cannot be read: {error}. Leave the head out of the quantization.") from error
+    if numbers.is_floating_point() and numbers.itemsize > 1 and numbers.shape == weight.shape:
+        return "dequantized"
+    raise ValueError(
+        f"the head is quantized: {kind} holds {weight.dtype} {list(weight.shape)} that names no way back to numbers. "
+        "Leave the head out of the quantization."
+    )
+
+
+def _how_asked(module: nn.Module, weight: Tensor, *, kind: str) -> str:
+    dim, like = weight.shape[1], _entering(weight)
+    owner = getattr(module.__dict__.get("forward"), "__self__", module)
+    variants = sorted({type(variant).__name__ for variant in getattr(module, "lora_variant", {}).values()})
+    reason = "depends on more than its input at one position, or not linearly: it is no one matrix"
+    try:
+        if _is_own(module) and is_product(module, dim=dim, like=like):
+            return "weight"
+        alike = owner is module and not any(word in variant for variant in variants for word in OF_CONTEXT)
+        if alike and is_affine(module, dim=dim, like=like):
+            return "asked"
+    except Exception as error:  # foreign code, called with what it may not expect
+        if _is_own(module):
+            return _how_unasked(module, kind=kind)
+        reason = f"cannot be asked for with hidden states alone ({type(error).__name__}: {error})"
+    named = kind if owner is module else f"{type(owner).__module__}.{type(owner).__name__}"
+    said = f"{named} ({', '.join(variants)})" if variants else named
+    way_out = "Name another module by head=." if _is_own(module) else "Leave the head out of it, or use plain LoRA."
+    raise ValueError(f"the head's output embedding cannot be followed: what {said} computes {reason}. {way_out}")
+
+
+def _how_unasked(module: nn.Module, *, kind: str) -> str:
+    """A head whose own pass needs more than hidden states, such as a loss, is taken by its weight; that is said."""
+    if type(module).forward is not nn.Module.forward:
+        warnings.warn(
+            f"the head {kind} cannot be called with hidden states alone, so nothing shows that it multiplies by its "
+            "weight; the weight is what is recorded.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return "weight"
+
+
+def _entering(weight: Tensor) -> Tensor:
+    """An empty tensor of the dtype and device of hidden states."""
+    usual = weight.is_floating_point() and weight.itemsize > 1
+    return torch.empty(0, dtype=weight.dtype if usual else torch.get_default_dtype(), device=weight.device)
+
+
+def _has_plain_forward(module: nn.Module) -> bool:
+    return type(module).forward is nn.Linear.forward and "forward" not in module.__dict__
+
+
+def _is_plain_lora(module: nn.Module) -> bool:
+    """Whether this is peft's LoRA of a linear map, whose share is a sum of products."""
+    adapter: Any = module
+    is_lora = type(module).__module__ == "peft.tuners.lora.layer" and type(module).__name__ == "Linear"
+    if not is_lora or "forward" in module.__dict__ or getattr(adapter, "lora_variant", None):
+        return False
+    return not any(part.bias is not None for part in adapter.lora_B.values()) and _has_plain_forward(adapter.base_layer)
+
+
+def _bias(module: nn.Module, *, how: str, weight: Tensor) -> Tensor | None:
+    """The head's bias; of a module that is asked, what it adds now, None where it never adds anything."""
+    if how != "asked":
+        return _kept(module if how != "sum" else innermost(module), "bias")
+    dim, like = weight.shape[1], _entering(weight)
+    return computed_by(module, dim=dim, like=like)[1] if adds_bias(module, dim=dim, like=like) else None
 
 
 def _norm_offset(norm: nn.Module) -> float | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks import checks
-from trainhooks.capture import as_now, on_host, watch_head_input
+from trainhooks.capture import WatchedHead, as_now, on_host
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.described import RunDescription
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
@@ -35,6 +35,7 @@ from trainhooks.restart import Restart, load_metric_states
 from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
+from trainhooks.standstill import warn_where_frozen
 from trainhooks.store import Layout, Writing
 from trainhooks.store.precision import kept_mantissa_bits
 from trainhooks.timetable import Timetable
@@ -161,7 +162,9 @@ class Recorder:
         self._under_way: UnderWay | None = None
         self._unrecorded: dict[str, Any] | None = None
         self._watch = Stopwatch()
-        self._hook = watch_head_input(self.head.module, self.observe) if "hidden" in self._needs else None
+        self._watched = WatchedHead(self.observe) if "hidden" in self._needs else None
+        if self._watched is not None:
+            self._watched.follow(self.head.module)
         self._opened = self._closed = False
 
     # -- the three moments ------------------------------------------------------------------------------------
@@ -188,6 +191,8 @@ class Recorder:
         """Call when gradients are complete and parameters have not moved yet."""
         due = self._timetable.metrics_due("before_update", self.step + 1)
         if due:
+            if self._watched is not None and self._ranks.first:
+                self._watched.check_seen(step=self.step + 1)
             with self._watch, self._followed.plain_arithmetic(), self._followed.readable(gradients=True):
                 state = self._state(self.step + 1, due=due)
                 self._before = {n: v for m in due for n, v in as_now(self._timetable.compute(m, state)).items()}
@@ -206,6 +211,8 @@ class Recorder:
         """
         if self._closed or not self._opened:
             return
+        if self._watched is not None:
+            self._watched.has_seen = True
         with self._watch, self._followed.plain_arithmetic():
             self._timetable.observe(whole(hidden.detach()), step=self.step)
 
@@ -245,8 +252,8 @@ class Recorder:
         Not a collective. Where ranks write rows of their own, rank 0 waits `wait_seconds` for their last ones and then
         goes on without the records that are not whole.
         """
-        if self._hook is not None:
-            self._hook.remove()
+        if self._watched is not None:
+            self._watched.remove()
         forked = self._opened and os.getpid() != self._pid  # the run is the parent's
         if self._closed or not self._opened or forked:
             self._closed = True
@@ -348,11 +355,9 @@ class Recorder:
             self._carry(self._layout())
 
     def _look_again(self) -> None:
-        before = self.head.module
         self._followed.look_again(step=self.step)
-        if self._hook is not None and self.head.module is not before:
-            self._hook.remove()
-            self._hook = watch_head_input(self.head.module, self.observe)
+        if self._watched is not None:
+            self._watched.follow(self.head.module)
 
     @on_host()
     def _open(self) -> None:
@@ -364,6 +369,9 @@ class Recorder:
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
         self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
         self._opened, self._pid = True, os.getpid()
+        if self._ranks.first:
+            parameters = self._model.parameters()
+            self._dispatch.standstill.told = warn_where_frozen(self.head, parameters, step=self.step)
         if unrecorded := self._unrecorded:  # the checkpoint was saved while this record was being made
             self._unrecorded, self._before = None, dict(unrecorded["before"])
             self._record(Said(**{name: value for name, value in unrecorded.items() if name != "before"}))

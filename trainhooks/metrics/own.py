@@ -46,7 +46,7 @@ def own_values(
     """The values of `OWN_VARIABLES` but the time; what the loop did not give is left out."""
     values: dict[str, Tensor | float] = {"skipped": float(skipped)}
     # both let NaN through; sums would read the head as float64, eight times as slow
-    rows = state.head.matrix
+    rows = state.output_embedding if state.head.adapted else state.head.matrix
     finite = whole(rows.amax(dim=1)).isfinite() & whole(rows.amin(dim=1)).isfinite()
     values["nonfinite_rows"] = (~finite).sum()  # of a sharded head only these are gathered
     if loss is not None:
