@@ -101,3 +101,37 @@ def test_a_store_below_the_home_folder_or_at_a_file_url_begins_and_goes_on(as_ur
         warnings.simplefilter("error")
         go_on(run, store=where)
     assert th.open_store(tmp_path / "a b.zarr").steps.tolist() == list(range(6))
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning", "ignore::FutureWarning")  # torch's own
+@pytest.mark.parametrize("as_object", [True, False])
+def test_a_distributed_checkpoint_loads_into_a_fresh_recorder(tmp_path, as_object):
+    """torch's reads into what the fresh recorder offers."""
+    import torch.distributed.checkpoint as dcp
+
+    data = batches(6)
+    whole, half, again = th.MemorySink(), th.MemorySink(), th.MemorySink()
+    model = TinyLM()
+    with th.Recorder(model, counts=COUNTS, sinks=[whole]) as recorder:
+        train(model, data, recorder, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    model = TinyLM()
+    with th.Recorder(model, counts=COUNTS, sinks=[half]) as recorder:
+        train(model, data[:3], recorder, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+        saved = {"model": model.state_dict(), "recorder": recorder if as_object else recorder.state_dict()}
+        dcp.save(saved, checkpoint_id=tmp_path / "step3", no_dist=True)
+    model = TinyLM(seed=1)
+    recorder = th.Recorder(model, counts=COUNTS, sinks=[again])
+    loaded = {"model": model.state_dict(), "recorder": recorder if as_object else recorder.state_dict()}
+    dcp.load(loaded, checkpoint_id=tmp_path / "step3", no_dist=True)
+    model.load_state_dict(loaded["model"])
+    if not as_object:
+        recorder.load_state_dict(loaded["recorder"])
+    assert recorder.step == 3
+    with recorder:
+        train(model, data[3:], recorder, optimizer=torch.optim.SGD(model.parameters(), lr=0.1))
+    for one, other in zip(whole.records[4:], again.records, strict=True):
+        assert one.step == other.step
+        np.testing.assert_array_equal(one.label_counts, other.label_counts)
+        for name, value in one.values.items():
+            if not name.startswith("recorder."):
+                np.testing.assert_array_equal(value, other.values[name])

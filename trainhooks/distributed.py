@@ -8,11 +8,13 @@ each record. Every sum adds disjoint parts, so that it is the single process' on
 from __future__ import annotations
 
 import hashlib
+import itertools
 import sys
 import uuid
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import timedelta
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 SLAB = 1 << 20
+MEETING_SECONDS = 20.0
+_MEETINGS = itertools.count()
 
 Slices = Iterator[tuple[int, Tensor]]
 
@@ -209,6 +213,31 @@ class Ranks:
             if (mesh := _fsdp_mesh(module)) is not None:
                 return [int(rank) for rank in mesh.mesh.flatten().tolist()]
         return [self.rank] if self.sharded else list(range(self.size))
+
+    def meet(self) -> None:
+        """Wait until every rank has made its recorder. RuntimeError, naming those that have not, after a while.
+
+        Through the processes' store, not a collective: that would be waited for until the group's own timeout.
+        """
+        if self.alone:
+            return
+        number = next(_MEETINGS)
+        keys = [f"trainhooks/recorder/{number}/{rank}" for rank in range(self.size)]
+        store = dist.distributed_c10d._get_default_store()
+        store.set(keys[self.rank], "here")
+        try:
+            store.wait(keys, timedelta(seconds=MEETING_SECONDS))
+            absent = [rank for rank, key in enumerate(keys) if store.get(key) == b"gone"]
+        except RuntimeError:
+            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
+        if absent:
+            store.set(keys[self.rank], "gone")
+            named = ", ".join(str(rank) for rank in absent[:8])
+            raise RuntimeError(
+                f"rank {named} of {self.size} did not make a recorder within {MEETING_SECONDS:.0f} seconds of rank "
+                f"{self.rank}: every rank makes the same recorder and calls its moments (rank 0 alone has the sinks). "
+                "Where ranks come here at very different times, call torch.distributed.barrier() before."
+            )
 
     @property
     def _device(self) -> torch.device:

@@ -31,6 +31,7 @@ class Followed:
         check_model(model)
         self.model = model
         self.ranks = Ranks(model)  # first: it reshards, and what follows reads parameters
+        self.ranks.meet()
         self._name, self._patterns = name, patterns
         self._is_readable = not self.ranks.flat
         with self.readable():

@@ -31,7 +31,7 @@ from trainhooks.model import OutputEmbedding
 from trainhooks.outlets import Outlets
 from trainhooks.plan import Plan, plan_run
 from trainhooks.references import HEADS, References
-from trainhooks.restart import Restart, load_metric_states
+from trainhooks.restart import Restart, as_saved, load_metric_states, offered
 from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
 from trainhooks.sketch import DEFAULT_SIZE, Sketcher
@@ -322,7 +322,8 @@ class Recorder:
         now = self._under_way or self._as_it_is(said=Said(), rates=self._learning_rate_sum)
         unrecorded = {} if self._under_way else {"unrecorded": self._unrecorded}
         begun, labels = self._opened or self._restart is not None, self._labels.state_dict()
-        return {"step": self.step, "begun": begun, "label_counts": labels, **now.state_dict(), **unrecorded}
+        state = {"step": self.step, "begun": begun, "label_counts": labels, **now.state_dict(), **unrecorded}
+        return offered(state, begun=begun)
 
     @on_host()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
@@ -332,6 +333,7 @@ class Recorder:
         """
         if self._opened:
             raise RuntimeError("load_state_dict() must come before the first begin_step().")
+        state = as_saved(state)
         self.step = int(state["step"])
         if (restart := Restart.of(state)) is None:
             return

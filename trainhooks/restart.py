@@ -43,6 +43,24 @@ def _on_host(sketch: Tensor | None) -> np.ndarray | None:
     return None if sketch is None else sketch.detach().cpu().numpy().astype(np.float32)
 
 
+def offered(state: Mapping[str, Any], *, begun: bool) -> dict[str, Any]:
+    """A recorder's state as a checkpoint gets it: with "whole", the same once more as one value.
+
+    torch's distributed checkpoints read into what a fresh object offers, name by name inside dictionaries, and take a
+    tuple as one value. What a fresh recorder cannot know (which tensors there will be) it does not offer by name.
+    """
+    if begun:
+        return {**state, "whole": (dict(state),)}
+    unknown = {"label_counts", "references", "thinning", "unrecorded"}
+    return {**{name: value for name, value in state.items() if name not in unknown}, "whole": ()}
+
+
+def as_saved(state: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The state that `offered` was given; others, of before it was there, as they are."""
+    whole: Sequence[Mapping[str, Any]] = state.get("whole", ())
+    return whole[0] if whole else state
+
+
 def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists: bool) -> str:
     """How to open the store at `path`: `mode`, but "create" where the run goes on and its store is gone, said once.
 
