@@ -13,6 +13,7 @@ import torch
 
 import trainhooks.metrics
 from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
+from trainhooks.analyze.lead import lead_variables
 from trainhooks.analyze.text import TextProbe
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
@@ -62,7 +63,7 @@ def build(metric: type[Metric]) -> Metric:
 def offline_variables() -> list[Variable]:
     """What an analysis of checkpoints with a text adds."""
     rows, text = FinalRows.of(torch.from_numpy(COUNTS)), TextProbe("text.txt", counts=COUNTS)
-    return [*rows.variables, *GROUP_VARIABLES, *text.series_variables]
+    return [*rows.variables, *GROUP_VARIABLES, *text.series_variables, *lead_variables(len(COUNTS))]
 
 
 def stored_names() -> list[str]:

@@ -248,3 +248,22 @@ def test_refuses_what_cannot_be_put_together(runs):
 def test_refuses_runs_of_models_that_differ_in_shape(runs, change):
     with pytest.raises(ValueError, match=r"120 x 16 and .* they are not seeds of one model"):
         verdict([runs[0], replace(runs[1], **change)])
+
+
+def test_the_last_checkpoints_of_a_finished_run_cannot_tell_what_came_first():
+    rng = np.random.default_rng(0)
+    steps = np.arange(8000, 10001, 500)
+    first, change = rng.standard_normal((2, 100, 12))
+    clock = np.array([0.0, 0.3, 0.55, 0.8, 1.0])[:, None, None]
+    noise = 0.02 * np.sin(np.pi * clock) * rng.standard_normal((5, 100, 12))
+    y = change[:, 0] + 0.5 * rng.standard_normal(100)
+    run = ArrayTrajectory((first + clock * change + noise).astype(np.float32), steps=steps)
+    got = verdict([analyze_run(run, y, draws=19, resamples=20)])
+    assert (got.outcome, got.level) == ("no lead", "cannot be tested here")
+    assert got.sentence.startswith("Cannot be tested here: the records begin at step 8000, too late to have seen ")
+    coarse = ArrayTrajectory(run.matrices, steps=np.array([0, 100, 300, 500, 1000]))
+    got = verdict([analyze_run(coarse, y, draws=19, resamples=20)])
+    assert got.level == "cannot be tested here"
+    assert got.sentence.startswith(
+        "Cannot be tested here: both onsets lie between the same two records (steps 100 and 300) (lead "
+    )

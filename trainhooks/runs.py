@@ -8,46 +8,101 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainhooks.convergence import RunAnalysis, Series, analyze_run
+from trainhooks.convergence import RunAnalysis, Series, analyze_run, thinned
+from trainhooks.convergence.draws import DRAWS
+from trainhooks.convergence.kept import VALUES, kept_reading
+from trainhooks.convergence.run import analyze_reading
 from trainhooks.probe import frequency_target, token_mask
 from trainhooks.store import Store, open_store
+
+LEAST_RECORDS = 3
 
 
 def analyze_store(
     store: str | Path | Store,
     *,
     q: Sequence[float] = (0.5, 0.9),
-    draws: int = 99,
+    draws: int = DRAWS,
     seed: int = 0,
     max_records: int | None = None,
 ) -> RunAnalysis:
-    """Lead, direction and onsets of a store's snapshots against its corpus counts (see `analyze_run`).
+    """Lead, direction and onsets of a store against its corpus counts (see `analyze_run`).
 
-    Raises ValueError, with the store's path, where it has fewer than three snapshots or no token counts, and as
+    From its snapshots; where it has fewer than three, from what `trainhooks analyze` kept in their place, which is of
+    99 draws at seed 0. Raises ValueError, with the store's path, where it has neither or no token counts, and as
     `analyze_run`.
     """
     kept = store if isinstance(store, Store) else open_store(store)
     if kept.token_counts is None:
-        raise ValueError(f"{kept.path} holds no token counts: record with counts= to ask for a verdict.")
-    if len(kept.snapshots) < 3:
-        raise ValueError(
-            f"{kept.path} holds {len(kept.snapshots)} snapshots; a verdict needs 3 or more. "
-            "Record longer, or with a denser snapshot_schedule."
-        )
-    counts = torch.from_numpy(np.asarray(kept.token_counts))
-    excluded = kept.attributes.get("excluded_tokens", [])
-    rates = kept["learning_rate"] if "learning_rate" in kept.names else np.empty(0)
+        raise ValueError(f"{kept.path} holds no token counts: {_again(kept, 'with counts')} to ask for a verdict.")
     try:
-        mask = token_mask(counts, min_count=int(kept.attributes.get("min_count", 1)), exclude=excluded)
-        return analyze_run(
-            kept.snapshots,
-            frequency_target(counts, mask=mask).numpy(),
-            mask=mask.numpy(),
-            q=tuple(q),
-            draws=draws,
-            seed=seed,
-            max_records=max_records,
-            learning_rate=Series(kept.steps, rates) if np.isfinite(rates).any() else None,
-        )
+        if len(kept.snapshots) >= LEAST_RECORDS:
+            return _from_snapshots(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+        if "lead.inner" in kept.names:
+            return _from_products(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
     except ValueError as error:
         raise ValueError(f"{kept.path}: {error}") from error  # which one, where several are given
+    raise ValueError(
+        f"{kept.path} holds {len(kept.snapshots)} snapshots; a verdict needs {LEAST_RECORDS} or more. "
+        + (
+            "What analyze keeps in their place is not in it: it had fewer than 3 checkpoints or 16 counted tokens, or "
+            "is of an older version. Analyze the suite again, with all its checkpoints."
+            if _is_analysis(kept)
+            else "Record longer, or with a denser snapshot_schedule."
+        )
+    )
+
+
+def _is_analysis(store: Store) -> bool:
+    return "suite" in store.attributes and "final_step" in store.attributes
+
+
+def _again(store: Store, how: str) -> str:
+    return f"analyze the suite again {how} (--counts)" if _is_analysis(store) else f"record {how} (counts=)"
+
+
+def _mask(store: Store) -> tuple[torch.Tensor, torch.Tensor]:
+    """The corpus counts, and the rows that a verdict is on."""
+    counts = torch.from_numpy(np.asarray(store.token_counts))
+    excluded = store.attributes.get("excluded_tokens", [])
+    return counts, token_mask(counts, min_count=int(store.attributes.get("min_count", 1)), exclude=excluded)
+
+
+def _rates(store: Store) -> Series | None:
+    rates = store["learning_rate"] if "learning_rate" in store.names else np.empty(0)
+    return Series(store.steps, rates) if np.isfinite(rates).any() else None
+
+
+def _from_snapshots(
+    store: Store, *, q: tuple[float, ...], draws: int, seed: int, max_records: int | None
+) -> RunAnalysis:
+    counts, mask = _mask(store)
+    return analyze_run(
+        store.snapshots,
+        frequency_target(counts, mask=mask).numpy(),
+        mask=mask.numpy(),
+        q=q,
+        draws=draws,
+        seed=seed,
+        max_records=max_records,
+        learning_rate=_rates(store),
+    )
+
+
+def _from_products(
+    store: Store, *, q: tuple[float, ...], draws: int, seed: int, max_records: int | None
+) -> RunAnalysis:
+    if (draws, seed) != (DRAWS, 0):
+        raise ValueError(
+            f"draws={draws} and seed={seed} were asked for; without matrices the store has {DRAWS} draws at seed 0. "
+            "Leave them out, or analyze the suite again with snapshots (--snapshots)."
+        )
+    steps = np.asarray(store.steps)
+    values = {name: np.asarray(store[name]) for name in VALUES}
+    kept = thinned(steps, limit=max_records or len(steps))
+    kept = np.union1d(kept, np.flatnonzero(steps == values["lead.cut_step"][0]))
+    values = {name: value[kept] for name, value in values.items()}
+    reading = kept_reading(values, steps=steps[kept], rows=int(_mask(store)[1].sum()), dims=store.dim)
+    return analyze_reading(
+        reading, records=len(steps), vocab=len(np.asarray(store.token_counts)), q=q, learning_rate=_rates(store)
+    )

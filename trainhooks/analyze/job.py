@@ -38,7 +38,8 @@ class Job:
     its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
     glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `mark`
     is the identity of the final output embedding, `taken` says which tensor that is and why; `text`, prepared, is read
-    by every model, None for no text.
+    by every model, None for no text. `keeps_lead` False leaves out what a verdict needs, for a store that was begun
+    without it.
     """
 
     suite: Suite
@@ -58,6 +59,7 @@ class Job:
     mark: str = ""
     taken: str = ""
     text: TextProbe | None = None
+    keeps_lead: bool = True
 
     def metrics(self) -> list[Metric]:
         """New instances of all metrics."""

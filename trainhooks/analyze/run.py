@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measured, open_entry, wanted_groups
+from trainhooks.analyze.lead import job_variables
 from trainhooks.analyze.loading import check_models
 from trainhooks.analyze.report import AnalysisReport
 from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
@@ -27,7 +28,7 @@ from trainhooks.analyze.workers import (
     local_workers,
     spread,
 )
-from trainhooks.analyze.writing import Writer, made_before
+from trainhooks.analyze.writing import Writer, lacks_lead, made_before
 from trainhooks.audit import Audit, audit_suite
 from trainhooks.checks import checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
@@ -91,7 +92,7 @@ def analyze(
     - `counts`, `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without counts no probe.
     - `params`: "head" (with the last norm), "all" parameters, or a glob on their names that adds a group.
     - `metrics`: None for the default ones; a function that makes them, or instances where all runs in this process.
-    - `snapshots` keeps the matrices too, in `precision`.
+    - `snapshots` keeps the matrices too, in `precision`; a verdict on the store needs counts, and no matrices.
     - `workers` local processes (None: up to 4; 1: this process), each with `threads` of torch; or those of a Dask
       cluster at `scheduler`, or an `executor`. Numbers are the same to the bit whatever the workers, for one
       `threads` and one kind of machine.
@@ -139,6 +140,7 @@ def analyze(
         raise CheckpointError(_told(failed))
     kept = {"matrices": str(precision) if snapshots else None}
     before = made_before(out, job, kept=kept) if mode == "resume" else ()
+    job = replace(job, keeps_lead=not (mode == "resume" and lacks_lead(out)))
     writer = Writer(
         out, job, counts=token_counts, given=rows | kept, snapshots=snapshots, precision=precision, mode=mode
     )
@@ -201,7 +203,7 @@ def _makers(metrics: Sequence[Metric] | MakeMetrics | None, *, in_one_process: b
 
 
 def _check_metrics(job: Job) -> None:
-    metrics = checked_metrics(job.metrics(), own=(*OWN_VARIABLES, *job.own_variables))
+    metrics = checked_metrics(job.metrics(), own=(*OWN_VARIABLES, *job.own_variables, *job_variables(job)))
     for metric in metrics:
         name = type(metric).__name__
         if "hidden" in metric.needs or metric.moment == "before_update":

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 
 import numpy as np
@@ -11,8 +11,10 @@ from torch import Tensor
 
 from trainhooks.analyze.final import groups_to_final, head_to_final
 from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, Opened, StandIns, open_entry
+from trainhooks.analyze.lead import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
 from trainhooks.capture import to_host
+from trainhooks.convergence.reading import cut_index
 from trainhooks.metrics.base import State
 from trainhooks.metrics.exact_convergence import squared_distances
 from trainhooks.metrics.norms import squared_norms
@@ -39,6 +41,7 @@ class Walk:
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
         self._fit: Fit | None = None
+        self._lead: LeadKeeper | None = None
 
     @torch.no_grad()
     def measure(self, indices: Sequence[int]) -> Iterator[Measured | Failed]:
@@ -120,8 +123,29 @@ class Walk:
             values |= metric.compute(state)
         values |= head_to_final(weight, self._final, self._rows)
         self._initial = self._initial or (entry.step, weight)
+        values |= self._lead_values(entry, weight)
         self._previous = (entry.step, weight)
         return values
+
+    def _lead_values(self, entry: Entry, weight: Tensor) -> Mapping[str, Tensor]:
+        """What a verdict needs; the ends are read before the first."""
+        if lead_mask(self._job) is None:
+            return {}
+        if self._lead is None:
+            assert self._initial is not None
+            assert self._final is not None
+            first_step, first = self._initial
+            cut_step, cut = self._read_cut(first_step)
+            self._lead = LeadKeeper(self._job, first=first, final=self._final, cut=cut, cut_step=cut_step)
+        return self._lead.values(entry.step, weight)
+
+    def _read_cut(self, first_step: int) -> tuple[int, Tensor | None]:
+        """The last checkpoint within 3/4 of the way, and its step; -1 where it cannot be read or there is none."""
+        entries = [entry for entry in self._job.entries if entry.step >= first_step]
+        index = cut_index([entry.step for entry in entries])
+        if index is None or entries[index].step in self._skip or not self._can_be_read(entries[index]):
+            return -1, None
+        return entries[index].step, self._open(entries[index]).read_head()
 
     def _groups(self, opened: Opened) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """To the final state, norms [group] and sketches [group, sketch], read one parameter after another."""

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, open_entry
+from trainhooks.analyze.lead import job_variables
 from trainhooks.capture import to_host
 from trainhooks.metrics.base import State
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES, convergence_to_final
@@ -53,6 +54,12 @@ def made_before(out: str | Path, job: Job, *, kept: Mapping[str, object]) -> tup
             "(mode='overwrite', --overwrite):\n- " + "\n- ".join(found)
         )
     return steps
+
+
+def lacks_lead(out: str | Path) -> bool:
+    """Whether there is a store at `out` that was begun without what a verdict needs, as older versions did."""
+    path = Path(out).expanduser()
+    return is_store(str(path)) and "lead.inner" not in open_store(path).names
 
 
 class Writer:
@@ -182,7 +189,7 @@ def _layout(
         dim=job.shape[1],
         groups=tuple(job.groups),
         sketch_size=job.sketch_size if job.groups else 0,
-        variables=(*OWN_VARIABLES, *metrics, *job.own_variables, *FINAL_VARIABLES),
+        variables=(*OWN_VARIABLES, *metrics, *job.own_variables, *job_variables(job), *FINAL_VARIABLES),
         precision=precision,
         attributes={**provenance, "output_embedding": head.name, "tied": head.tied},
         token_count=job.counts,

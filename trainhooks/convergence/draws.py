@@ -30,7 +30,7 @@ TWINS = {SIGN_FLIPS: sign_flips, BLOCKS: block_rotations, SPACE: space_rotations
 NULLS = tuple(TWINS)
 """The nulls whose largest p counts."""
 PERMUTATIONS = "permutations"
-BIN_DRAWS = 19
+DRAWS, BIN_DRAWS = 99, 19
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Columns:
     ranks: Twins
 
     @classmethod
-    def of(cls, rows: int, *, draws: int) -> Columns:
+    def of(cls, rows: int, *, draws: int = DRAWS) -> Columns:
         """The order of columns, which rows and draws decide."""
         targets = Twins.from_column(0, draws=draws)
         permutations = slice(targets.stop, targets.stop + draws)

@@ -9,14 +9,14 @@ import numpy as np
 from jaxtyping import Float, Int
 
 from trainhooks.convergence.decomposition import Decomposition, Products, centred_change
-from trainhooks.convergence.draws import Columns, draw_labellings, twins_of
+from trainhooks.convergence.draws import DRAWS, Columns, draw_labellings, twins_of
 from trainhooks.convergence.labellings import resampling_weights, singular_basis, unit_labelling
 from trainhooks.convergence.trajectory import unit_scale
 
 CUT_AT = 0.75
 CUT = "cut_"
 CUT_PARTS = ("inner", "total")
-DRAWS, RESAMPLES = 99, 100
+RESAMPLES = 100
 
 
 @dataclass(frozen=True)

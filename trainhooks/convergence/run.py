@@ -9,12 +9,13 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from trainhooks.convergence.decomposition import Products
+from trainhooks.convergence.draws import DRAWS
 from trainhooks.convergence.lead import CutRun, Direction, Lead, Onsets, change_over_noise, direction, lead_at
 from trainhooks.convergence.learning_rate import Placement, place
 from trainhooks.convergence.onset import Onset, Series, check_share, check_steps, series_onset
 from trainhooks.convergence.passes import read_run
 from trainhooks.convergence.picture import Picture
-from trainhooks.convergence.reading import DRAWS, RESAMPLES, Reading
+from trainhooks.convergence.reading import RESAMPLES, Reading
 from trainhooks.convergence.references import WalkReference, straight_line_leads, walk_references
 from trainhooks.convergence.trajectory import Trajectory
 
