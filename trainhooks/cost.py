@@ -19,13 +19,16 @@ class Cost:
     """Seconds spent in the recorder, over the updates done since its first moment.
 
     `seconds` are those of the training thread, `device_seconds` those of the GPU's training stream, as far as it has
-    come; 0 on the host. The two run side by side, so they do not add up.
+    come; 0 on the host. `writer_seconds` are the CPU time of the sinks' own threads, such as the store's, up to the
+    record and the block they are at: on a machine whose cores the loop does not need they cost it nothing. All run side
+    by side, so they do not add up.
     """
 
     steps: int
     seconds: float
     wall_seconds: float
     device_seconds: float = 0.0
+    writer_seconds: float = 0.0
 
     @property
     def milliseconds_per_step(self) -> float:
@@ -36,6 +39,11 @@ class Cost:
     def device_milliseconds_per_step(self) -> float:
         """Mean of the GPU over all updates, 0 without one; NaN before the first."""
         return 1000 * self.device_seconds / self.steps if self.steps else float("nan")
+
+    @property
+    def writer_milliseconds_per_step(self) -> float:
+        """Mean CPU time of the sinks' threads over all updates; NaN before the first."""
+        return 1000 * self.writer_seconds / self.steps if self.steps else float("nan")
 
     @property
     def most_seconds(self) -> float:
@@ -55,6 +63,7 @@ class Cost:
             self.seconds - earlier.seconds,
             self.wall_seconds - earlier.wall_seconds,
             self.device_seconds - earlier.device_seconds,
+            self.writer_seconds - earlier.writer_seconds,
         )
 
 

@@ -104,6 +104,11 @@ class Outlets:
             for sink in reversed(self._sinks):
                 writing.callback(sink.write, record)
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that the sinks' own threads have taken."""
+        return sum(sink.cpu_seconds for sink in self._sinks)
+
     def settle(self, *, seconds: float) -> bool:
         """Make what was written durable, within so many seconds; whether every sink could."""
         until = time.monotonic() + seconds

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from trainhooks.schedule import Schedule
 from trainhooks.store import Layout, required_bytes
+from trainhooks.store.planning import block_bytes, fold_bytes
 from trainhooks.transfer import Freight
 
 
@@ -18,7 +19,9 @@ class Plan:
 
     `records` and `snapshots` are None where the run's length is not known; `disk_bytes` then stands for one block.
     `gathered_bytes` are those of `device_bytes` that a sharded output embedding takes while a record gathers it,
-    `pinned_bytes` those of `host_bytes` that a GPU writes into: they cannot be swapped out.
+    `pinned_bytes` those of `host_bytes` that a GPU writes into: they cannot be swapped out. `host_bytes` has the fold
+    of a block and the end of the run in it; `mapped_bytes` come on top: files that are mapped while they are read, a
+    block of the journal or all sketches. The system counts them as the process' own, and takes them back at need.
     """
 
     records: int | None
@@ -28,14 +31,16 @@ class Plan:
     host_bytes: int
     gathered_bytes: int = 0
     pinned_bytes: int = 0
+    mapped_bytes: int = 0
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
         gathered = f" ({human(self.gathered_bytes)} of it gathered from shards)" if self.gathered_bytes else ""
         pinned = f" ({human(self.pinned_bytes)} of it pinned)" if self.pinned_bytes else ""
+        mapped = f", and {human(self.mapped_bytes)} of mapped files" if self.mapped_bytes else ""
         return (
             f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
-            f"device{gathered} and {human(self.host_bytes)} of host memory{pinned}"
+            f"device{gathered} and {human(self.host_bytes)} of host memory{pinned}{mapped}"
         )
 
 
@@ -49,14 +54,15 @@ def plan_run(
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
     queue_bytes: int = 0,
+    fold_threads: int = 1,
     gathered_bytes: int = 0,
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
     `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `freight` is what moves to the
     host and what is kept of it, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
-    and "host", `queue_bytes` of the records that wait for the store's writer, `gathered_bytes` of a sharded output
-    embedding.
+    and "host", `queue_bytes` of the records that wait for the store's writer, in which `fold_threads` compress,
+    `gathered_bytes` of a sharded output embedding.
 
     Raises ValueError where a schedule never fires.
     """
@@ -78,8 +84,10 @@ def plan_run(
         host_bytes=matrix_bytes
         + freight.pinned_bytes
         + queue_bytes
+        + (0 if layout is None else fold_bytes(layout, threads=fold_threads))
         + (0 if layout is not None else sketch_bytes * (records or 1))
         + sum(one.get("host", 0) for one in kept),
+        mapped_bytes=0 if layout is None else max(block_bytes(layout), sketch_bytes * (records or layout.block)),
     )
 
 

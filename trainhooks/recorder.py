@@ -283,7 +283,7 @@ class Recorder:
     @property
     def cost(self) -> Cost:
         """What the recorder has cost so far."""
-        return self._watch.cost
+        return replace(self._watch.cost, writer_seconds=self._outlets.cpu_seconds)
 
     @property
     def durable_step(self) -> int | None:
@@ -301,6 +301,7 @@ class Recorder:
                 layout=None if store is None else layout,
                 matrix_bytes=4 * self._run.vocab * self._run.dim,
                 queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
+                fold_threads=1 if store is None else store.writing.fold_threads,
                 freight=freight_of(layout, weight=self.head.weight, metrics=self._metrics),
                 gathered_bytes=self._followed.gathered_bytes,
                 sketch_bytes=4 * len(layout.groups) * layout.sketch_size,

@@ -98,6 +98,11 @@ class Sink(ABC):  # noqa: B024 - every moment is optional
         takes it as a value beside the others.
         """
 
+    @property
+    def cpu_seconds(self) -> float:
+        """CPU time that its own threads have taken so far; 0 for one that has none."""
+        return 0.0
+
     def settle(self, *, seconds: float) -> bool:
         """When a checkpoint is saved: make what was written durable, within so many seconds; whether it is.
 

@@ -41,6 +41,11 @@ class PieceSink(Sink):
         self._work.raise_once()
         self._work.put(record.step, record.snapshot)
 
+    @property
+    def cpu_seconds(self) -> float:
+        """See `Sink.cpu_seconds`."""
+        return self._work.cpu_seconds
+
     def settle(self, *, seconds: float) -> bool:
         """See `Sink.settle`."""
         return self._work.settle(seconds=seconds)
@@ -61,6 +66,7 @@ class _Work:
         self._given = self._taken = 0  # records: the caller's thread counts the one, the writing thread the other
         self._error: BaseException | None = None
         self._over = False
+        self.cpu_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="trainhooks-pieces", daemon=True)
         self._thread.start()
 
@@ -104,6 +110,7 @@ class _Work:
                 except BaseException as error:  # the training thread must hear of it
                     self._error = error
             del item
+            self.cpu_seconds = time.thread_time()
             self._taken += 1
             if self._ticks.empty():
                 self._ticks.put(None)

@@ -55,6 +55,11 @@ class StoreSink(Sink):
         return None if self._writer is None else self._writer.durable_step
 
     @property
+    def cpu_seconds(self) -> float:
+        """See `Sink.cpu_seconds`."""
+        return 0.0 if self._writer is None else self._writer.cpu_seconds
+
+    @property
     def dropped(self) -> int:
         """Records left out because the queue was full."""
         return 0 if self._writer is None else self._writer.dropped
@@ -85,7 +90,7 @@ class StoreSink(Sink):
             recorded=self.recorded if self.mode == "resume" else None,
             durability=self.writing.durability,
             pieces=self.pieces,
-            threads=max(1, self.writing.threads - 1),
+            threads=self.writing.fold_threads,
         )
         self._writer = BackgroundWriter(writer, writing=self.writing)
         # a run that ends without close() keeps what it has queued

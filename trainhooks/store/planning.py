@@ -72,11 +72,19 @@ def plan_store(
         files=file_count(layout, records=records, snapshots=snapshots),
         bytes_per_second=None if seconds is None else (journal + (disk if folded is None else folded)) / seconds,
         queue_bytes=writing.memory_bytes(layout),
-        fold_bytes=_fold_bytes(layout, threads=max(1, writing.threads - 1)),
+        fold_bytes=fold_bytes(layout, threads=writing.fold_threads),
     )
 
 
-def _fold_bytes(layout: Layout, *, threads: int) -> int:
+def block_bytes(layout: Layout) -> int:
+    """A block of the journal's matrices, which are mapped while they are folded."""
+    if not layout.snapshots:
+        return 0
+    item = 2 if layout.kept_bits <= BFLOAT16_MANTISSA_BITS else 4
+    return layout.block * layout.vocab * (item * layout.dim + 8)
+
+
+def fold_bytes(layout: Layout, *, threads: int) -> int:
     """Inner chunks that are encoded ahead, each beside its source, and a chunk of a small array, old and new."""
     inner = 4 * layout.block * inner_rows(layout) * layout.dim if layout.snapshots else 0
     return 2 * (2 * threads + 1) * inner + 3 * SMALL_CHUNK_BYTES

@@ -45,6 +45,11 @@ class Writing:
             if value is not None and value < 1:
                 raise ValueError(f"{name} is {value}; needed a whole number of 1 or more.")
 
+    @property
+    def fold_threads(self) -> int:
+        """Threads that compress while a block is folded."""
+        return max(1, self.threads - 1)
+
     def memory_bytes(self, layout: Layout) -> int:
         """Bytes of records that wait for the writer at most."""
         record = 4 * layout.vocab * layout.dim + 8 * layout.vocab if layout.snapshots else 1 << 20
