@@ -4,6 +4,8 @@ import torch
 from probe_twins import heldout_r2, planted, refit
 
 from trainhooks.probe import (
+    Concentration,
+    Sparsity,
     dimensions_needed,
     fit_probe,
     gini,
@@ -133,6 +135,54 @@ def test_a_sparse_slope_stands_out_from_rotations_and_random_orders():
         assert getattr(found.as_is, measure) > max(getattr(r, measure) for r in found.rotated) + 0.1
     assert found.as_is.participation_ratio < min(r.participation_ratio for r in found.rotated)
     assert found.as_is.unique_participation_ratio < min(r.unique_participation_ratio for r in found.rotated)
+
+
+def test_the_participation_ratio_of_unique_saliency_is_of_that_itself():
+    embedding, y, _ = planted(800, 16, noise=1.0)
+    sums, fit = probe_sums(embedding, y), fit_probe(embedding, y)
+    inverse = np.linalg.inv(np.cov(embedding.numpy(), rowvar=False, bias=True) * len(y))
+    s = fit.slope.numpy() ** 2 / np.diag(inverse)
+    expected = (s**2).sum() ** 2 / (s**4).sum()
+    assert probe_sparsity(sums, draws=1).as_is.unique_participation_ratio == pytest.approx(expected, rel=1e-8)
+
+
+def test_rotated_figures_are_those_of_the_rotated_embedding():
+    """Leading columns of projected sums stand for whole rotated ones."""
+    embedding, y, _ = planted(700, 40, noise=3.0)
+    found = probe_sparsity(probe_sums(embedding, y), draws=2, seed=3)
+    generator = torch.Generator().manual_seed(3)
+    for one in found.rotated:
+        rotation = haar_rotation(40, generator=generator)
+        own = probe_sparsity(probe_sums(embedding @ rotation, y), draws=0).as_is
+        for name, value in vars(own).items():
+            assert getattr(one, name) == pytest.approx(value, rel=1e-6), name
+
+
+def concentration(*values):
+    return Concentration(*map(float, values))
+
+
+def test_one_p_for_five_figures():
+    """Five figures of axes without privilege: 5% of cases are called sparser, not one in eleven."""
+    rng = np.random.default_rng(0)
+    drawn = rng.standard_normal((400, 100, 5))
+    found = [Sparsity(concentration(*case[0]), tuple(concentration(*row) for row in case[1:]), ()) for case in drawn]
+    share = np.mean([one.p <= 0.05 for one in found])
+    assert 0.02 < share < 0.085  # three standard errors of 400 cases around 0.05
+    each = np.mean([[(case[1:, j] >= case[0, j]).mean() <= 0.05 for j in range(5)] for case in drawn], axis=0)
+    assert np.mean([any((c[1:, j] >= c[0, j]).mean() <= 0.05 for j in range(5)) for c in drawn]) > 0.15, each
+
+
+def test_p_of_a_sparse_slope_and_where_nothing_is_defined():
+    slope = torch.zeros(32, dtype=torch.float64)
+    slope[[3, 17]] = torch.tensor([3.0, -1.0], dtype=torch.float64)
+    embedding, y, _ = planted(2000, 32, slope=slope)
+    assert probe_sparsity(probe_sums(embedding, y)).p == pytest.approx(0.01)
+    nothing = concentration(*[float("nan")] * 5)
+    assert np.isnan(Sparsity(nothing, (nothing,) * 99, ()).p)
+    flat = concentration(0.1, np.nan, 3, 3, np.nan)
+    assert np.isnan(Sparsity(flat, (flat,) * 99, ()).p)
+    assert np.isnan(Sparsity(flat, (), ()).p)
 
 
 def test_draws_repeat_and_leave_the_global_generator_alone():

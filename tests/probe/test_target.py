@@ -9,7 +9,6 @@ from trainhooks.probe import (
     counts_for_rows,
     effective_rows,
     frequency_target,
-    noise_ceiling,
     shrunk_weights,
     smoothed_frequency_target,
     sqrt_weights,
@@ -99,20 +98,6 @@ def test_one_rule_says_what_padding_is():
         assert fit(rows=8192, vocab_size=500).sum() == counts.sum()  # said, and therefore so
 
 
-def test_noise_ceiling_is_what_poisson_counts_allow():
-    rng = np.random.default_rng(0)
-    rates = np.exp(rng.normal(4.5, 0.5, size=200_000))
-    counts = rng.poisson(rates)
-    counts = np.maximum(counts, 1)
-    reached = np.corrcoef(np.log(rates), np.log(counts))[0, 1] ** 2
-    assert noise_ceiling(counts) == pytest.approx(reached, abs=2e-3)
-
-
-def test_noise_ceiling_of_equal_counts_is_nan():
-    assert np.isnan(noise_ceiling(np.array([7, 7, 0, 7])))
-    assert noise_ceiling(np.array([1, 2, 1, 2])) < 0
-
-
 def test_weights():
     assert shrunk_weights(COUNTS).tolist() == pytest.approx([c / (c + 10) for c in COUNTS])
     assert sqrt_weights(COUNTS).tolist() == pytest.approx([c**0.5 for c in COUNTS])
@@ -127,7 +112,6 @@ def test_counts_of_a_whole_run():
     counts = counts_for_rows(np.load(file, allow_pickle=False), rows=50304, vocab_size=50277)
     assert int((~token_mask(counts)).sum()) == 214 + 27
     assert effective_rows(counts.double()) == pytest.approx(171, abs=1)
-    assert 0.99 < noise_ceiling(counts) < 1
 
 
 def test_settings_that_would_be_read_as_something_else_are_refused():
@@ -142,4 +126,3 @@ def test_settings_that_would_be_read_as_something_else_are_refused():
         frequency_target(np.array(["many", "few"]))
     assert torch.equal(frequency_target(counts.astype(">i8"))[::2], frequency_target(counts)[::2])
     assert frequency_target(np.full(4, 2**62)).numpy() == pytest.approx(np.log(4))
-    assert np.isnan(noise_ceiling(counts, mask=torch.zeros(3, dtype=torch.bool)))

@@ -23,14 +23,14 @@ def probe(
     vocab_size: Annotated[int | None, Positive] = None,
     min_count: Annotated[int | None, Positive] = None,
     exclude: Annotated[tuple[int, ...], Several] = (),
-    draws: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 20,
+    draws: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 99,
     seen: Flag = False,
     json: Flag = False,
 ) -> None:
     """Probe one output embedding for token frequency, beside the nulls and baselines that give it meaning.
 
-    One matrix of 50304 x 768 takes some 10 seconds on two cores, and 45 more for the sparsity's draws, whose cost
-    grows with the cube of the width (with draws at 0 sparsity is left out); memory is five copies of the matrix.
+    One matrix of 50304 x 768 takes some 10 seconds on two cores, and minutes more for the sparsity's rotations,
+    whose cost grows with the cube of the width (with draws at 0 sparsity is left out); memory is five copies of it.
 
     Parameters
     ----------

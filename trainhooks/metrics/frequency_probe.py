@@ -14,13 +14,14 @@ from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variabl
 from trainhooks.metrics.head_sums import HeadRows, share_probe_pass, share_probe_sums
 from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
 from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_rows
+from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
 from trainhooks.probe.order import permutation
 from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import Rows, sum_rows
 from trainhooks.probe.solve import solve_sums
-from trainhooks.probe.target import as_counts, noise_ceiling
+from trainhooks.probe.target import as_counts
 from trainhooks.schedule import Schedule
 from trainhooks.variable import Variable
 

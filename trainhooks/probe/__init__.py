@@ -10,6 +10,7 @@ from trainhooks.probe.baselines import (
     row_norms,
     token_covariates,
 )
+from trainhooks.probe.ceiling import noise_ceiling, small_share
 from trainhooks.probe.channels import Channels, channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, probe_sums
@@ -17,6 +18,7 @@ from trainhooks.probe.order import permutation, splitmix64
 from trainhooks.probe.ranks import average_ranks, pearson, spearman
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sparsity import (
+    LEAST_ROTATIONS,
     Concentration,
     Sparsity,
     dimensions_needed,
@@ -33,7 +35,6 @@ from trainhooks.probe.target import (
     counts_for_rows,
     effective_rows,
     frequency_target,
-    noise_ceiling,
     shrunk_weights,
     smoothed_frequency_target,
     sqrt_weights,
@@ -41,6 +42,7 @@ from trainhooks.probe.target import (
 )
 
 __all__ = [
+    "LEAST_ROTATIONS",
     "Channels",
     "Coefficients",
     "Concentration",
@@ -74,6 +76,7 @@ __all__ = [
     "saliency",
     "shrunk_weights",
     "slope_cosine",
+    "small_share",
     "smoothed_frequency_target",
     "solve_sums",
     "spearman",

@@ -118,21 +118,6 @@ def smoothed_frequency_target(counts: Counts) -> Float[Tensor, "vocab"]:
     return -((values + 0.5) / (values.sum() + 0.5 * len(values))).log()
 
 
-def noise_ceiling(counts: Counts, *, mask: Bool[Tensor, "vocab"] | None = None) -> float:
-    """The R^2 that a perfect model of the expected log counts could reach: 1 - mean(1/c) / var(y).
-
-    1/c is the variance of log c under Poisson counts (delta method: an approximation below some 5 counts). At most
-    1, negative where counting noise exceeds the spread, NaN where all counts in the mask are equal, or none is in it.
-    """
-    values = as_counts(counts)
-    y = frequency_target(values, mask=mask)
-    keep = ~y.isnan()
-    if not keep.any() or bool((values[keep] == values[keep][0]).all()):
-        return float("nan")
-    variance = float(y[keep].var(correction=0))
-    return 1 - float((1 / values[keep].double()).mean()) / variance
-
-
 def shrunk_weights(counts: Counts, *, prior: float = 10.0) -> Float[Tensor, "vocab"]:
     """Weights c / (c + prior) in [0, 1): rare tokens count less, common ones alike [vocab]."""
     values = as_counts(counts).double()

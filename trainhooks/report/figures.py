@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 from trainhooks.probe import ProbeFit, Sparsity
 from trainhooks.verdict import plain
+
+
+def shows_frequency(r2: float, permuted_r2: float) -> bool:
+    """Whether a probe's held-out R^2 is above the training mean's, 0, and above the permuted target's."""
+    return r2 > max(0.0, 0.0 if math.isnan(permuted_r2) else permuted_r2)
 
 
 @dataclass(frozen=True)
@@ -87,7 +93,8 @@ class MatrixReport:
     """Everything that stands beside the frequency probe of one output embedding [vocab, dim].
 
     `rows` in the fit and their `rank`; `tokens` N; `mean` (nats) and `variance` (nat^2) of y = -log(c/N); the
-    `noise_ceiling` of its R^2. `null_r2` = k/(n - 1) is what noise reaches in-sample. `probe` by `folds`; nulls and
+    `noise_ceiling` of its R^2, NaN where there is none for the reason in `no_ceiling`. `null_r2` = k/(n - 1) is what
+    noise reaches in-sample. `probe` by `folds`; nulls and
     references: `permuted` (the target shuffled over rows), `random_directions` (one feature E.u each); baselines:
     `row_norm`, `folded_row_norm` (of E diag(gamma)), `covariates`, with `joint` for E beside them; `smoothed` is the
     sensitivity variant over `smoothed_rows`. `name` and what follows it say where the matrix comes
@@ -128,6 +135,12 @@ class MatrixReport:
     counts_from: str = "from the counts given"
     recorded: Mapping[str, Recorded] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    no_ceiling: str = ""
+
+    @property
+    def shows_frequency(self) -> bool:
+        """Whether the rows explain held-out targets better than the training mean and than the permuted target does."""
+        return shows_frequency(self.probe.heldout_r2, self.permuted.heldout_r2)
 
     @property
     def covariate_gain(self) -> float:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainhooks.probe import (
+    LEAST_ROTATIONS,
     ProbeFit,
     Sparsity,
     channels,
@@ -26,14 +27,24 @@ from trainhooks.probe import (
     probe_sums,
     row_norm_probe,
     slope_cosine,
+    small_share,
     smoothed_frequency_target,
     spearman,
     token_covariates,
     token_mask,
     transfer_r2,
 )
+from trainhooks.probe.ceiling import MOST_SMALL
 from trainhooks.probe.fit import squeeze
-from trainhooks.report.figures import Drift, Figures, FoldFigures, MatrixReport, NeverLabelFigures, RankFigures
+from trainhooks.report.figures import (
+    Drift,
+    Figures,
+    FoldFigures,
+    MatrixReport,
+    NeverLabelFigures,
+    RankFigures,
+    shows_frequency,
+)
 
 DIRECTIONS = 20
 SHOWN_IDS = 8
@@ -65,7 +76,7 @@ def report_matrix(
     norm_scale: Float[Tensor, "dim"] | None = None,
     mean_hidden: Float[Tensor, "dim"] | None = None,
     others: Iterable[tuple[str, Tensor]] = (),
-    draws: int = 20,
+    draws: int = LEAST_ROTATIONS,
     seed: int = 0,
 ) -> MatrixReport:
     """Fit y = -log(c/N) on the rows E [vocab, dim] and everything that NUMBERS puts beside it, offline.
@@ -104,6 +115,7 @@ def report_matrix(
         mean=float(task.y[task.mask].mean()),
         variance=float(fit.variance),
         noise_ceiling=noise_ceiling(task.counts, mask=task.mask),
+        no_ceiling=_no_ceiling(task),
         null_r2=float(fit.null_r2),
         probe=Figures.of(fit),
         folds=_fold_figures(task, fit),
@@ -117,7 +129,7 @@ def report_matrix(
         smoothed_rows=smoothed_rows,
         never_labels=_never_labels(task, fit),
         channels=_channels(task, head_bias=head_bias, norm_bias=norm_bias, mean_hidden=mean_hidden),
-        sparsity=_sparsity(task, draws=draws, seed=seed),
+        sparsity=_sparsity(task, both, draws=draws, seed=seed),
         drift=tuple(_drift(task, both, other=other, label=label) for label, other in others),
         slope=tuple(fit.slope.tolist()),
         intercept=float(fit.intercept),
@@ -245,8 +257,16 @@ def _channels(
     return RankFigures(embedding_r2=float(found.embedding_r2), **rest)
 
 
-def _sparsity(task: _Task, *, draws: int, seed: int) -> Sparsity | None:
-    if not draws:
+def _no_ceiling(task: _Task) -> str:
+    """Why there is no noise ceiling, "" where there is one."""
+    if (share := small_share(task.counts, mask=task.mask)) > MOST_SMALL:
+        return f"{share:.0%} of these tokens were counted once or twice, too seldom to tell noise from rates"
+    return "all counts are equal" if bool((task.counts[task.mask] == task.counts[task.mask][0]).all()) else ""
+
+
+def _sparsity(task: _Task, both: ProbeFit, *, draws: int, seed: int) -> Sparsity | None:
+    """None where it is not asked for, or the slope predicts nothing whose dimensions could be counted."""
+    if not draws or not shows_frequency(*(float(r2) for r2 in both.heldout_r2)):
         return None
     return probe_sparsity(probe_sums(task.embedding, task.y, mask=task.mask), draws=draws, seed=seed)
 

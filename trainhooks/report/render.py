@@ -9,11 +9,12 @@ from textwrap import fill
 
 from rich.table import Column, Table
 
-from trainhooks.probe import Concentration, Sparsity
+from trainhooks.probe import LEAST_ROTATIONS, Sparsity
 from trainhooks.report.figures import Figures, MatrixReport
 from trainhooks.shown import cell, plain_console, shown
 
 WIDTH = 118
+LEVEL = 0.05
 FIGURES = ("r2", "adjusted_r2", "heldout_r2", "heldout_mse", "heldout_pearson", "heldout_spearman")
 CONCENTRATION = {
     "gini": "Gini of saliency",
@@ -79,9 +80,14 @@ def _head(report: MatrixReport) -> list[str]:
         f"Log-linear probe of token frequency: {report.name}{where}",
         f"rows    {report.rows} of {report.vocab} in the fit ({left}); {report.dim} dimensions, rank {report.rank}",
         f"target  -log(count / N) in nats, {report.counts_from}, N = {report.tokens}",
-        f"        variance {number(report.variance)} nat^2; counting noise alone keeps R^2 below "
-        f"{number(report.noise_ceiling)}",
+        f"        variance {number(report.variance)} nat^2; {_ceiling(report)}",
     ]
+
+
+def _ceiling(report: MatrixReport) -> str:
+    if math.isnan(report.noise_ceiling):
+        return f"no ceiling from counting noise: {report.no_ceiling or 'it is not defined here'}"
+    return f"true rates would reach R^2 {number(report.noise_ceiling)}, counting noise the rest, if counts are Poisson"
 
 
 def _sections(report: MatrixReport) -> Iterable[tuple[str, Table, Sequence[str]]]:
@@ -94,7 +100,7 @@ def _sections(report: MatrixReport) -> Iterable[tuple[str, Table, Sequence[str]]
             _channels(report),
             ("Only the head's bias is outside the probe.",),
         )
-    if report.sparsity is not None:
+    if report.sparsity is not None and report.shows_frequency:  # of a slope that shows nothing there is nothing to say
         yield (
             "Do few dimensions carry the slope?",
             _sparsity(report.sparsity),
@@ -197,29 +203,17 @@ def place(own: float, others: Sequence[float]) -> str:
 
 
 def _sparsity_remarks(report: MatrixReport, sparsity: Sparsity) -> list[str]:
-    privileged = _privileged(sparsity)
-    remarks = ["No figure calls the own axes sparser than every rotation: no sparsity is shown."]
-    if privileged:
-        remarks = [f"Sparser than every rotation by: {', '.join(privileged)}."]
+    draws, p = len(sparsity.rotated), sparsity.p
+    if draws < LEAST_ROTATIONS:
+        remarks = [f"{draws} rotations are too few to say whether the own axes are privileged: draw {LEAST_ROTATIONS}."]
+    elif p <= LEVEL:
+        most = CONCENTRATION[sparsity.most]
+        remarks = [f"Sparser than rotated axes: p = {number(p)} for the five figures together, most by {most}."]
+    else:
+        remarks = [f"No sparsity is shown: p = {number(p)} for the five figures together, against rotated axes."]
     if report.rank < report.dim:
         remarks.append(f"Rank {report.rank} is below the width: this is the slope of least norm, one of many.")
     return remarks
-
-
-def _privileged(sparsity: Sparsity) -> list[str]:
-    """The figures by which the own axes are sparser than all rotations."""
-    more = {"gini", "hoyer"}
-
-    def sparser(name: str) -> bool:
-        own, rotated = getattr(sparsity.as_is, name), [_value(one, name) for one in sparsity.rotated]
-        return place(own, rotated).startswith("above" if name in more else "below")
-
-    return [what for name, what in CONCENTRATION.items() if sparser(name)]
-
-
-def _value(one: Concentration, name: str) -> float:
-    value: float = getattr(one, name)
-    return value
 
 
 def _drift(report: MatrixReport) -> Table:
@@ -246,7 +240,7 @@ def _reading(report: MatrixReport) -> list[str]:
     closing = "One matrix says nothing about when frequency came to it, nor about what it causes."
     if math.isnan(r2):
         return ["No probe can be judged here: the target is constant, or all rows are in one fold.", closing]
-    if r2 <= max(0.0, 0.0 if math.isnan(null) else null):
+    if not report.shows_frequency:
         first = f"No frequency is shown: held-out R^2 {number(r2)} is not above the mean or the permuted target."
         return [first, closing]
     lines = [

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.head_names import INPUTS, is_named
+from trainhooks.probe import LEAST_ROTATIONS
 from trainhooks.report.figures import MatrixReport, Recorded
 from trainhooks.report.matrix import report_matrix
 from trainhooks.store import Store, open_store
@@ -23,14 +24,19 @@ from trainhooks.tokens import TokenCounts
 
 NORM_NAMES = ("final_layer_norm", "final_layernorm", "ln_f", "model.norm", "transformer.norm_f")
 RECORDED = ("channel.", "probability.")
+SEEN_HAS_NO_CEILING: dict[str, Any] = {
+    "noise_ceiling": float("nan"),
+    "no_ceiling": "these counts are what the model was trained on, their noise included",
+}
 
 
 @dataclass(frozen=True)
 class MatrixSource:
     """A matrix [vocab, dim] in float32 (float64 stays) with what its place of origin knows besides.
 
-    `counts` None where the source has none. `min_count` and `excluded` are those of the run. `norm_scale` is given
-    only for a norm with a bias, a LayerNorm: others may add 1 to their weight, which a file does not tell.
+    `counts` None where the source has none; `counts_are_seen` where they are of labels that the model was trained on.
+    `min_count` and `excluded` are those of the run. `norm_scale` is given only for a norm with a bias, a LayerNorm:
+    others may add 1 to their weight, which a file does not tell.
     """
 
     name: str
@@ -48,6 +54,7 @@ class MatrixSource:
     store: Store | None = None
     recorded: dict[str, Recorded] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    counts_are_seen: bool = False
 
     def other_steps(self) -> Iterator[tuple[str, Tensor]]:
         """The snapshot before this one and the last one, read as they are asked for; nothing for a file."""
@@ -71,7 +78,7 @@ def report_source(
     vocab_size: int | None = None,
     min_count: int | None = None,
     exclude: Iterable[int] = (),
-    draws: int = 20,
+    draws: int = LEAST_ROTATIONS,
     seen: bool = False,
 ) -> MatrixReport:
     """`report_matrix` of a store's snapshot or a file, with what the source knows: counts, texts, biases, drift.
@@ -115,6 +122,7 @@ def report_source(
         counts_from=found.counts_from,
         recorded=found.recorded,
         notes=found.notes,
+        **({} if counts is not None or not found.counts_are_seen else SEEN_HAS_NO_CEILING),
     )
 
 
@@ -157,6 +165,7 @@ def _from_store(store: Store, *, step: int | None) -> MatrixSource:
         step=at,
         counts=counts,
         counts_from=counts_from,
+        counts_are_seen=store.token_counts is None,
         token_texts=store.token_texts,
         min_count=int(store.attributes.get("min_count", 1)),
         excluded=tuple(int(token) for token in store.attributes.get("excluded_tokens", [])),
@@ -175,7 +184,7 @@ def _against_seen(source: MatrixSource) -> MatrixSource:
             f"{source.name} counted no labels up to step {source.step}: pass a later step (--step), or labels to the "
             "recorder's begin_step() in another run."
         )
-    return replace(source, counts=counts, counts_from=_seen(source.step))
+    return replace(source, counts=counts, counts_from=_seen(source.step), counts_are_seen=True)
 
 
 def _seen(step: int) -> str:
