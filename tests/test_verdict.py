@@ -110,6 +110,8 @@ def test_a_token_interval_that_contains_one_is_no_claim(runs):
     got = verdict([altered(runs[0], interval=replace(runs[0].leads[0].interval, low=0.99))])
     assert got.level == "not shown"
     assert got.sentence.startswith("Not shown: the token-sampling interval of the lead contains 1 (")
+    unknown = replace(runs[0].leads[0].interval, low=np.nan, high=np.nan)
+    assert verdict([altered(runs[0], interval=unknown)]).level == "cannot be tested here"
 
 
 @pytest.mark.parametrize(

@@ -106,6 +106,8 @@ def _too_small(lead: Lead) -> Judgement | None:
     """Against leads that are none, or may be none in other tokens."""
     if not lead.lead > 1.0:
         return Judgement("not shown", "the rest came first")
+    if math.isnan(lead.interval.low):
+        return Judgement("cannot be tested here", "no bootstrap samples of the tokens were drawn (resamples=0)")
     if lead.interval.low <= 1.0:
         return Judgement("not shown", "the token-sampling interval of the lead contains 1")
     return None
