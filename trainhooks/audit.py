@@ -59,6 +59,11 @@ class Audit:
         return not self.findings
 
     @property
+    def doubts(self) -> tuple[Finding, ...]:
+        """What puts in doubt that the rest is one run in this order."""
+        return tuple(finding for finding in self.findings if finding.doubtful)
+
+    @property
     def broken(self) -> dict[int, str]:
         """The steps to leave out of an analysis, ascending, each with its reasons."""
         reasons: dict[int, list[str]] = defaultdict(list)
@@ -90,17 +95,40 @@ class Audit:
         lines = [
             f"{self.name}: {len(self.steps)} checkpoints, steps {shortened(self.steps)}",
             f"read: {', '.join(self.taken or self.tensors) or 'nothing'}",
-            *(f"- {finding.kind}: {finding.message}" for finding in self.findings),
+            *_grouped(self.findings),
         ]
         broken = list(self.broken)
-        lines.append(f"An analysis leaves out: {shortened(broken)}" if broken else "Nothing has to be left out.")
+        if broken:
+            lines.append(f"An analysis leaves out: {shortened(broken)}")
+        if self.doubts:
+            lines.append("Whether the rest is one run is in doubt: an analysis stops here unless it is told to go on.")
+        elif not broken:
+            lines.append("Nothing has to be left out.")
         return page(lines)
+
+
+def _grouped(findings: Sequence[Finding]) -> list[str]:
+    """A line a finding; those that say the same of one step after another share one."""
+    steps: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for finding in findings:
+        said = finding.message
+        if len(finding.steps) == 1:
+            said = said.removeprefix(f"step {finding.steps[0]}: ")
+        steps[finding.kind, said] += finding.steps if said != finding.message else ()
+    return [f"- {kind}: {_where(at)}{said}" for (kind, said), at in steps.items()]
+
+
+def _where(steps: Sequence[int]) -> str:
+    if len(steps) > 1:
+        return f"steps {shortened(steps)} ({len(steps)} of them): "
+    return f"step {steps[0]}: " if steps else ""
 
 
 def audit_suite(
     suite: Suite,
     *,
     params: str = HEAD,
+    head: str | None = None,
     full: bool = False,
     opener: Callable[[Entry], Checkpoint] | None = None,
 ) -> Audit:
@@ -108,7 +136,8 @@ def audit_suite(
 
     Once over all headers and identities (`full` hashes every byte; else a hub's own hashes, or header plus first
     and last MiB), then over the tensors that `params` names: the output embedding (`head`), or those whose keys fit
-    a glob. At most three checkpoints' tensors are in memory. `opener` opens an entry, by default `suite.open`.
+    a glob. `head` is the output embedding's key where it cannot be found. At most three checkpoints' tensors are in
+    memory. `opener` opens an entry, by default `suite.open`.
 
     Identical content: where the steps are neighbours nothing had moved, so the first stays and the others are broken;
     else the labels are wrong, and only the suite's last step stays. A state out of line (`spikes`) is broken. After
@@ -118,7 +147,7 @@ def audit_suite(
     opener = suite.open if opener is None else opener
     if suite.kind == "hub":  # five requests each: opened once, what is kept is headers
         opener = lru_cache(maxsize=None)(opener)
-    seen, findings = _read_headers(suite, params=params, full=full, opener=opener)
+    seen, findings = _read_headers(suite, params=params, head=head, full=full, opener=opener)
     names = tuple(dict.fromkeys(key for one in seen.values() for key in one.keys))
     reports = known(suite, names)
     findings += missing(suite) + reports + layouts(seen, params=params)
@@ -139,14 +168,14 @@ def _order(finding: Finding) -> tuple[int, tuple[int, ...]]:
 
 
 def _read_headers(
-    suite: Suite, *, params: str, full: bool, opener: Callable[[Entry], Checkpoint]
+    suite: Suite, *, params: str, head: str | None, full: bool, opener: Callable[[Entry], Checkpoint]
 ) -> tuple[dict[int, Seen], list[Finding]]:
     seen: dict[int, Seen] = {}
     findings = []
     for entry in suite.entries:
         try:
             checkpoint = opener(entry)
-            seen[entry.step] = look(checkpoint, params=params, full=full)
+            seen[entry.step] = look(checkpoint, params=params, head=head, full=full)
         except (ValueError, OSError) as error:
             kind: Kind = "unreadable" if holds_weights(suite, entry) else "no weights"
             findings.append(failed(entry, error, kind=kind))
@@ -201,7 +230,8 @@ def _walk(entries: Sequence[Entry], seen: dict[int, Seen], opener: Callable[[Ent
             if pair.distance == 0:  # files that differ elsewhere, or another format
                 message = f"steps {walk.steps[-1]} and {entry.step} have equal tensors in files that differ"
                 both = (walk.steps[-1], entry.step)
-                walk.findings.append(Finding("identical", both, message, broken=(entry.step,)))
+                begins = len(walk.steps) == 1  # nothing has moved yet
+                walk.findings.append(Finding("identical", both, message, broken=(entry.step,), doubtful=not begins))
                 continue
             walk.near.append(pair)
         walk.steps.append(entry.step)
@@ -230,7 +260,7 @@ def _out_of_line(walk: _Walk) -> list[Finding]:
             f"from step {steps[i]} to {steps[i + 1]} the tensors move {pairs[i].distance:.4g}, out of line with the "
             "steps around"
         )
-        findings.append(Finding("discontinuity", (steps[i], steps[i + 1]), message))
+        findings.append(Finding("discontinuity", (steps[i], steps[i + 1]), message, doubtful=True))
     return findings
 
 
@@ -240,7 +270,7 @@ def _spike(walk: _Walk, i: int) -> Finding:
         f"step {step} is {walk.near[i - 1].distance:.4g} from step {before} and {walk.near[i].distance:.4g} from step "
         f"{after}, which are {walk.skip[i - 1].distance:.4g} apart"
     )
-    return Finding("discontinuity", (step,), message, broken=(step,))
+    return Finding("discontinuity", (step,), message, broken=(step,), doubtful=True)
 
 
 def _unrelated(steps: Sequence[int], pairs: Sequence[Pair], apart: Sequence[int]) -> list[Finding]:
@@ -256,5 +286,5 @@ def _unrelated(steps: Sequence[int], pairs: Sequence[Pair], apart: Sequence[int]
             "or another initialization"
         )
         broken = tuple(step for side in sides for step in side)
-        findings.append(Finding("unrelated", (steps[i], steps[i + 1]), message, broken=broken))
+        findings.append(Finding("unrelated", (steps[i], steps[i + 1]), message, broken=broken, doubtful=True))
     return findings

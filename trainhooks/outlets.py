@@ -19,12 +19,20 @@ from trainhooks.plan import Plan, check_disk
 from trainhooks.restart import Restart, opening_mode
 from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
 from trainhooks.sinks.base import entry_labels, read_only
-from trainhooks.store import Layout
+from trainhooks.store import Layout, Store
 
 logger = logging.getLogger("trainhooks")
 
 BEFORE_ALL = -1
 """The step after which a run goes on that goes on with nothing: no record lies before it."""
+
+
+NORM = "convergence.norm"
+
+
+def kept_norms(store: Store) -> np.ndarray | None:
+    """The groups' exact norms at each record [record, group]; None where the store has none."""
+    return np.array(store[NORM], dtype=np.float64) if NORM in store.names else None
 
 
 class Outlets:
@@ -51,6 +59,7 @@ class Outlets:
         self._last: int | None = None
         self._steps: list[int] = []  # with the sketches, where no store keeps them
         self._sketches: list[np.ndarray] = []
+        self._norms: list[np.ndarray] = []
         with ranks.together("use the sinks"):
             for sink in self._sinks:
                 sink.check()
@@ -100,6 +109,7 @@ class Outlets:
         if self.store is None and record.sketch is not None:
             self._steps.append(record.step)
             self._sketches.append(record.sketch)
+            self._norms.append(np.asarray(record.values.get(NORM, np.full(len(record.groups), np.nan))))
         with ExitStack() as writing:
             for sink in reversed(self._sinks):
                 writing.callback(sink.write, record)
@@ -132,7 +142,12 @@ class Outlets:
         steps = np.array(self._steps, dtype=np.int64) if kept is None else kept.steps
         if len(steps):
             sketches = np.array(self._sketches) if kept is None else kept.mapped_sketch()
-            final = convergence_to_final(torch.from_numpy(sketches), torch.from_numpy(steps))
+            norms = np.array(self._norms) if kept is None else kept_norms(kept)
+            final = convergence_to_final(
+                torch.from_numpy(sketches),
+                torch.from_numpy(steps),
+                norms=None if norms is None else torch.from_numpy(norms),
+            )
             values = read_only({name: value.numpy() for name, value in final.items()})
             with ExitStack() as finishing:  # one that raises keeps no other from it
                 for sink in reversed(self._sinks):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -37,9 +38,11 @@ def analyze_store(
         raise ValueError(f"{kept.path} holds no token counts: {_again(kept, 'with counts')} to ask for a verdict.")
     try:
         if len(kept.snapshots) >= LEAST_RECORDS:
-            return _from_snapshots(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+            found = _from_snapshots(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+            return _with_audit(found, kept)
         if "lead.inner" in kept.names:
-            return _from_products(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+            found = _from_products(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+            return _with_audit(found, kept)
     except ValueError as error:
         raise ValueError(f"{kept.path}: {error}") from error  # which one, where several are given
     raise ValueError(
@@ -51,6 +54,15 @@ def analyze_store(
             else "Record longer, or with a denser snapshot_schedule."
         )
     )
+
+
+def _with_audit(run: RunAnalysis, store: Store) -> RunAnalysis:
+    """The same with what the audit before the analysis found, and what of it puts the run in doubt."""
+    kept = store.attributes.get("audit", ())
+    findings = [one for one in kept if isinstance(one, Mapping)] if isinstance(kept, Sequence) else []
+    told = [(f"{one.get('kind')}: {one.get('message')}", bool(one.get("doubtful"))) for one in findings]
+    doubts = tuple(words for words, doubtful in told if doubtful)
+    return replace(run, findings=tuple(words for words, _ in told), doubts=doubts)
 
 
 def _is_analysis(store: Store) -> bool:

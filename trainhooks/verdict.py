@@ -18,6 +18,7 @@ from trainhooks.convergence.speech import SEEDS_FOR_A_MODEL, OverSeeds, judge, o
 from trainhooks.shown import page
 
 USUAL_DRAWS = 99
+MOST_FINDINGS = 8
 
 Outcome = Literal["lead", "no lead"]
 
@@ -148,6 +149,7 @@ def _notes(runs: Sequence[RunAnalysis]) -> tuple[str, ...]:
     }
     notes = [f"{note} ({_which(hit)})." for note, hit in concerns.items() if any(hit)]
     for run in runs:
+        notes += [f"the audit of the checkpoints found: {finding}." for finding in run.findings[:MOST_FINDINGS]]
         if run.records_used < run.records_total:
             notes.append(f"{run.records_used} of {run.records_total} records were used, evenly in log(1 + step).")
     if len(runs) < SEEDS_FOR_A_MODEL:

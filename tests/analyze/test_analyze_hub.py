@@ -68,11 +68,19 @@ def test_the_same_as_from_a_folder(folder, address, tmp_path):
     environment = {**os.environ, **places, "HF_HUB_OFFLINE": "0", "PYTHONPATH": str(ROOT), "NO_PROXY": "127.0.0.1"}
     command = [sys.executable, "-m", "trainhooks", "analyze", REPO, "--counts", folder / "counts.npy"]
     done = subprocess.run(
-        [*map(str, command), "--out", str(tmp_path / "hub.zarr"), "--workers=1", *arguments],
+        [*map(str, command), "--out", str(tmp_path / "hub.zarr"), "--workers=1", "--keep-going", *arguments],
         capture_output=True, text=True, env=environment, check=False,
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     assert "3 checkpoints to fetch" in " ".join(done.stderr.split())
     assert "3 checkpoints measured" in done.stdout
-    analyze(folder, counts=COUNTS, out=tmp_path / "local.zarr", workers=1, tell=lambda message: None, **settings)
+    analyze(
+        folder,
+        counts=COUNTS,
+        out=tmp_path / "local.zarr",
+        workers=1,
+        tell=lambda message: None,
+        keep_going=True,
+        **settings,
+    )
     same_numbers(open_store(tmp_path / "local.zarr"), open_store(tmp_path / "hub.zarr"), exact=False)

@@ -230,3 +230,46 @@ def test_steps_are_checked():
         convergence_to_final(draw(3, 1, 5), torch.arange(2))
     with pytest.raises(ValueError, match="must rise"):
         convergence_to_final(draw(3, 1, 5), torch.tensor([0, 2, 2]))
+
+
+def test_distances_have_the_error_that_is_stated():
+    """1/sqrt(2k) where the exact norm divides, more where the sketch's own does."""
+    size, runs, dim = 251, 400, 3000
+    generator = torch.Generator().manual_seed(0)
+    start, end = torch.randn(2, runs, dim, generator=generator, dtype=torch.float64)
+    end = start + 0.7 * end
+    signs = torch.randint(0, 2, (runs, dim), generator=generator, dtype=torch.float64) * 2 - 1
+    buckets = torch.randint(0, size, (runs, dim), generator=generator)
+    sketches = torch.stack(
+        [torch.zeros(runs, size, dtype=torch.float64).scatter_add_(1, buckets, signs * x) for x in (start, end)]
+    )
+    norms = torch.stack([torch.linalg.vector_norm(x, dim=1) for x in (start, end)])
+    truth = torch.linalg.vector_norm(end - start, dim=1) / norms[1]
+    stated = (2 * size) ** -0.5
+
+    def error(**given):
+        found = convergence_to_final(sketches, torch.arange(2), **given)["convergence.distance_to_final"][0]
+        return float((found / truth - 1).square().mean().sqrt()) / stated
+
+    assert 0.9 < error(norms=norms) < 1.1
+    assert error() > 1.12
+    assert error(norms=torch.full_like(norms, torch.nan)) == error()
+
+
+def test_the_initial_norm_is_the_exact_one_and_travels_in_the_state():
+    states, _ = run([lambda m: m.block.weight.mul_(1.5)] * 2)
+    metric = GroupConvergence()
+    found = [metric.compute(state)["convergence.distance_to_initial"] for state in states]
+    sketch = [state.sketch.double() for state in states]
+    exact = GroupConvergence().compute(states[0])["convergence.norm"].double()
+    expected = torch.linalg.vector_norm(sketch[2] - sketch[0], dim=-1) / exact
+    torch.testing.assert_close(found[2].double(), expected, rtol=1e-5, atol=1e-7)
+    resumed = GroupConvergence()
+    resumed.load_state_dict(metric.state_dict())
+    assert torch.equal(resumed.compute(states[2])["convergence.distance_to_initial"], found[2])
+    unknown = GroupConvergence()  # a state of an older version
+    unknown.load_state_dict({})
+    by_sketch = torch.linalg.vector_norm(sketch[2] - sketch[0], dim=-1) / torch.linalg.vector_norm(sketch[0], dim=-1)
+    torch.testing.assert_close(
+        unknown.compute(states[2])["convergence.distance_to_initial"].double(), by_sketch, rtol=1e-5, atol=1e-7
+    )

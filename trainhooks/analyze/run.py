@@ -44,6 +44,7 @@ Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], object]
 PRESETS = ("pythia",)
+MOST_FINDINGS = 50
 
 
 def tell_stderr(message: str) -> None:
@@ -66,6 +67,7 @@ def analyze(
     executor: Executor | None = None,
     strict: bool = False,
     audit: bool = True,
+    keep_going: bool = False,
     vocab_size: int | None = None,
     min_count: int = 1,
     exclude: Sequence[int] = (),
@@ -99,7 +101,9 @@ def analyze(
     - `text`: a UTF-8 file that every model reads, for `text.*`, `probability.*` and `channel.*` (see `TextProbe`): up
       to `positions` positions in windows of `context_length` tokens of `tokenizer`, by default the final checkpoint's.
       Each model is loaded; what that costs goes to `tell` before.
-    - `audit`: look for broken checkpoints first, by their output embeddings, and leave them out.
+    - `audit`: look for broken checkpoints first, by their output embeddings, and leave them out. What puts in doubt
+      that the rest is one run in this order (unrelated states, jumps, the same content at far steps) stops the
+      analysis, unless `keep_going`; what was found is in the store's attributes (`audit`) and in every verdict on it.
     - `strict`: stop at the first checkpoint that fails, or that the audit cannot read; else it is reported and passed
       over.
     - `mode`: "create", "overwrite", or "resume": go on after the last step in the store, which is made where there is
@@ -115,8 +119,10 @@ def analyze(
     if text is not None:
         _check_text(suite, text, counts=counts)
     make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
-    found = audit_suite(suite, params=head or HEAD) if audit else None
+    found = audit_suite(suite, head=head) if audit else None
     broken = {} if found is None else {s: f"step {s}: {reason}" for s, reason in found.broken.items()}
+    if found is not None and found.doubts and not keep_going:
+        raise SuiteInDoubt(suite.name, found)
     if strict and found is not None and (unread := _unread(found)):
         raise CheckpointError(f"{suite.name}: {'; '.join(unread[:3])}. Leave `strict` out to go on without them.")
     token_counts = checked_counts(counts)
@@ -139,10 +145,11 @@ def analyze(
     if strict and failed:
         raise CheckpointError(_told(failed))
     kept = {"matrices": str(precision) if snapshots else None}
+    known = {} if found is None else {"audit": _kept_findings(found)}
     before = made_before(out, job, kept=kept) if mode == "resume" else ()
     job = replace(job, keeps_lead=not (mode == "resume" and lacks_lead(out)))
     writer = Writer(
-        out, job, counts=token_counts, given=rows | kept, snapshots=snapshots, precision=precision, mode=mode
+        out, job, counts=token_counts, given=rows | kept | known, snapshots=snapshots, precision=precision, mode=mode
     )
     indices = [i for i, entry in enumerate(job.entries) if not before or entry.step > before[-1]]
     done: list[int] = []
@@ -233,6 +240,27 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
             sound.pop()
     told = [*broken.values(), *(f"step {step}: {reason}" for step, reason in failed.items())]
     raise ValueError(f"{suite.name} has no checkpoint that can be analyzed. {'; '.join(told[:3]) or 'It is empty.'}")
+
+
+class SuiteInDoubt(CheckpointError):
+    """A suite that may not be one run in this order: what the audit found, and how to go on all the same."""
+
+    def __init__(self, name: str, found: Audit) -> None:
+        told = "; ".join(f"{finding.kind}: {finding.message}" for finding in found.doubts[:3])
+        more = f"; and {len(found.doubts) - 3} more" if len(found.doubts) > 3 else ""
+        super().__init__(
+            f"{name} may not be one run in this order: {told}{more}. Choose the steps that are (steps=, --steps), or "
+            "go on with all that is not left out (keep_going=True, --keep-going); `trainhooks audit` says more."
+        )
+
+
+def _kept_findings(found: Audit) -> list[dict[str, object]]:
+    """What the store keeps of an audit: the doubtful findings first, at most 50."""
+    findings = sorted(found.findings, key=lambda finding: not finding.doubtful)[:MOST_FINDINGS]
+    return [
+        {"kind": one.kind, "steps": list(one.steps[:MOST_FINDINGS]), "message": one.message, "doubtful": one.doubtful}
+        for one in findings
+    ]
 
 
 def _unread(found: Audit) -> list[str]:

@@ -13,9 +13,10 @@ from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, open_entry
 from trainhooks.analyze.lead import job_variables
 from trainhooks.capture import to_host
 from trainhooks.metrics.base import State
-from trainhooks.metrics.group_convergence import FINAL_VARIABLES, convergence_to_final
+from trainhooks.metrics.group_convergence import FINAL_VARIABLES, GroupConvergence, convergence_to_final
 from trainhooks.metrics.own import OWN_VARIABLES
 from trainhooks.model import OutputEmbedding
+from trainhooks.outlets import kept_norms
 from trainhooks.provenance import provenance_of
 from trainhooks.references import References
 from trainhooks.sinks import Record, StoreSink
@@ -102,6 +103,9 @@ class Writer:
         if self._goes_on and len((store := self._sink.read()).steps):
             for sketch in (store.sketch[0], store.sketch[-1]):
                 self._references.advance(head=None, sketch=torch.from_numpy(np.array(sketch)), needs=frozenset())
+            for metric in self._metrics:
+                if isinstance(metric, GroupConvergence) and (norms := kept_norms(store)) is not None:
+                    metric.load_state_dict({"initial_norms": torch.from_numpy(norms[0])})
             if self._job.text is not None:
                 first = {name: np.asarray(store[name][0]) for name in UNTRAINED.values()}
                 self._untrained = _untrained(int(store.steps[0]), first)
@@ -140,7 +144,12 @@ class Writer:
         """What needs all records: convergence from the sketches, as at the end of a live run."""
         store = self._sink.read()
         if len(store.steps):
-            final = convergence_to_final(torch.from_numpy(store.mapped_sketch()), torch.from_numpy(store.steps))
+            norms = kept_norms(store)
+            final = convergence_to_final(
+                torch.from_numpy(store.mapped_sketch()),
+                torch.from_numpy(store.steps),
+                norms=None if norms is None else torch.from_numpy(norms),
+            )
             self._sink.finish({name: value.numpy() for name, value in final.items()})
 
     def _of_text(self, measured: Measured) -> dict[str, np.ndarray]:

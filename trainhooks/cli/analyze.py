@@ -27,6 +27,7 @@ def analyze(
     snapshots: Flag = False,
     strict: Flag = False,
     no_audit: Flag = False,
+    keep_going: Flag = False,
     overwrite: Flag = False,
     vocab_size: Annotated[int | None, Positive] = None,
     min_count: Annotated[int, Positive] = 1,
@@ -65,6 +66,8 @@ def analyze(
         Keep the output embeddings too.
     strict
         Stop at the first checkpoint that fails, or that the audit cannot read.
+    keep_going
+        Go on where the audit doubts that the checkpoints are one run in this order; the store and every verdict say so.
     no_audit
         Do not look for broken checkpoints first.
     overwrite
@@ -113,6 +116,7 @@ def analyze(
             snapshots=snapshots,
             strict=strict,
             audit=not no_audit,
+            keep_going=keep_going,
             vocab_size=vocab_size,
             min_count=min_count,
             revision_pattern=revision_pattern,

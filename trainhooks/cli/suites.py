@@ -18,6 +18,7 @@ def audit(
     steps: str | None = None,
     revision_pattern: str | None = None,
     params: str = "head",
+    head: str | None = None,
     full: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -31,6 +32,8 @@ def audit(
         Which ones: 0,1,2,4 or 0:143000:1000 (last included), log, pythia, or several with commas.
     revision_pattern
         A regular expression for the names of checkpoints or revisions, with one group: the step.
+    head
+        The output embedding's key, where it cannot be found.
     params
         head for the output embedding, or a glob over tensor names.
     full
@@ -42,7 +45,9 @@ def audit(
     from trainhooks.suites.listing import list_suite
 
     listed = list_suite(suite, revision_pattern=revision_pattern, steps=steps)
-    result = audit_suite(listed, params=params, full=full)
+    if head is not None and params != "head":
+        raise ValueError("--head names the output embedding, and --params other tensors: leave one of them out.")
+    result = audit_suite(listed, params=params, head=head, full=full)
     say(json_format.dumps(result.to_dict(), indent=2) if json else result.render(), end="\n" if json else "")
     if not result.clean:
         sys.exit(PROBLEMS)

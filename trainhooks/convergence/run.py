@@ -48,7 +48,8 @@ class RunAnalysis:
     change. `change_over_noise` says by how many standard deviations the frequency part of the final change exceeds that
     of permuted targets; below 3 it has no onset. `straight_line` is that null's lead at each q (1 up to rounding).
     `placements` are the onsets' places in the learning-rate schedule (q -> "frequency", "rest"), empty where no
-    learning rate was given. `picture` is None where the run's matrices were not there to draw it.
+    learning rate was given. `picture` is None where the run's matrices were not there to draw it. `findings` are what
+    an audit of the checkpoints found, `doubts` those that put in doubt that they are one run; none for a live run.
     """
 
     first_step: int
@@ -71,6 +72,8 @@ class RunAnalysis:
     placements: Mapping[float, Mapping[str, Placement]]
     series_onsets: Mapping[str, Mapping[float, Onset]]
     curves: Curves
+    findings: tuple[str, ...] = ()
+    doubts: tuple[str, ...] = ()
 
 
 def analyze_run(

@@ -78,10 +78,20 @@ def combined_p(values: Sequence[float]) -> float:
 def judge_run(run: RunAnalysis) -> Judgement:
     """What one run allows to be said, at its first q."""
     lead = run.leads[0]
-    for against in (_unseen(run, lead), _together(lead), _too_small(lead), _beaten(lead)):
+    for against in (_in_doubt(run), _unseen(run, lead), _together(lead), _too_small(lead), _beaten(lead)):
         if against is not None:
             return against
     return Judgement("suggested", "", tuple(_limits(lead.rank, lead.cut, cut_at=f"at step {lead.cut_step:g}")))
+
+
+def _in_doubt(run: RunAnalysis) -> Judgement | None:
+    """Against checkpoints that may not be one run."""
+    if not run.doubts:
+        return None
+    more = f", and {len(run.doubts) - 1} more" if len(run.doubts) > 1 else ""
+    return Judgement(
+        "cannot be tested here", f"the checkpoints may not be one run in this order: {run.doubts[0]}{more}"
+    )
 
 
 def _unseen(run: RunAnalysis, lead: Lead) -> Judgement | None:

@@ -31,13 +31,15 @@ Kind = Literal[
 class Finding:
     """One thing that is wrong: its kind, the steps it concerns, a sentence, and which of the steps are `broken`.
 
-    A step is broken where its numbers would be wrong or missing; the others are named for context.
+    A step is broken where its numbers would be wrong or missing; the others are named for context. `doubtful` findings
+    put in doubt that the rest is one run in this order: no analysis goes on without being told to.
     """
 
     kind: Kind
     steps: tuple[int, ...]
     message: str
     broken: tuple[int, ...] = ()
+    doubtful: bool = False
 
 
 @dataclass(frozen=True)
@@ -52,17 +54,17 @@ class Seen:
     taken: str = ""
 
 
-def look(checkpoint: Checkpoint, *, params: str, full: bool) -> Seen:
+def look(checkpoint: Checkpoint, *, params: str, head: str | None = None, full: bool) -> Seen:
     """What a checkpoint says of the tensors `params` names. Raises CheckpointError where it has none such."""
-    head = head_key(checkpoint) if params == HEAD else None
-    keys = (head.key,) if head else _wanted_keys(checkpoint, params)
+    found = head_key(checkpoint, key=head) if params == HEAD else None
+    keys = (found.key,) if found else _wanted_keys(checkpoint, params)
     entries = [checkpoint.tensors[key] for key in keys]
     return Seen(
         keys=keys,
         shapes=tuple(tuple(entry.shape) for entry in entries),
         dtypes=tuple(entry.dtype for entry in entries),
         identity=tuple(checkpoint.identity(key, full=full) for key in keys),
-        taken=head.told if head else "",
+        taken=found.told if found else "",
     )
 
 
@@ -75,9 +77,10 @@ def _wanted_keys(checkpoint: Checkpoint, params: str) -> tuple[str, ...]:
 
 
 def failed(entry: Entry, error: Exception, *, kind: Kind = "unreadable") -> Finding:
-    """A checkpoint that cannot be read, in one line."""
+    """A checkpoint that cannot be read, in one line; its place is not repeated, so that what is alike reads alike."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    return Finding(kind, (entry.step,), f"step {entry.step}: {lines[0]}", broken=(entry.step,))
+    told = lines[0].removeprefix(entry.place).lstrip(":/ ") or lines[0]
+    return Finding(kind, (entry.step,), f"step {entry.step}: {told}", broken=(entry.step,))
 
 
 def holds_weights(suite: Suite, entry: Entry) -> bool:
@@ -127,7 +130,8 @@ def layouts(seen: dict[int, Seen], *, params: str) -> list[Finding]:
         what = f"step {step} has {_shown(seen[step], seen[usual])}, step {usual} has {_shown(seen[usual], seen[step])}"
         findings.append(Finding(kind, (step,), what, broken=(step,)))
     by_dtype: dict[tuple[str, ...], list[int]] = defaultdict(list)
-    for step, _ in _unusual({step: one.dtypes for step, one in seen.items()}):
+    # by kind of dtype, not tensor by tensor: where other tensors are there, that is said above
+    for step, _ in _unusual({step: tuple(sorted(set(one.dtypes))) for step, one in seen.items()}):
         by_dtype[tuple(sorted(set(seen[step].dtypes)))].append(step)
     for dtypes, steps in by_dtype.items():
         message = f"steps {shortened(steps)} are stored as {', '.join(dtypes)}, the others are not"
@@ -172,6 +176,8 @@ def identical(suite: Suite, seen: dict[int, Seen], *, wrong: set[int]) -> list[F
                 tuple(steps),
                 f"steps {shortened(steps)} have the same content",
                 broken=tuple(step for step in left if step != stays),
+                # at the very beginning nothing has moved yet; elsewhere some label is wrong, unless a report says which
+                doubtful=bool(left) and not (in_a_row and place[steps[0]] == 0),
             )
         )
     return findings
