@@ -279,3 +279,12 @@ class TestFiles:
             counts(3, 4).save(tmp_path / "counts.npy")
         assert [file.name for file in tmp_path.iterdir()] == ["counts.npy"]
         assert TokenCounts.load(tmp_path / "counts.npy").counts.tolist() == [1, 2]
+
+
+def test_a_row_or_a_column_of_a_table_is_counts(tmp_path):
+    for shape in ((1, 5), (5, 1)):
+        np.save(tmp_path / "counts.npy", np.array([4, 0, 2, 1, 9]).reshape(shape))
+        assert TokenCounts.load(tmp_path / "counts.npy").counts.tolist() == [4, 0, 2, 1, 9]
+    np.save(tmp_path / "counts.npy", np.ones((2, 5), dtype=np.int64))
+    with pytest.raises(ValueError, match=r"shape \(2, 5\).*sum over several"):
+        TokenCounts.load(tmp_path / "counts.npy")

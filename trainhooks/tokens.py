@@ -200,7 +200,10 @@ class TokenCounts:
             fields = _read_numpy(source)
             known: dict[str, Any] = {name: int(fields[name]) for name in _NUMBER_FIELDS if name in fields}
             known |= {name: str(fields[name]) for name in _TEXT_FIELDS if name in fields}
-            return cls(fields["counts"], **known)
+            counts = fields["counts"]
+            if counts.ndim == 2 and 1 in counts.shape:  # a row or a column of a table
+                counts = counts.reshape(-1)
+            return cls(counts, **known)
         except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
             raise ValueError(f"{source} holds no token counts: {error}") from error
 
@@ -239,7 +242,10 @@ def _checked(counts: np.ndarray) -> Int64[np.ndarray, " vocab"]:
     """A read-only int64 copy of `counts`, or a ValueError that says what is wrong with it."""
     array = np.asarray(counts)
     if array.ndim != 1:
-        raise ValueError(f"token counts have shape {array.shape}; needed one dimension, one entry a token id.")
+        raise ValueError(
+            f"token counts have shape {array.shape}; needed one dimension, one entry a token id: pick a row, flatten "
+            "one (counts.reshape(-1)) or sum over several (counts.sum(axis=0))."
+        )
     if array.size == 0:
         raise ValueError("token counts are empty; needed one entry a token id.")
     if array.dtype.kind not in "iu":

@@ -17,7 +17,7 @@ def curves(slopes, *, documents=8):
     sums[:, :, 1] = torch.tensor(slopes).double()[:, None, None] * torch.tensor(fractions).double()[:, None] * 10
     positions = torch.full((documents,), 10.0, dtype=torch.float64)
     codes = tuple(map(plain_code, orders))
-    return Curves(codes, fractions, (1, 2, 2, 3), sums, positions.expand(len(codes), -1), positions, positions)
+    return Curves(codes, fractions, (1, 2, 3, 4), sums, positions.expand(len(codes), -1), positions, positions, dim=4)
 
 
 def test_the_largest_fraction_is_the_crossing_of_a_line():
@@ -43,6 +43,17 @@ def test_one_more_random_order_is_no_gain_and_a_far_better_one_is():
     assert better.js.value == pytest.approx((0.06 - 0.02) * 0.25)
     with pytest.raises(ValueError, match="at least 3"):
         saliency_gain(curves([0.02, 0.05]))
+
+
+def test_fractions_are_of_whole_dimensions():
+    """At 64 dimensions 5% comes to 3 of them: lines go through what was deleted, not through what was meant."""
+    sums = torch.zeros(1, 2, 4, 1, dtype=torch.float64)
+    sums[0, :, 1, 0] = torch.tensor([0.010, 0.030])
+    one = torch.ones(1, dtype=torch.float64)
+    code = plain_code(Order("ascending", torch.arange(64)))
+    found = Curves((code,), (0.05, 0.1), (3, 6), sums, one[None], one, one, dim=64)
+    assert found.shares == (3 / 64, 6 / 64)
+    assert fraction_intervals(found, js_bound=0.02)[0].value == pytest.approx(4.5 / 64)
 
 
 def test_draws_keep_the_number_of_documents():

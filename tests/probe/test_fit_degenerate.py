@@ -142,3 +142,17 @@ def test_the_unit_of_float32_rows_changes_no_figure(scale):
 def test_an_embedding_without_rows_or_columns_is_refused(shape):
     with pytest.raises(ValueError, match=r"fit on at least one token|dim > 0"):
         fit_probe(torch.zeros(shape), torch.zeros(shape[0]))
+
+
+def test_a_target_that_is_constant_for_every_slope_correlates_with_nothing():
+    """The slope is then rounding, and so would its correlation be."""
+    embedding = torch.randn(50, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    for varying in ([0], [7], list(range(0, 50, 5))):  # in one fold each
+        y = torch.full((50,), 3.0, dtype=torch.float64)
+        y[varying] += torch.linspace(1, 2, len(varying), dtype=torch.float64)
+        fit = fit_probe(embedding, y)
+        assert torch.isnan(fit.heldout_spearman)
+        assert torch.isnan(fit.heldout_pearson)
+    y = torch.full((50,), 3.0, dtype=torch.float64)
+    y[[0, 1, 2, 3, 4, 5, 6]] += torch.arange(7.0, dtype=torch.float64)
+    assert torch.isfinite(fit_probe(embedding, y).heldout_spearman)

@@ -185,6 +185,20 @@ def test_p_of_a_sparse_slope_and_where_nothing_is_defined():
     assert np.isnan(Sparsity(flat, (), ()).p)
 
 
+@pytest.mark.parametrize(("rows", "columns", "mean"), [(20, 64, 1e4), (12, 256, 1e3), (70, 64, 1e4), (40, 32, 1e5)])
+def test_few_rows_many_columns_and_a_long_mean_row(rows, columns, mean):
+    """Rounding leaves a Gram matrix without a Cholesky factor."""
+    generator = torch.Generator().manual_seed(0)
+    embedding = torch.randn(rows, columns, generator=generator) + mean * torch.randn(1, columns, generator=generator)
+    y = torch.randn(rows, dtype=torch.float64, generator=generator)
+    sums = probe_sums(embedding, y)
+    curve = refit_curve(sums)
+    least = rows - -(-rows // 5)
+    assert curve[: least - 1].isfinite().all()
+    assert curve[least - 1 :].isnan().all()
+    assert probe_sparsity(sums, draws=1).as_is.gini > 0
+
+
 def test_draws_repeat_and_leave_the_global_generator_alone():
     embedding, y, _ = planted(200, 6)
     sums, state = probe_sums(embedding, y), torch.get_rng_state()

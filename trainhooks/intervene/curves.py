@@ -34,8 +34,8 @@ class Curves:
 
     Measures are `MEASURES`: KL(P || Q) and the Jensen-Shannon divergence in nats (JS in [0, ln 2]), P the unmodified
     and Q the modified output; the share of positions whose most probable token stays (ties count as staying); the
-    loss of Q less that of P on the labels, nats. `fractions` rise; `deleted` [fraction] are dimensions. `loss`
-    [document] is the unmodified model's, summed.
+    loss of Q less that of P on the labels, nats. `fractions` rise; `deleted` [fraction] are the dimensions that they
+    come to, of `dim`. `loss` [document] is the unmodified model's, summed.
     """
 
     codes: tuple[Code, ...]
@@ -45,6 +45,12 @@ class Curves:
     evaluated: Float64[Tensor, "code document"]
     positions: Float64[Tensor, "document"]
     loss: Float64[Tensor, "document"]
+    dim: int
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """The shares of the dimensions that are deleted: `fractions` once rounded to whole dimensions."""
+        return tuple(deleted / self.dim for deleted in self.deleted)
 
     def mean(
         self, *, weights: Float64[Tensor, "draw document"] | None = None
@@ -145,7 +151,8 @@ def deletion_curves(
                     loss.index_add_(0, owner, block_loss.double())
                 for number, (part_owner, found) in enumerate(each, start):
                     sums[number].index_add_(2, part_owner, found.double())
-    return Curves(tuple(codes), tuple(fractions), deleted, sums.cpu(), evaluated.cpu(), positions.cpu(), loss.cpu())
+    kept = (sums.cpu(), evaluated.cpu(), positions.cpu(), loss.cpu())
+    return Curves(tuple(codes), tuple(fractions), deleted, *kept, dim=dim)
 
 
 def thinned(document: Int64[Tensor, "position"], thin: int) -> Bool[Tensor, "position"]:

@@ -69,6 +69,8 @@ def largest_fraction(
 ) -> Float64[Tensor, "*batch"]:
     """The fraction at which JS or |loss change| first passes its bound (nats), between grid points linear; in [0, 1].
 
+    `fractions` are what was deleted (`Curves.shares`): at 64 dimensions 5% comes to 3 of them, 4.7%.
+
     The curve starts at 0 with nothing deleted; later returns under the bounds do not count. The last fraction of
     the grid where no bound is passed. Raises ValueError for a bound that is not above 0.
     """
@@ -92,11 +94,11 @@ def fraction_intervals(
 ) -> list[Interval]:
     """The largest deletable fraction of each code, with percentiles over resampled documents."""
     options: dict[str, float] = {"js_bound": js_bound, "loss_bound": loss_bound}
-    values = largest_fraction(curves.mean()[0], fractions=curves.fractions, **options)
+    values = largest_fraction(curves.mean()[0], fractions=curves.shares, **options)
     weights = document_draws(len(curves.positions), draws=draws, seed=seed)
     if not len(weights):
         return [Interval(float(value), math.nan, math.nan) for value in values]
-    drawn = largest_fraction(curves.mean(weights=weights), fractions=curves.fractions, **options)
+    drawn = largest_fraction(curves.mean(weights=weights), fractions=curves.shares, **options)
     tails = drawn.quantile(drawn.new_tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]), dim=0)
     return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values, *tails, strict=True)]
 
@@ -130,7 +132,7 @@ def saliency_gain(
     weights = document_draws(len(curves.positions), draws=draws, seed=seed)
 
     def figures(means: Tensor) -> Tensor:
-        fraction = largest_fraction(means, fractions=curves.fractions, js_bound=js_bound, loss_bound=loss_bound)
+        fraction = largest_fraction(means, fractions=curves.shares, js_bound=js_bound, loss_bound=loss_bound)
         saved = -means[..., nearest, [MEASURES.index("js"), MEASURES.index("loss_change")]]
         return torch.cat([fraction[..., None], saved], -1)
 

@@ -39,6 +39,7 @@ class Pruning:
         means = self.curves.mean()[0]
         return {
             "fractions": list(self.curves.fractions),
+            "deleted_shares": list(self.curves.shares),
             "deleted": list(self.curves.deleted),
             "positions": int(self.curves.positions.sum()),
             "documents": len(self.curves.positions),

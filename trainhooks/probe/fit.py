@@ -225,14 +225,17 @@ def _figures(
     r2 = 1 - (weights @ (rows.y - fitted).square()) / square
     at, real = rows.table
     y, guess = rows.y.T[:, at], predicted.T[:, at]
+    learnt = found.trained_varies.T  # what a constant target teaches is rounding, and so is what it correlates with
+    by_fold = pearson(y, guess, weights=weights[at] * real), spearman_by_fold(rows, predicted, finite=finite)
+    linear, ranked = (values.where(learnt[: len(values)], torch.nan).nanmean(1) for values in by_fold)
     return ProbeFit(
         r2=r2,
         adjusted_r2=torch.where(n > k + 1, 1 - (1 - r2) * (n - 1) / (n - 1 - k), torch.nan),
         null_r2=k / (n - 1),
         heldout_r2=(1 - error / spread).where(varies, torch.nan),
         heldout_mse=error / total.weight,
-        heldout_pearson=pearson(y, guess, weights=weights[at] * real).nanmean(1),
-        heldout_spearman=spearman_by_fold(rows, predicted, finite=finite).nanmean(1),
+        heldout_pearson=linear,
+        heldout_spearman=ranked,
         slope=found.slope.T,
         intercept=found.intercept,
         fold_slope=found.fold_slope.mT,

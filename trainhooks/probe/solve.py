@@ -16,7 +16,8 @@ from trainhooks.probe.sums import Moments, ProbeSums
 class Coefficients:
     """Slopes and intercepts of all rows, and of all rows but each fold; `rank` k of the centred rows.
 
-    `trained_mean` is the mean target of the rows that a fold's slope was fitted on. `pivot`, in (0, 1], is the
+    `trained_mean` is the mean target of the rows that a fold's slope was fitted on, `trained_varies` whether it is more
+    than a constant there: else the slope is rounding. `pivot`, in (0, 1], is the
     smallest share of a column's variance that the columns before it left unexplained; small means ill-conditioned
     (1 from the exact solution, which needs no such sign).
     """
@@ -26,6 +27,7 @@ class Coefficients:
     fold_slope: Float64[Tensor, "fold dim target"]
     fold_intercept: Float64[Tensor, "fold target"]
     trained_mean: Float64[Tensor, "fold target"]
+    trained_varies: Bool[Tensor, "fold target"]
     rank: Float64[Tensor, ""]
     pivot: Float64[Tensor, ""]
 
@@ -55,6 +57,8 @@ def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coeff
         fold_slope=folds.slope,
         fold_intercept=_intercept(trained, folds.slope),
         trained_mean=trained.mean_y,
+        # a target that only the fold has varied leaves the difference of two equal sums
+        trained_varies=trained.varies() & (trained.square > 64 * sums.eps * total.square),
         rank=whole.rank,
         pivot=torch.minimum(folds.pivot.min(), whole.pivot),
     )

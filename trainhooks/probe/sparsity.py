@@ -15,6 +15,7 @@ from trainhooks.probe.sums import Moments, ProbeSums
 SHARE = 0.9
 FIRST_LOOK = 32
 MOST_ORDERS = 20
+RAISES = 16
 
 
 def saliency(total: Moments, slope: Float[Tensor, "dim"]) -> Float64[Tensor, "dim"]:
@@ -110,7 +111,7 @@ def _held_out_errors(trained: Moments, held_out: Moments, order: Tensor) -> tupl
     # the trained Gram is a difference of two: where few rows are left, its rounding is that of the larger ones
     ridge = (len(gram) * trained.eps * trained.gram.diagonal()).maximum(trained.noise)
     gram.diagonal().add_(ridge.where(usable, 1)[order])
-    factor = torch.linalg.cholesky(gram)
+    factor = _factor(gram)
     x, y = held_out.mean_x - trained.mean_x, held_out.mean_y - trained.mean_y
     square = held_out.square[0] + held_out.weight * y[0].square()
     moment = held_out.moment[:, 0] + held_out.weight * x * y[0]
@@ -122,6 +123,22 @@ def _held_out_errors(trained: Moments, held_out: Moments, order: Tensor) -> tupl
     w = torch.linalg.solve_triangular(factor, half.T, upper=False)
     quadratic = z * (2 * (w.tril(-1) @ z) + w.diagonal() * z)
     return square + (quadratic - 2 * z * u).cumsum(0), square
+
+
+def _factor(gram: Tensor) -> Tensor:
+    """The Cholesky factor; where rounding has left a Gram matrix that has none, of one with a larger ridge.
+
+    So it is with fewer rows than columns and a long mean row: the ridge is raised tenfold until there is a factor, at
+    most to the diagonal's own size. NaN where the matrix is not finite.
+    """
+    step = gram.diagonal().abs().max() * len(gram) * torch.finfo(gram.dtype).eps
+    for _ in range(RAISES):
+        factor, info = torch.linalg.cholesky_ex(gram)
+        if int(info) == 0:
+            return factor
+        gram = gram + torch.diag_embed(step.expand(len(gram)))
+        step = 10 * step
+    return torch.full_like(gram, torch.nan)
 
 
 def dimensions_needed(curve: Float[Tensor, "dim"], *, share: float = SHARE) -> float:
