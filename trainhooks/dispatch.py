@@ -33,10 +33,18 @@ logger = logging.getLogger("trainhooks")
 SETTLE_SECONDS = 60.0
 SETTLE_SAID_SECONDS = 5.0
 
+MOVED_TEXT = (
+    "the output embedding had moved between the forward pass and before_update(): the optimizer steps inside the "
+    "backward pass, or before_update() came after the step. What is measured there would pair hidden states and "
+    "gradients with another matrix; its values are NaN wherever that is so"
+)
+
 Conclude = Callable[..., dict[str, np.ndarray]]
 """What makes the values of the record of `step` of those that have travelled (see `Timetable.conclude`)."""
 
 _SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
+MOVED = " moved"
+"""Among a record's values: whether the matrix had moved when those of `before_update` were measured."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +58,7 @@ class _Sent:
     has_counts: bool
     has_snapshot: bool
     rows: tuple[int, int] | None
+    paired: frozenset[str]
 
 
 def freight_of(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> Freight:
@@ -138,11 +147,12 @@ class Dispatch:
         known: Mapping[str, np.ndarray],
         foreign: Tensor | None,
         snapshot: Tensor | None,
+        paired: frozenset[str] = frozenset(),
     ) -> None:
         """Send a record off: a state's `values`, sketch and label counts, with what is `known` on the host already.
 
-        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. Nothing moves on
-        a rank whose records nobody takes.
+        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. `paired` are the
+        values that are void where `MOVED` is not 0. Nothing moves on a rank whose records nobody takes.
         """
         if not self._outlets.takes_records:
             return
@@ -160,6 +170,7 @@ class Dispatch:
             has_counts=counts is not None,
             has_snapshot=snapshot is not None,
             rows=None if rows is None else rows.rows,
+            paired=paired,
         )
         large = packed.flat is not None and packed.flat.nbytes > self.freight.record
         self.lane.send(parcels, note=sent, at_once=large or snapshot is not None)
@@ -209,6 +220,9 @@ class Dispatch:
         values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
         sketch = values.pop(_SKETCH, None)
         foreign = int(values.pop(_FOREIGN, np.zeros(())))
+        if values.pop(MOVED, 0):
+            values = {name: value for name, value in values.items() if name not in sent.paired}
+            self._warn_once("moved", MOVED_TEXT, step=sent.step)
         values = self._as_declared(self._conclude(values, step=sent.step), step=sent.step)
         arrays = {"sketch": sketch.astype(np.float32)} if sketch is not None else {}
         arrays |= {"label_counts": next(here).numpy()} if sent.has_counts else {}

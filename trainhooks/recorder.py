@@ -14,23 +14,21 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks import checks
-from trainhooks.capture import WatchedHead, as_now, on_host
+from trainhooks.capture import WatchedHead, on_host
 from trainhooks.cost import Budget, Cost, Stopwatch
 from trainhooks.described import RunDescription
 from trainhooks.dispatch import Dispatch, device_clock, freight_of
-from trainhooks.distributed import whole
 from trainhooks.faults import Faults
 from trainhooks.followed import Followed
 from trainhooks.labels import LabelTally
-from trainhooks.metrics.base import Metric, State
+from trainhooks.measuring import Measuring
+from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
-from trainhooks.metrics.norms import GROUP_NORMS, sharded_group_norms
-from trainhooks.metrics.own import OWN_VARIABLES, own_values
+from trainhooks.metrics.own import OWN_VARIABLES
 from trainhooks.model import OutputEmbedding
 from trainhooks.outlets import Outlets
 from trainhooks.plan import Plan, plan_run
-from trainhooks.references import HEADS, References
 from trainhooks.restart import Restart, as_saved, load_metric_states, offered
 from trainhooks.schedule import Schedule
 from trainhooks.sinks import Sink, StoreSink
@@ -40,7 +38,7 @@ from trainhooks.store import Layout, Writing
 from trainhooks.store.precision import kept_mantissa_bits
 from trainhooks.timetable import Timetable
 from trainhooks.tokens import TokenCounts
-from trainhooks.under_way import Said, UnderWay, set_aside
+from trainhooks.under_way import Said, UnderWay
 
 WAIT_SECONDS = 60.0  # for other ranks' last pieces
 
@@ -117,8 +115,7 @@ class Recorder:
     ) -> None:
         checks.check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
         kept_mantissa_bits(precision)
-        self.total_steps = total_steps
-        self.step = 0
+        self.total_steps, self.step = total_steps, 0
         self._model = model
         self._followed = Followed(model, name=head, patterns=groups)
         self._ranks = self._followed.ranks
@@ -144,30 +141,35 @@ class Recorder:
             ranks=self._ranks,
             faults=Faults(strict=strict, ranks=self._ranks),
         )
-        self._needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
-        self._compares_heads = bool(self._needs & HEADS)
-        self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if store or "sketch" in self._needs else None
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
         self._force, self._attributes = force, rows
-        self._references = References()
-        self._dispatch = Dispatch(
-            self._outlets, conclude=self._timetable.conclude, first=self._ranks.first, strict=strict
-        )
-        self._recorded: int | None = None
-        self._restart: Restart | None = None
+        self._connect(sketch_size=sketch_size, strict=strict)
+
+    def _connect(self, *, sketch_size: int, strict: bool) -> None:
+        """Put the parts together that measure and hand on, with nothing counted yet."""
+        needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
+        sketched = self._outlets.store or "sketch" in needs
+        self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if sketched else None
+        conclude, first = self._timetable.conclude, self._ranks.first
+        self._dispatch = Dispatch(self._outlets, conclude=conclude, first=first, strict=strict)
         self._labels = LabelTally(self._run.vocab, ranks=self._ranks)
-        self._learning_rate_sum: float | None = None
-        self._before: dict[str, Tensor | float] = {}
+        self._watch = Stopwatch()
+        self._measuring = Measuring(
+            self._followed,
+            timetable=self._timetable,
+            dispatch=self._dispatch,
+            labels=self._labels,
+            watch=self._watch,
+            sketcher=self._sketcher,
+        )
+        self._restart: Restart | None = None
         self._under_way: UnderWay | None = None
         self._unrecorded: dict[str, Any] | None = None
-        self._watch = Stopwatch()
-        self._watched = WatchedHead(self.observe) if "hidden" in self._needs else None
+        self._opened = self._closed = False
+        self._watched = WatchedHead(self.observe) if "hidden" in needs else None
         if self._watched is not None:
             self._watched.follow(self.head.module)
-        self._opened = self._closed = False
-
-    # -- the three moments ------------------------------------------------------------------------------------
 
     def begin_step(self, labels: Tensor | None = None) -> None:
         """Call before each forward pass; several in one update (gradient accumulation) are fine.
@@ -185,17 +187,17 @@ class Recorder:
                     self._open()
             if labels is not None:
                 self._labels.add(labels)
+            self._measuring.begin(self.step)
 
     @torch.no_grad()
     def before_update(self) -> None:
         """Call when gradients are complete and parameters have not moved yet."""
         due = self._timetable.metrics_due("before_update", self.step + 1)
+        if due and self._watched is not None and self._ranks.first:
+            self._watched.check_seen(step=self.step + 1)
         if due:
-            if self._watched is not None and self._ranks.first:
-                self._watched.check_seen(step=self.step + 1)
             with self._watch, self._followed.plain_arithmetic(), self._followed.readable(gradients=True):
-                state = self._state(self.step + 1, due=due)
-                self._before = {n: v for m in due for n, v in as_now(self._timetable.compute(m, state)).items()}
+                self._measuring.before_update(self.step + 1, due=due)
 
     def discard_step(self, *, last_pass: bool = False) -> None:
         """Take back what `begin_step` has counted since the last update, where its loss was never trained on.
@@ -214,7 +216,7 @@ class Recorder:
         if self._watched is not None:
             self._watched.has_seen = True
         with self._watch, self._followed.plain_arithmetic():
-            self._timetable.observe(whole(hidden.detach()), step=self.step)
+            self._measuring.observe(hidden, step=self.step)
 
     def after_update(
         self, *, loss: Tensor | float | None = None, learning_rate: float | None = None, skipped: bool = False
@@ -229,15 +231,16 @@ class Recorder:
         if not self._opened:
             raise RuntimeError("after_update() before the first begin_step(): record 0 would be missing.")
         with self._watch:
-            rates = self._learning_rate_sum
+            measuring, rates = self._measuring, self._measuring.learning_rate_sum
             if learning_rate is not None:
                 rates = (rates or 0.0) + (0.0 if skipped else learning_rate)
             due = self._timetable.record_due(self.step + 1)
             said = Said(loss, learning_rate, skipped)
-            under_way = self._as_it_is(said=said, rates=rates) if due else None
+            under_way = measuring.as_it_is(said=said, rates=rates) if due else None
             self._labels.update_done(skipped=skipped)
+            measuring.update_done()
             # no call between these: a signal's handler that saves a checkpoint finds the whole update, or nothing of it
-            self.step, self._learning_rate_sum, self._under_way = self.step + 1, rates, under_way
+            self.step, measuring.learning_rate_sum, self._under_way = self.step + 1, rates, under_way
             if due:
                 self._record(said)
         self._watch.step_done()
@@ -255,10 +258,9 @@ class Recorder:
         if self._watched is not None:
             self._watched.remove()
         forked = self._opened and os.getpid() != self._pid  # the run is the parent's
-        if self._closed or not self._opened or forked:
-            self._closed = True
+        nothing_open, self._closed = self._closed or not self._opened or forked, True
+        if nothing_open:
             return
-        self._closed = True
         with closing(self._outlets), self._watch:  # sinks close also where the device has failed, its clock with it
             self._dispatch.finish(step=self.step, wait_seconds=wait_seconds)
 
@@ -305,7 +307,7 @@ class Recorder:
                 freight=freight_of(layout, weight=self.head.weight, metrics=self._metrics),
                 gathered_bytes=self._followed.gathered_bytes,
                 sketch_bytes=4 * len(layout.groups) * layout.sketch_size,
-                kept=[metric.kept_bytes(self._state(self.step)) for metric in self._metrics],
+                kept=[metric.kept_bytes(self._measuring.state(self.step)) for metric in self._metrics],
             )
 
     def flush(self) -> None:
@@ -320,7 +322,7 @@ class Recorder:
         the device, and until every record it knows of is durable, a minute at most.
         """
         self._dispatch.settle(step=self.step)
-        now = self._under_way or self._as_it_is(said=Said(), rates=self._learning_rate_sum)
+        now = self._under_way or self._measuring.as_it_is()
         unrecorded = {} if self._under_way else {"unrecorded": self._unrecorded}
         begun, labels = self._opened or self._restart is not None, self._labels.state_dict()
         state = {"step": self.step, "begun": begun, "label_counts": labels, **now.state_dict(), **unrecorded}
@@ -340,8 +342,8 @@ class Recorder:
             return
         self._restart = restart
         self._labels.load_state_dict(state["label_counts"])
-        self._learning_rate_sum = state["learning_rate_sum"]
-        self._references.load_state_dict(dict(state["references"]))
+        self._measuring.learning_rate_sum = state["learning_rate_sum"]
+        self._measuring.references.load_state_dict(dict(state["references"]))
         load_metric_states(self._metrics, state)
         self._timetable.load_state_dict(state.get("thinning"))
         self._unrecorded = state.get("unrecorded")
@@ -353,14 +355,11 @@ class Recorder:
     def _follow(self) -> None:
         """Look the parameters up again where the model has got new ones (`load_state_dict(assign=True)`, tying)."""
         if not (self._opened and self._followed.is_current):
-            self._look_again()
+            self._followed.look_again(step=self.step)
+            if self._watched is not None:
+                self._watched.follow(self.head.module)
         if self._opened and self.head.weight.device != self._device:
             self._carry(self._layout())
-
-    def _look_again(self) -> None:
-        self._followed.look_again(step=self.step)
-        if self._watched is not None:
-            self._watched.follow(self.head.module)
 
     @on_host()
     def _open(self) -> None:
@@ -373,74 +372,29 @@ class Recorder:
         self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
         self._opened, self._pid = True, os.getpid()
         if self._ranks.first:
-            parameters = self._model.parameters()
-            self._dispatch.standstill.told = warn_where_frozen(self.head, parameters, step=self.step)
+            self._dispatch.standstill.told = warn_where_frozen(self.head, self._model.parameters(), step=self.step)
         if unrecorded := self._unrecorded:  # the checkpoint was saved while this record was being made
-            self._unrecorded, self._before = None, dict(unrecorded["before"])
+            self._unrecorded, self._measuring.before = None, dict(unrecorded["before"])
             self._record(Said(**{name: value for name, value in unrecorded.items() if name != "before"}))
         if restart is None and self._timetable.record_due(0):
             self._record(Said())
         elif restart is None:  # what is called initial is the state before the first update, recorded or not
-            self._remember()
-
-    @torch.no_grad()
-    def _remember(self) -> None:
-        if self._ranks.measures:
-            _, head = self._dispatch.copies(self._followed, stored=False, compared=self._compares_heads)
-            self._references.advance(head=head, sketch=self._followed.sketch(self._sketcher), needs=self._needs)
+            self._measuring.remember()
 
     def _carry(self, layout: Layout) -> None:
         """Records come from the head's device from here on."""
         self._device = self.head.weight.device
         self._dispatch.carry(freight_of(layout, weight=self.head.weight, metrics=self._metrics))
-        self._references.place(self._dispatch.lane, device=self._device)
+        self._measuring.references.place(self._dispatch.lane, device=self._device)
         self._watch.follow(device_clock(self._device))
 
     def _layout(self) -> Layout:
         variables = (*OWN_VARIABLES, *self._timetable.variables)
         return self._run.layout(self._followed, self._sketcher, variables=variables, attributes=self._attributes)
 
-    def _state(self, step: int, *, due: Sequence[Metric] = (), **measured: Tensor | None) -> State:
-        references = self._references.brought(heads=any(metric.needs & HEADS for metric in due))
-        return self._followed.state(step, references=references, learning_rate_sum=self._learning_rate_sum, **measured)
-
-    def _as_it_is(self, *, said: Said, rates: float | None) -> UnderWay:
-        return UnderWay(
-            said=said,
-            recorded=self._recorded,
-            learning_rate_sum=rates,
-            before=dict(self._before),
-            references=replace(self._references),
-            metrics=[set_aside(metric) for metric in self._metrics],
-            thinning=self._timetable.state_dict(),
-        )
-
-    @torch.no_grad()
     def _record(self, said: Said) -> None:
         with self._followed.plain_arithmetic(), self._followed.readable():
             self._follow()
-            self._measure(said)
+            self._measuring.record(self.step, said=said)
             self._dispatch.hand_out()
         self._under_way = None
-
-    def _measure(self, said: Said) -> None:
-        step, due = self.step, self._timetable.metrics_due("after_update", self.step)
-        sketch = self._followed.sketch(self._sketcher) if self._ranks.measures else None
-        state = self._state(step, due=due, sketch=sketch, label_counts=self._labels.total())
-        if self._ranks.sharded:
-            state.shared[GROUP_NORMS] = sharded_group_norms(self._followed.groups, ranks=self._ranks)
-        snapshot = copy = None
-        if self._ranks.measures:
-            stored = self._timetable.take_snapshot(step)
-            snapshot, copy = self._dispatch.copies(self._followed, stored=stored, compared=self._compares_heads)
-        values = {**own_values(state, **vars(said)), **self._before}
-        for metric in due:
-            values |= self._timetable.compute(metric, state)
-        self._learning_rate_sum = None if self._learning_rate_sum is None else 0.0
-        self._before = {}
-        self._recorded = step
-        if self._ranks.measures:
-            lap = {"recorder.milliseconds": np.array(1000 * self._watch.take_lap())}
-            known = {**lap, **self._timetable.budget_values(self.cost)}
-            self._dispatch.send(state, values, known=known, foreign=self._labels.foreign, snapshot=snapshot)
-            self._references.advance(head=copy, sketch=sketch, needs=self._needs)

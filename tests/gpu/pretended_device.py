@@ -142,6 +142,13 @@ def main(*, steps: int = 4) -> dict[str, list[str]]:
     import trainhooks as th
     from trainhooks.transfer import Freight, PinnedLane
 
+    class Gradient(th.Metric):
+        variables = (th.Variable("gradient"),)
+        moment = "before_update"
+
+        def compute(self, state):
+            return {"gradient": state.head.weight.grad.norm()}
+
     LateStreams.device = DEVICE
     Freight.lane = lambda self: PinnedLane(LateStreams(lag=1), slot_bytes=self.slot_bytes)
     data = batches(steps)
@@ -158,6 +165,7 @@ def main(*, steps: int = 4) -> dict[str, list[str]]:
             "token texts": {"counts": counts, "token_texts": texts},
             "lead": {"metrics": [th.LeadParts(counts)]},
             "exact": {"metrics": [th.ExactConvergence(patterns=["layers.*"])]},
+            "before the update": {"metrics": [Gradient()]},
             "probability": {"metrics": [th.ProbabilityProbe(counts, positions_per_sequence=4)]},
         }.items():
             model = TinyLM().to(DEVICE)

@@ -21,5 +21,5 @@ def test_no_hook_waits():
     assert run.returncode == 0, run.stderr[-2000:]
     found = json.loads(run.stdout)
     assert found.pop("probability"), "the probability probe refuses bad input, for which it waits: the device notes it"
-    assert {"defaults", "bfloat16", "lead", "exact"} <= set(found)
+    assert {"defaults", "bfloat16", "lead", "exact", "before the update"} <= set(found)
     assert not any(found.values()), json.dumps(found, indent=1)

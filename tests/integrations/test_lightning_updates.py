@@ -203,7 +203,17 @@ def test_a_batch_that_the_module_gives_back_does_not_count():
     assert [int(record.label_counts.sum()) for record in memory.records] == [0, 12, 24, 36, 48]
 
 
-@pytest.mark.parametrize("how", ["behind", "in backward"])
+@torch.no_grad()
+def step_past_the_counter(parameter):
+    """The same in a way that leaves no trace in the parameter's version."""
+    parameter.data.add_(parameter.grad, alpha=-0.1)
+    parameter.grad = None
+
+
+IN_BACKWARD = {"in backward": step_at_once, "in backward, by data": step_past_the_counter}
+
+
+@pytest.mark.parametrize("how", ["behind", *IN_BACKWARD])
 def test_updates_that_lightning_does_not_count_are_said(how):
     def step(self, batch, batch_idx):
         loss = self.loss_of(batch)
@@ -213,12 +223,12 @@ def test_updates_that_lightning_does_not_count_are_said(how):
             self.zero_grad()
 
     def optimizers(self):
-        if how == "in backward":
-            self.lm_head.weight.register_post_accumulate_grad_hook(step_at_once)
+        if how in IN_BACKWARD:
+            self.lm_head.weight.register_post_accumulate_grad_hook(IN_BACKWARD[how])
         return torch.optim.SGD(self.parameters(), lr=0.1)
 
     memory = MemorySink()
-    with pytest.warns(RuntimeWarning, match="moved in batch 0, and Lightning counted no step") as said:
+    with pytest.warns(RuntimeWarning, match="moved in batch 0 or before, and Lightning counted no step") as said:
         run(language(step, optimizers, automatic=False), TrainHooks(metrics=[], sinks=[memory]), max_epochs=1)
     assert len([warning for warning in said if "counted no step" in str(warning.message)]) == 1
     assert [record.step for record in memory.records] == [0]

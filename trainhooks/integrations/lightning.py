@@ -11,11 +11,12 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from trainhooks.integrations.batch_losses import BatchLosses
 from trainhooks.integrations.host import HostedRecorder
 from trainhooks.integrations.trained_labels import LabelFunction
+from trainhooks.moved import Mark
 from trainhooks.recorder import Recorder
 
 
@@ -67,7 +68,8 @@ class TrainHooks(Callback):
         self._learning_rate: float | None = None
         self._scale: float | None = None
         self._losses = BatchLosses()
-        self._version: int | None = None
+        self._mark: Mark | None = None
+        self._moved: Tensor | None = None  # on the device, not read yet
         self._logged_at: dict[int, int] = {}
 
     @property
@@ -100,7 +102,7 @@ class TrainHooks(Callback):
         self._in_batch, self._stepped = True, False
         self._host.begin_step(batch)
         self._losses.begin_batch()
-        self._version = self._weight_version()
+        self._mark = None if self._warned or trainer.world_size > 1 else Mark.of(self.recorder.head)
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """A loss is about to be differentiated; with float16 it is scaled."""
@@ -132,8 +134,9 @@ class TrainHooks(Callback):
         if self._pending and trainer.global_step > self.recorder.step:
             self._updated(trainer)
         self._pending = False  # else a strategy that accumulates by itself has let the step pass
-        self._warn_where_none_was_counted(trainer, batch_idx)
-        if (_logging_step(trainer) + 1) % trainer.log_every_n_steps == 0:
+        logs = (_logging_step(trainer) + 1) % trainer.log_every_n_steps == 0
+        self._note_moves(batch_idx, waits=logs)
+        if logs:
             self.recorder.flush()  # before the trainer logs: steps in its files never go backwards
         self._drain(trainer, upto=_logging_step(trainer))
 
@@ -174,19 +177,18 @@ class TrainHooks(Callback):
         self._logged_at[self.recorder.step + 1] = _logging_step(trainer) + 1
         self.recorder.after_update(loss=self._losses.take(), learning_rate=self._learning_rate, skipped=skipped)
 
-    def _weight_version(self) -> int | None:
-        """How often the output embedding has been written into; None where that does not tell of updates."""
-        weight = self.recorder.head.weight
-        return weight._version if type(weight) is nn.Parameter and not weight.is_inference() else None
-
-    def _warn_where_none_was_counted(self, trainer: Any, batch_idx: int) -> None:
-        if self._stepped or self._warned or trainer.world_size > 1 or self._weight_version() == self._version:
+    def _note_moves(self, batch_idx: int, *, waits: bool) -> None:
+        """Say it where the matrix moved in a batch without a step; a GPU is asked only where the trainer `waits`."""
+        if self._mark is not None and not self._stepped:
+            moved = self._mark.moved()
+            self._moved = moved if self._moved is None else self._moved | moved
+        if self._warned or self._moved is None or not (waits or self._moved.device.type == "cpu") or not self._moved:
             return
         self._warned = True
         warnings.warn(
-            f"step {self.recorder.step}: the output embedding moved in batch {batch_idx}, and Lightning counted no "
-            "step of an optimizer: such updates are not recorded. Step through `self.optimizers()`, not through the "
-            "optimizer behind it or inside the backward pass; or call a th.Recorder in training_step.",
+            f"step {self.recorder.step}: the output embedding moved in batch {batch_idx} or before, and Lightning "
+            "counted no step of an optimizer: such updates are not recorded. Step through `self.optimizers()`, not "
+            "through the optimizer behind it or inside the backward pass; or call a th.Recorder in training_step.",
             RuntimeWarning,
             stacklevel=2,
         )
