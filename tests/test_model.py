@@ -1,5 +1,6 @@
 import pytest
 import torch
+from loops import TinyLM
 from torch import nn
 from transformers import (
     AutoModelForCausalLM,
@@ -12,7 +13,7 @@ from transformers import (
 )
 
 import trainhooks as th
-from trainhooks.model import core_model, parameter_groups
+from trainhooks.model import core_model, find_output_embedding, parameter_groups
 
 
 def causal_lm(config):
@@ -232,3 +233,13 @@ def test_ddp_is_looked_through():
     wrapped = th.find_output_embedding(nn.parallel.DistributedDataParallel(model))
     assert wrapped.weight is th.find_output_embedding(model).weight
     assert wrapped.name == th.find_output_embedding(model).name
+
+
+def test_a_head_that_is_wrapped_alone_is_the_one_inside():
+    model = TinyLM()
+    inside = model.lm_head
+    model.lm_head = torch.compile(inside)
+    for name in ("lm_head", None):
+        head = find_output_embedding(model, name=name)
+        assert head.module is inside
+        assert head.weight is inside.weight

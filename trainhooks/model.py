@@ -295,7 +295,7 @@ def _head_owners(model: nn.Module) -> list[nn.Module]:
 
 
 def _describe(core: nn.Module, module: nn.Module) -> OutputEmbedding:
-    module = outermost(core, module)
+    module = outermost(core, core_model(module))  # FSDP's wrapper has the weight too, and its pass is a collective
     weight, name = _parameter_of(core, module)
     if weight is None or name is None:
         raise ValueError(

@@ -173,6 +173,49 @@ def test_two_optimizers_in_a_batch_have_a_record_and_a_loss_each():
     assert [record.values["learning_rate"] for record in memory.records[1:]] == [0.1, 1e-2] * 6
 
 
+def test_a_closure_by_hand_counts_its_first_loss():
+    def step(self, batch, batch_idx):
+        seen = []
+
+        def closure():
+            self.optimizers().zero_grad()
+            loss = self.loss_of(batch)
+            seen.append(loss.item())
+            self.manual_backward(loss)
+            return loss
+
+        self.optimizers().step(closure=closure)
+        self.note(seen[0])
+        assert len(seen) > 1
+
+    module, memory = language(step, OPTIMIZERS["LBFGS"], automatic=False), MemorySink()
+    trainer, _ = run(module, TrainHooks(metrics=[ProbabilityProbe(COUNTS)], sinks=[memory]), max_epochs=1)
+    check(memory, module, trainer, labels=[12 * step for step in range(7)])
+    assert [float(record.values["loss"]) for record in memory.records[1:]] == pytest.approx(module.losses)
+    assert [record.values["probability.step"] for record in memory.records[1:]] == list(range(6))
+
+
+def test_passes_of_several_optimizers_in_a_batch_have_a_loss_each():
+    def two(self):
+        rest = [*self.embed.parameters(), *self.lm_head.parameters()]
+        return [torch.optim.SGD(self.mid.parameters(), lr=0.1), torch.optim.AdamW(rest, lr=1e-2)]
+
+    def step(self, batch, batch_idx):
+        for optimizer in self.optimizers():
+            self.toggle_optimizer(optimizer)
+            loss = self.loss_of(batch)
+            optimizer.zero_grad()
+            self.manual_backward(loss)
+            optimizer.step()
+            self.note(loss)
+            self.untoggle_optimizer(optimizer)
+
+    module, memory = language(step, two, automatic=False), MemorySink()
+    trainer, _ = run(module, TrainHooks(metrics=[], sinks=[memory]), max_epochs=1)
+    check(memory, module, trainer)
+    assert [float(record.values["loss"]) for record in memory.records[1:]] == pytest.approx(module.losses)
+
+
 @pytest.mark.parametrize("automatic", [True, False])
 def test_labels_of_batches_that_are_not_trained_on_do_not_count(automatic):
     def step(self, batch, batch_idx):

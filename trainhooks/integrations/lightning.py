@@ -50,8 +50,8 @@ class TrainHooks(Callback):
       the batches of `transformers`: of causal models, and of those whose loss does not shift (encoder-decoder, masked).
 
     `loss` is the mean over the update's batches of what `training_step` returns; in manual optimization, where it
-    returns nothing, the sum of what was given to `manual_backward`. Metrics of the moment `before_update` see
-    gradients that are complete, and not clipped yet: those of the closure's first call.
+    returns nothing, the sum of what was given to `manual_backward`, by a closure at its first call. Metrics of the
+    moment `before_update` see gradients that are complete, and not clipped yet: those of the closure's first call.
 
     Raises TypeError for an unknown argument; what `Recorder` raises comes when training begins.
     """
@@ -106,6 +106,9 @@ class TrainHooks(Callback):
 
     def on_before_backward(self, trainer: Any, pl_module: Any, loss: Tensor) -> None:
         """A loss is about to be differentiated; with float16 it is scaled."""
+        if self._pending and trainer.global_step == self.recorder.step:
+            return  # the closure once more: of the update the first loss counts
+        self._catch_up(trainer)  # manual optimization: an earlier step in this batch has had its loss
         scaler, one = _scaler(trainer), torch.ones((), device=loss.device)
         self._losses.differentiated(loss.detach(), scale=None if scaler is None else scaler.scale(one))
 
