@@ -11,6 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
+    {"meeting", "parts"},
     {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names", "probe.products"},
     {"effective"},
     {"tokens", "model", "sketch", "store", "convergence"},

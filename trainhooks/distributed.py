@@ -8,14 +8,11 @@ each record. Every sum adds disjoint parts, so that it is the single process' on
 from __future__ import annotations
 
 import hashlib
-import itertools
 import sys
 import uuid
+import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from datetime import timedelta
-from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -23,11 +20,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-SLAB = 1 << 20
-MEETING_SECONDS = 20.0
-_MEETINGS = itertools.count()
+from trainhooks.meeting import meet
+from trainhooks.parts import Part, Rows, Slices
 
-Slices = Iterator[tuple[int, Tensor]]
+COME_TOGETHER = "Where ranks come here at very different times, call torch.distributed.barrier() before."
 
 
 def is_sharded(tensor: Tensor) -> bool:
@@ -120,45 +116,6 @@ def unflattened(model: nn.Module, *, gradients: bool) -> Iterator[None]:
         yield
 
 
-@dataclass(frozen=True)
-class Part:
-    """What this rank adds of a tensor of shape `shape`: `values`, which begin at `offset` in it."""
-
-    values: Tensor
-    offset: tuple[int, ...]
-    shape: tuple[int, ...]
-
-    def slices(self) -> Slices:
-        """(first element's index in the whole, values): runs of elements that follow each other in the whole.
-
-        A part of the columns comes as rows with zeros beside it, about a million elements at once: what is added up
-        may take them as they are.
-        """
-        if self.values.numel() == 0:
-            return
-        width = prod(self.shape[1:])
-        if self.values.shape[1:] == self.shape[1:]:
-            yield (self.offset[0] if self.offset else 0) * width, self.values
-            return
-        inner = tuple(slice(o, o + n) for o, n in zip(self.offset[1:], self.values.shape[1:], strict=True))
-        for first, rows in _blocks(self.values, rows=max(1, SLAB // max(1, width))):
-            padded = rows.new_zeros(len(rows), *self.shape[1:])
-            padded[(slice(None), *inner)] = rows
-            yield (self.offset[0] + first) * width, padded
-
-
-@dataclass(frozen=True)
-class Rows:
-    """This rank's share of the matrix' snapshots: it writes `piece` of `pieces`, the rows `rows` (start, stop).
-
-    A rank that has none, because others hold the same, is piece -1.
-    """
-
-    piece: int
-    pieces: int
-    rows: tuple[int, int]
-
-
 class Announcement:
     """A number on its way from the device `told` is on."""
 
@@ -184,6 +141,8 @@ class Ranks:
     them where it is sharded, since reading it then takes all. `has_data`: of the ranks that train on the same
     batches (tensor parallelism), the one that counts them.
 
+    `misses_labels`: other ranks train on labels that nobody counts (see `meet`).
+
     `flat`: `FullyShardedDataParallel` has laid the parameters end to end; they have rows inside `unflattened` only.
 
     Raises ValueError for `FullyShardedDataParallel` without its original parameters.
@@ -201,7 +160,9 @@ class Ranks:
         self.first = self.rank == 0
         self.measures = self.first or self.sharded
         self.has_data = self.alone or 0 in self._ranks_with_other_data(model)
+        self.misses_labels = False
         self._model = model
+        self._made = self.sharded, self.size, self.has_data
 
     def _ranks_with_other_data(self, model: nn.Module) -> Sequence[int]:
         """The global ranks beside which this one trains on other batches than they do; itself is one of them."""
@@ -215,29 +176,34 @@ class Ranks:
         return [self.rank] if self.sharded else list(range(self.size))
 
     def meet(self) -> None:
-        """Wait until every rank has made its recorder. RuntimeError, naming those that have not, after a while.
+        """Wait until every rank has made its recorder; where some make none, one rank goes on alone, and says so.
 
-        Through the processes' store, not a collective: that would be waited for until the group's own timeout.
+        RuntimeError where the model is sharded: then all ranks are needed to read it.
         """
-        if self.alone:
+        alone = None if self.alone else meet(rank=self.rank, size=self.size)
+        if alone is None:
             return
-        number = next(_MEETINGS)
-        keys = [f"trainhooks/recorder/{number}/{rank}" for rank in range(self.size)]
-        store = dist.distributed_c10d._get_default_store()
-        store.set(keys[self.rank], "here")
-        try:
-            store.wait(keys, timedelta(seconds=MEETING_SECONDS))
-            absent = [rank for rank, key in enumerate(keys) if store.get(key) == b"gone"]
-        except RuntimeError:
-            absent = [rank for rank, key in enumerate(keys) if not store.check([key])]
-        if absent:
-            store.set(keys[self.rank], "gone")
-            named = ", ".join(str(rank) for rank in absent[:8])
+        if self.sharded:
             raise RuntimeError(
-                f"rank {named} of {self.size} did not make a recorder within {MEETING_SECONDS:.0f} seconds of rank "
-                f"{self.rank}: every rank makes the same recorder and calls its moments (rank 0 alone has the sinks). "
-                "Where ranks come here at very different times, call torch.distributed.barrier() before."
+                f"not every rank of {self.size} has made a recorder, and the model is sharded: reading it takes all of "
+                f"them. Every rank makes the same recorder and calls its moments (rank 0 alone has the sinks). "
+                f"{COME_TOGETHER}"
             )
+        self._go_on_alone(alone)
+
+    def _go_on_alone(self, chosen: int) -> None:
+        me, size = self.rank, self.size
+        self.alone, self.first, self.measures, self.size = True, me == chosen, me == chosen, 1
+        self.misses_labels = any(isinstance(m, nn.parallel.DistributedDataParallel) for m in self._model.modules())
+        what = (
+            f"rank {me} records alone: not every rank of {size} has made a recorder. It sees its own model, and the "
+            "hidden states and labels of its own batches"
+            + ("; label counts are left out." if self.misses_labels else ".")
+            if me == chosen
+            else f"the recorder of rank {me} does nothing: rank {chosen} records alone, since ranks were missing when "
+            f"it was made. {COME_TOGETHER}"
+        )
+        warnings.warn(f"{what} Every rank should make the same recorder.", RuntimeWarning, stacklevel=5)
 
     @property
     def _device(self) -> torch.device:
@@ -247,7 +213,7 @@ class Ranks:
     def check_still_so(self) -> None:
         """Raise ValueError where the model has been sharded, or the processes have joined, since this was made."""
         now = Ranks(self._model)
-        if (now.sharded, now.size, now.has_data) != (self.sharded, self.size, self.has_data):
+        if now._made != self._made:
             raise ValueError(
                 "the model was sharded, or its processes joined, after the recorder was made. Make the recorder after "
                 "init_process_group(), fully_shard() and parallelize_module(), before the first step."
@@ -411,8 +377,3 @@ def _cover(ranges: Sequence[tuple[int, int]], rows: int) -> bool:
             return False
         ends.append(stop)
     return ends[-1] == rows
-
-
-def _blocks(values: Tensor, *, rows: int) -> Iterator[tuple[int, Tensor]]:
-    for first in range(0, len(values), rows):
-        yield first, values[first : first + rows]

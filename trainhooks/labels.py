@@ -42,6 +42,8 @@ class LabelTally:
         return None if total is None else total[1:-1]
 
     def _all(self) -> Tensor | None:
+        if self._ranks is not None and self._ranks.misses_labels:
+            return None
         if self._ranks is None or self._ranks.alone:
             return self._seen
         if not self._total_is_fresh:

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainhooks.distributed import Ranks, Rows
+from trainhooks.distributed import Ranks
 from trainhooks.metrics.group_convergence import convergence_to_final
+from trainhooks.parts import Rows
 from trainhooks.plan import Plan, check_disk
 from trainhooks.restart import Restart, opening_mode
 from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
