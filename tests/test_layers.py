@@ -13,7 +13,6 @@ ROOT = Path(__file__).parents[1] / "trainhooks"
 LAYERS = [
     {"meeting", "parts"},
     {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names", "probe.products"},
-    {"effective"},
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "moved", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "faults", "restart", "labels", "probability", "audit"},

@@ -9,8 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from trainhooks.distributed import share
-from trainhooks.effective import is_quantized
-from trainhooks.model import OutputEmbedding
+from trainhooks.model import OutputEmbedding, is_quantized
 
 SAMPLE = 1 << 14  # numbers of each parameter
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks.distributed import is_sharded
+from trainhooks.model.wrappers import unwrapped
 from trainhooks.probe.products import exact_products
 
 TUNERS = {"BaseTunerLayer", "AuxiliaryTrainingWrapper"}  # peft's layers around a matrix
@@ -121,6 +122,7 @@ def still(module: nn.Module) -> nn.Module:
 
 
 def _still(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
+    module = unwrapped(module)  # what a wrapper does beside calling it, such as gathering, is not for a copy
     if id(module) in known:
         return known[id(module)]
     copy: nn.Module = object.__new__(type(module))
