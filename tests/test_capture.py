@@ -35,33 +35,30 @@ def test_a_pass_is_seen_once_and_not_changed(model, checkpointing):
     bare = gradients(model)
     model.zero_grad()
     seen = []
-    handles = watch_forward(
-        model, before=lambda kwargs: seen.append(("before", kwargs["labels"])), after=lambda *_: seen.append(("after",))
-    )
+    handle = watch_forward(model, lambda kwargs: seen.append(kwargs["labels"]))
     watched = gradients(model)
-    assert [event[0] for event in seen] == ["before", "after"]
-    assert seen[0][1] is IDS
+    (labels,) = seen
+    assert labels is IDS
     assert all(torch.equal(a, b) for a, b in zip(bare, watched, strict=True))
-    for handle in handles:
-        handle.remove()
+    handle.remove()
     gradients(model)
-    assert len(seen) == 2
+    assert len(seen) == 1
 
 
-def test_what_a_callback_returns_does_not_replace_the_output(model):
+def test_what_a_callback_returns_does_not_replace_the_input(model):
     model.eval()
     bare = model(input_ids=IDS).logits
     model.train()
     model.config.attention_dropout = 0.0
     for layer in model.model.layers:
         layer.self_attn.attention_dropout = 0.0
-    watch_forward(model, before=lambda kwargs: {"input_ids": None}, after=lambda kwargs, output: "something else")
+    watch_forward(model, lambda kwargs: {"input_ids": None})
     assert torch.equal(model(input_ids=IDS).logits, bare)
 
 
 def test_evaluation_is_not_seen(model):
     seen = []
-    watch_forward(model, before=seen.append, after=lambda kwargs, output: seen.append(output))
+    watch_forward(model, seen.append)
     with torch.no_grad():
         model(input_ids=IDS)
     model.eval()

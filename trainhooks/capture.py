@@ -98,30 +98,18 @@ def _nothing(*given: Any) -> None:
     """What a hook does in a copied model."""
 
 
-def watch_forward(
-    module: nn.Module,
-    *,
-    before: Callable[[dict[str, Any]], None],
-    after: Callable[[dict[str, Any], Any], None],
-) -> list[RemovableHandle]:
-    """Call `before(kwargs)` and `after(kwargs, output)` around each training pass of `module`; nothing is changed.
+def watch_forward(module: nn.Module, before: Callable[[dict[str, Any]], None]) -> RemovableHandle:
+    """Call `before(kwargs)` ahead of each training pass of `module`; nothing is changed.
 
     Passes without gradients (evaluation) are not seen. Register before the first compiled call: a hook that comes
-    later never fires. `remove()` the handles at the end.
+    later never fires. `remove()` the handle at the end.
     """
 
     def pre_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         if module.training and torch.is_grad_enabled():
             before(kwargs)
 
-    def post_hook(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        if module.training and torch.is_grad_enabled():
-            after(kwargs, output)
-
-    return [
-        module.register_forward_pre_hook(_Hook(pre_hook), with_kwargs=True),
-        module.register_forward_hook(_Hook(post_hook), with_kwargs=True),
-    ]
+    return module.register_forward_pre_hook(_Hook(pre_hook), with_kwargs=True)
 
 
 def watch_head_input(

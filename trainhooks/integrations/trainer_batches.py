@@ -39,30 +39,39 @@ def calling_trainer() -> tuple[Any, str | None]:
 
 
 class BatchWatch:
-    """Shows `note` each batch that a Trainer computes a loss of, before the loss takes its labels out, and None after.
+    """Shows what a Trainer keeps to itself: its batches and its losses.
 
-    It stands before the Trainer's `compute_loss` until `remove`, changes nothing, and is not pickled with it.
+    `note_batch` gets each batch that a loss is computed of, before the loss takes its labels out, and None after;
+    `note_loss` what `training_step` returns, of which the Trainer logs the sum over an update. It stands before two
+    methods of the Trainer until `remove`, changes nothing, and is not pickled with it.
     """
 
-    def __init__(self, trainer: Any, note: Callable[[Any], None]) -> None:
-        compute = trainer.compute_loss
+    def __init__(self, trainer: Any, *, note_batch: Callable[[Any], None], note_loss: Callable[[Any], None]) -> None:
+        compute, train = trainer.compute_loss, trainer.training_step
 
         def compute_loss(model: nn.Module, inputs: Any, *args: Any, **kwargs: Any) -> Any:
-            note(dict(inputs) if isinstance(inputs, Mapping) else inputs)
+            note_batch(dict(inputs) if isinstance(inputs, Mapping) else inputs)
             try:
                 return compute(model, inputs, *args, **kwargs)
             finally:
-                note(None)
+                note_batch(None)
 
-        self._trainer, self._before = trainer, vars(trainer).get("compute_loss")
-        trainer.compute_loss = compute_loss
+        def training_step(*args: Any, **kwargs: Any) -> Any:
+            loss = train(*args, **kwargs)
+            note_loss(loss)
+            return loss
+
+        methods = {"compute_loss": compute_loss, "training_step": training_step}
+        self._trainer, self._before = trainer, {name: vars(trainer).get(name) for name in methods}
+        vars(trainer).update(methods)
 
     def remove(self) -> None:
         """Take it away again."""
-        if self._before is None:
-            vars(self._trainer).pop("compute_loss", None)
-        else:
-            self._trainer.compute_loss = self._before
+        for name, before in self._before.items():
+            if before is None:
+                vars(self._trainer).pop(name, None)
+            else:
+                setattr(self._trainer, name, before)
 
 
 def labels_of_trainer(trainer: Any, model: nn.Module) -> LabelFunction | None:

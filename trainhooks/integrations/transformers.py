@@ -40,7 +40,8 @@ class TrainHooks(TrainerCallback):
       knows what the model does: causal ones shift, encoder-decoder and masked ones do not; under label smoothing the
       Trainer's own loss decides. Of a loss function of your own (`compute_loss_func`) nothing is known: pass `labels`.
 
-    The same ids given to two forward passes of an update (sharpness-aware training) count once.
+    `loss` is what the Trainer itself logs of the update, as rank 0 has it. The same ids given to two forward passes of
+    an update (sharpness-aware training) count once.
 
     Metrics of the moment `before_update` see gradients that are complete and clipped. The Trainer tells no
     callback that training failed: a `with` statement around `train()` closes the recorder at once, else it is
@@ -57,7 +58,6 @@ class TrainHooks(TrainerCallback):
         self._counted: list[Tensor] = []  # labels of this update's passes
         self._batch: Mapping[str, Any] = {}
         self._labels_given, self._shows_batch = labels is not None, False
-        self._loss_is_share = False
 
     @property
     def recorder(self) -> Recorder:
@@ -79,10 +79,10 @@ class TrainHooks(TrainerCallback):
         self._losses, self._counted = [], []
         self._reporters = [] if trainer is None else _reporters(trainer)
         # the Trainer shows its batches to no callback
-        self._handles = [*watch_forward(model, before=self._begin_pass, after=self._note_loss)]
+        self._handles = [watch_forward(model, self._begin_pass)]
         if trainer is not None:
             self._shows_batch = self._labels_given or trainer.label_smoother is not None
-            self._handles.append(BatchWatch(trainer, self._note_batch))
+            self._handles.append(BatchWatch(trainer, note_batch=self._note_batch, note_loss=self._note_loss))
 
     def on_pre_optimizer_step(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         """Gradients are complete and clipped; `on_step_end` would find them gone."""
@@ -92,7 +92,7 @@ class TrainHooks(TrainerCallback):
         """Parameters have moved, the scheduler has not, so the learning rate is still that of this update."""
         self._counted = []
         self._host.recorder.after_update(
-            loss=self._take_loss(args),
+            loss=self._take_loss(),
             learning_rate=float(optimizer.param_groups[0]["lr"]),
             skipped=bool(getattr(optimizer, "step_was_skipped", False)),
         )
@@ -150,21 +150,14 @@ class TrainHooks(TrainerCallback):
         given = {name: value for name, value in kwargs.items() if value is not None}
         self._host.begin_step({**batch, **given}, seen=self._counted)
 
-    def _note_loss(self, kwargs: Mapping[str, Any], output: Any) -> None:
-        loss = output.get("loss") if isinstance(output, Mapping) else None
-        if isinstance(loss, Tensor):
-            self._losses.append(loss.detach())
-            self._loss_is_share = kwargs.get("num_items_in_batch") is not None
+    def _note_loss(self, loss: Any) -> None:
+        if isinstance(loss, Tensor) and loss.numel() == 1:
+            self._losses.append(loss.detach().reshape(()))
 
-    def _take_loss(self, args: Any) -> Tensor | None:
-        """The update's mean loss from its micro-batches' (on the device), None where the model computes none."""
+    def _take_loss(self) -> Tensor | None:
+        """The update's loss as the Trainer logs it, of its micro-batches' (on the device); None where it has none."""
         losses, self._losses = self._losses, []
-        if not losses:
-            return None
-        if not self._loss_is_share:
-            losses = [loss / len(losses) for loss in losses]
-        total = sum(losses[1:], start=losses[0])
-        return total * args.world_size if self._loss_is_share and args.average_tokens_across_devices else total
+        return sum(losses[1:], start=losses[0]) if losses else None
 
     def _report(self, args: Any, state: Any, control: Any, **kwargs: Any) -> None:
         def log(scalars: dict[str, float], step: int) -> None:
