@@ -92,6 +92,7 @@ def test_every_vector_reaches_loggers_under_labels_of_its_own():
     left = {name for name in vectors if not any(tag.startswith(f"{name}.") for tag in drawn)}
     along_dim = {"probe.slope", "spectrum.folded_singular_values", "spectrum.singular_values"}
     assert left == along_dim, "the model's own axis: no curve each"
+    assert {tag.replace("/", ".") for tag in records[-1].vectors} == along_dim, "but whole"
 
 
 def test_named_entries_and_a_vector_as_long_as_the_groups():

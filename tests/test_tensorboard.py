@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import torch
-from loops import VOCAB, TinyLM, batches, train
+from loops import DIM, VOCAB, TinyLM, batches, train
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.backend.event_processing.event_file_loader import EventFileLoader
 from torch.utils.tensorboard import SummaryWriter
@@ -96,3 +98,44 @@ def test_a_loops_own_writer_keeps_its_own_curves(tmp_path):
         check_rising(tmp_path / "events")
     assert series(tmp_path / "events", "loss") == [1, 2, 3] * 2, "what the loop wrote stays"
     assert series(tmp_path / "events", TO_FINAL) == [0, 1, 2, 3]
+
+
+class Axes(th.Metric):
+    """A vector along each of the model's axes; one entry of the first is infinite."""
+
+    variables = (
+        th.Variable("own.by_token", dims=("token",)),
+        th.Variable("own.by_dim", dims=("dim",)),
+        th.Variable("own.by_bucket", dims=("sketch_bucket",)),
+        th.Variable("own.named", dims=("side",), sizes={"side": 2}, labels=("left", "right")),
+    )
+
+    def compute(self, state):
+        by_token = torch.arange(float(VOCAB))
+        by_token[1] = torch.inf
+        return {
+            "own.by_token": by_token,
+            "own.by_dim": torch.arange(float(DIM)),
+            "own.by_bucket": torch.ones(4),
+            "own.named": torch.tensor([1.0, 2.0]),
+        }
+
+
+def test_vectors_along_the_models_own_axes_reach_every_sink(tmp_path):
+    memory = th.MemorySink()
+    sinks = [memory, th.JsonLinesSink(tmp_path / "run.jsonl"), th.TensorBoardSink(tmp_path / "events")]
+    with th.Recorder(TinyLM(), metrics=[Axes()], sinks=sinks, sketch_size=4) as recorder:
+        train(recorder._model, batches(2), recorder)
+    assert set(memory.records[-1].vectors) == {"own/by_token", "own/by_dim", "own/by_bucket"}
+    line = json.loads((tmp_path / "run.jsonl").read_text().splitlines()[-1])
+    assert line["own/by_dim"] == list(range(DIM))
+    assert line["own/by_token"] == [0, None, *range(2, VOCAB)]
+    assert line["own/by_bucket"] == [1] * 4
+    assert line["own/named/right"] == 2
+    assert "own/named" not in line
+    events = EventAccumulator(str(tmp_path / "events"), size_guidance={"histograms": 0}).Reload()
+    drawn = events.Histograms("trainhooks/own/by_token")
+    assert [event.step for event in drawn] == [0, 1, 2]
+    assert drawn[0].histogram_value.num == VOCAB - 1, "what is finite"
+    assert drawn[0].histogram_value.max == VOCAB - 1
+    check_rising(tmp_path / "events")

@@ -18,7 +18,8 @@ MODEL_AXES = ("token", "dim", "sketch_bucket")
 class Record:
     """What was measured at one step, on the host. Its arrays are read-only: sinks, store and later records share them.
 
-    `labels` names the entries of those that are vectors and that a logger can draw (see `entry_labels`).
+    `labels` names the entries of those that are vectors and that a logger can draw (see `entry_labels`): they are in
+    `scalars`, all other vectors whole in `vectors`.
     `values` holds one array for each variable that was measured, shaped as declared; `sketch` [group, sketch],
     `snapshot` [vocab, dim] and `label_counts` [vocab] are None where the schedule left them out. Where several ranks
     write the store, `snapshot` holds this one's rows alone, `rows` (start, stop); None: all of them. Of a run that is
@@ -46,26 +47,38 @@ class Record:
         """What a logger can draw: tag (family/quantity, or family/quantity/label) -> number. NaN is left out."""
         tags: dict[str, float] = {}
         for name, value in self.values.items():
-            tag = name.replace(".", "/")
             if value.ndim == 0:
-                tags[tag] = float(value)
-            elif value.shape == (len(labels := self.labels.get(name, ())),):
-                tags |= {f"{tag}/{label}": float(x) for label, x in zip(labels, value, strict=True)}
+                tags[_tag(name)] = float(value)
+            elif self._is_labelled(name):
+                tags |= {f"{_tag(name)}/{label}": float(x) for label, x in zip(self.labels[name], value, strict=True)}
         return {tag: number for tag, number in tags.items() if not np.isnan(number)}
+
+    @property
+    def vectors(self) -> dict[str, np.ndarray]:
+        """The vectors whose entries have no labels, whole: tag -> array. What is nothing but NaN is left out."""
+        whole = {name: value for name, value in self.values.items() if value.ndim == 1 and not self._is_labelled(name)}
+        return {_tag(name): value for name, value in whole.items() if not np.isnan(value).all()}
+
+    def _is_labelled(self, name: str) -> bool:
+        return name in self.labels and self.values[name].shape == (len(self.labels[name]),)
+
+
+def _tag(name: str) -> str:
+    return name.replace(".", "/")
 
 
 def entry_labels(layout: Layout) -> dict[str, tuple[str, ...]]:
     """By variable, what its entries are called in a logger: each vector's, by the dimension that it declares.
 
     Vectors along the model's own axes (`token`, `dim`, `sketch_bucket`: thousands of entries, no curve each) have
-    none: they are in the store and in `Record.values`.
+    none unless the variable names its entries: they are in `Record.vectors`.
     """
     vectors = [variable for variable in layout.variables if len(variable.dims) == 1]
     labels = {}
     for variable in vectors:
         if variable.dims == ("group",):
             labels[variable.name] = tuple(layout.groups)
-        elif variable.dims[0] not in MODEL_AXES:
+        elif variable.labels or variable.dims[0] not in MODEL_AXES:
             (size,) = layout.row_shape(variable)
             labels[variable.name] = variable.labels or tuple(str(entry) for entry in range(size))
     return labels

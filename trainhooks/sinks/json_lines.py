@@ -14,6 +14,8 @@ from trainhooks.store import Layout
 class JsonLinesSink(Sink):
     """Writes {"step": t, tag: number, ...} to a file; infinite numbers are written as null.
 
+    Vectors along the vocabulary or the embedding's dimensions are lists, whole, with NaN as null too.
+
     A run that restarts continues its file; a new run does not touch a file that is there, unless `overwrite`.
     """
 
@@ -45,8 +47,9 @@ class JsonLinesSink(Sink):
     def write(self, record: Record) -> None:
         """Append a line and hand it to the system."""
         assert self._file is not None, "open() comes first"
-        numbers = {tag: x if math.isfinite(x) else None for tag, x in record.scalars.items()}
-        self._file.write(json.dumps({"step": record.step, **numbers}) + "\n")
+        numbers = {tag: _or_null(x) for tag, x in record.scalars.items()}
+        lists = {tag: [_or_null(x) for x in vector.tolist()] for tag, vector in record.vectors.items()}
+        self._file.write(json.dumps({"step": record.step, **numbers, **lists}) + "\n")
         self._file.flush()
 
     def close(self) -> None:
@@ -54,3 +57,7 @@ class JsonLinesSink(Sink):
         if self._file is not None:
             self._file.close()
             self._file = None
+
+
+def _or_null(number: float) -> float | None:
+    return number if math.isfinite(number) else None

@@ -1,4 +1,4 @@
-"""TensorBoard: every scalar under its tag, at its step."""
+"""TensorBoard: every scalar under its tag, at its step; vectors without labels as histograms."""
 
 from __future__ import annotations
 
@@ -19,7 +19,8 @@ class TensorBoardSink(Sink):
     """Writes events to `log_dir`, or to a `SummaryWriter` that the loop has already, as `trainhooks/...` in either.
 
     A loop's own writer has the loop's own curves, so it gets no `loss` and no `learning_rate`. The variables that need
-    the run's last record come at the end, at the steps that they belong to, in a file of their own.
+    the run's last record come at the end, at the steps that they belong to, in a file of their own. Vectors along the
+    vocabulary or the embedding's dimensions are histograms of their finite entries.
 
     In a `log_dir` that is there a run that goes on takes over its own events up to where it goes on, and the curves to
     its former end go. Those of an earlier run are moved into a subfolder, with `mode="overwrite"` deleted; files that
@@ -56,11 +57,9 @@ class TensorBoardSink(Sink):
                 path.unlink()
 
     def write(self, record: Record) -> None:
-        """Add every scalar of the record."""
+        """Add every scalar of the record, and every vector."""
         self._steps.append(record.step)
-        scalars = prefixed(record.scalars) if self._owns else host_scalars(record)
-        for tag, number in scalars.items():
-            self._writer.add_scalar(shown(tag), number, record.step)
+        _add(record, prefixed(record.scalars) if self._owns else host_scalars(record), into=self._writer)
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, in a file of their own: their steps begin again."""
@@ -68,8 +67,8 @@ class TensorBoardSink(Sink):
         with self._make(str(self.log_dir), filename_suffix=FINAL) as writer:
             for row, step in enumerate(self._steps[len(self._steps) - rows :]):
                 final = {name: value[len(value) - rows + row] for name, value in values.items()}
-                for tag, number in prefixed(Record(step, final, labels=self._labels).scalars).items():
-                    writer.add_scalar(shown(tag), number, step)
+                record = Record(step, final, labels=self._labels)
+                _add(record, prefixed(record.scalars), into=writer)
 
     def close(self) -> None:
         """Flush, and close the writer if it is ours."""
@@ -78,3 +77,11 @@ class TensorBoardSink(Sink):
             if self._owns:
                 self._writer.close()
                 self._writer = None
+
+
+def _add(record: Record, scalars: Mapping[str, float], *, into: Any) -> None:
+    for tag, number in scalars.items():
+        into.add_scalar(shown(tag), number, record.step)
+    for tag, vector in prefixed(record.vectors).items():
+        if len(finite := vector[np.isfinite(vector)]):
+            into.add_histogram(shown(tag), finite, record.step)
