@@ -12,7 +12,18 @@ ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
     {"meeting", "parts"},
-    {"variable", "schedule", "cost", "lazy", "shown", "distributed", "transfer", "head_names", "probe.products"},
+    {
+        "variable",
+        "schedule",
+        "cost",
+        "lazy",
+        "array_files",
+        "shown",
+        "distributed",
+        "transfer",
+        "head_names",
+        "probe.products",
+    },
     {"tokens", "model", "sketch", "store", "convergence"},
     {"metrics.base", "probe", "plan", "references", "moved", "capture", "provenance", "verdict", "corpora", "suites"},
     {"metrics", "sinks", "checks", "faults", "restart", "labels", "probability", "audit"},

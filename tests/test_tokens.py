@@ -251,12 +251,12 @@ class TestFiles:
 
     def test_nothing_is_unpickled(self, tmp_path: Path) -> None:
         np.save(tmp_path / "counts.npy", np.array([Counter()], dtype=object), allow_pickle=True)
-        with pytest.raises(ValueError, match="allow_pickle=False"):
+        with pytest.raises(ValueError, match="Python objects"):
             TokenCounts.load(tmp_path / "counts.npy")
 
     def test_an_archive_without_counts(self, tmp_path: Path) -> None:
         np.savez(tmp_path / "counts.npz", freq=np.ones(3))
-        with pytest.raises(ValueError, match=r"has \['freq'\]; needed an array named counts"):
+        with pytest.raises(ValueError, match="needed an array named counts"):
             TokenCounts.load(tmp_path / "counts.npz")
 
     def test_an_unknown_suffix(self, tmp_path: Path) -> None:

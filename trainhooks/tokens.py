@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import os
-import zipfile
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,9 +12,12 @@ from typing import Any
 import numpy as np
 from jaxtyping import Int64
 
+from trainhooks.array_files import read_arrays
+
 _MOST_PADDING = 512  # Pythia 12B has 411 rows beyond its ids; a tokenizer of another size differs by more
 _INT64_MAX = 2**63 - 1
 _BLOCK = 1 << 22  # ids a pass: bincount widens its input, so a block bounds the copy at 32 MB
+_MOST_TEXT = 1 << 16  # bytes of a text field
 _SHOWN = 8  # problems of one file that an error spells out
 _NUMBER_FIELDS = ("documents", "tokens_read")
 _TEXT_FIELDS = ("tokenizer_hash", "corpus_hash", "rule")
@@ -197,15 +199,21 @@ class TokenCounts:
         try:
             if suffix == ".csv":
                 return cls(_read_csv(source))
-            fields = _read_numpy(source)
+            fields = read_arrays(source, ("counts", *_NUMBER_FIELDS, *_TEXT_FIELDS))
             known: dict[str, Any] = {name: int(fields[name]) for name in _NUMBER_FIELDS if name in fields}
-            known |= {name: str(fields[name]) for name in _TEXT_FIELDS if name in fields}
+            known |= {name: _text(fields[name], name) for name in _TEXT_FIELDS if name in fields}
             counts = fields["counts"]
             if counts.ndim == 2 and 1 in counts.shape:  # a row or a column of a table
                 counts = counts.reshape(-1)
             return cls(counts, **known)
-        except (ValueError, TypeError, EOFError, zipfile.BadZipFile) as error:
+        except (ValueError, TypeError, OverflowError, csv.Error) as error:
             raise ValueError(f"{source} holds no token counts: {error}") from error
+
+
+def _text(field: np.ndarray, name: str) -> str:
+    if field.size != 1 or field.nbytes > _MOST_TEXT:
+        raise ValueError(f"its {name} is an array of {field.size} entries; needed one short text.")
+    return str(field.reshape(())[()])
 
 
 def _suffix(path: Path) -> str:
@@ -309,21 +317,6 @@ def _add_counts(total: np.ndarray, ids: np.ndarray, *, where: str) -> None:
         total += np.bincount(block.astype(np.intp, copy=False), minlength=total.size)
 
 
-def _read_numpy(path: Path) -> dict[str, np.ndarray]:
-    """The arrays of an `.npy` or `.npz` file by name, `counts` among them."""
-    # opened here: np.load leaves the file open where the archive is damaged
-    with path.open("rb") as file:
-        if file.read(2) not in (b"\x93N", b"PK"):
-            raise ValueError("it is neither an .npy nor an .npz file.")
-        file.seek(0)
-        archive = np.load(file, allow_pickle=False)
-        if isinstance(archive, np.ndarray):
-            return {"counts": archive}
-        if "counts" not in archive.files:
-            raise ValueError(f"the archive has {sorted(archive.files)}; needed an array named counts.")
-        return {name: archive[name] for name in ("counts", *_NUMBER_FIELDS, *_TEXT_FIELDS) if name in archive.files}
-
-
 def _read_csv(path: Path) -> Int64[np.ndarray, " vocab"]:
     """The counts in a file of lines id,count; every bad line is in the error, with its number."""
     found: dict[int, int] = {}
@@ -331,17 +324,17 @@ def _read_csv(path: Path) -> Int64[np.ndarray, " vocab"]:
     with path.open(newline="", encoding="utf-8-sig") as file:
         reader = csv.reader(file)
         if (header := [name.strip() for name in next(reader, [])]) != ["id", "count"]:
-            raise ValueError(f"line 1 is {header}; needed the header id,count.")
+            raise ValueError(f"line 1 is {str(header)[:200]}; needed the header id,count.")
         for row in reader:
             try:
                 token, count = (int(cell) for cell in row)
             except ValueError:
-                problems.append(f"line {reader.line_num}: {row} is not two whole numbers")
+                problems.append(f"line {reader.line_num}: {str(row)[:80]} is not two whole numbers")
                 continue
             if token in found:
-                problems.append(f"line {reader.line_num}: id {token} stands twice")
+                problems.append(f"line {reader.line_num}: id {str(token)[:20]} stands twice")
             if not 0 <= count <= _INT64_MAX:
-                problems.append(f"line {reader.line_num}: count {count} is not in 0 ... {_INT64_MAX}")
+                problems.append(f"line {reader.line_num}: count {str(count)[:20]} is not in 0 ... {_INT64_MAX}")
             found[token] = count
     problems += [f"id {token} is missing" for token in range(len(found)) if token not in found]
     if problems:

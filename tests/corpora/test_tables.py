@@ -185,3 +185,22 @@ def test_what_is_no_table(tmp_path):
         table_pieces(tmp_path, settings_of(tmp_path))
     with pytest.raises(FileNotFoundError):
         table_pieces(tmp_path / "none.parquet", settings_of(tmp_path))
+
+
+def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.corpora.tables._VALUES", 100)
+    ids = [list(range(number, number + 40)) for number in range(9)]
+    pq.write_table(pa.table({"input_ids": ids}), tmp_path / "a.parquet")
+    sizes, real = [], tables._count_column
+    monkeypatch.setattr(tables, "_count_column", lambda *of: (sizes.append(len(of[1])), real(*of)))
+    (piece,) = table_pieces(tmp_path / "a.parquet", Settings(vocab_size=100))
+    assert piece.tally(Settings(vocab_size=100)).tokens == 360
+    assert sizes == [2, 2, 2, 2, 1]
+
+
+def test_a_row_longer_than_is_held_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.corpora.tables._MOST_VALUES", 10)
+    pq.write_table(pa.table({"input_ids": [list(range(40))]}), tmp_path / "a.parquet")
+    (piece,) = table_pieces(tmp_path / "a.parquet", Settings(vocab_size=100))
+    with pytest.raises(ValueError, match="at most 10 are read at once"):
+        piece.tally(Settings(vocab_size=100))

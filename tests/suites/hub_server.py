@@ -18,7 +18,8 @@ class Hub:
     A fault is a status (500, 429, 401), a status with its headers, or "stall" (until it is asked again), "whole"
     (ignores Range: 200), "shifted" (Content-Range of other bytes), "wrong total", "early" (closes half-way), "gzip"
     (says it is encoded), "redirect". `fetched` counts body bytes of files, `listed` of listings, before they are sent:
-    whoever has them finds them counted. `requests` are (path, headers).
+    whoever has them finds them counted. `requests` are (path, headers). `answers[what]`, body and headers, stand for an
+    API call's own answer (a Location makes it a redirect); `claims[repo, file]` for what the listing says of a file.
     """
 
     def __init__(self) -> None:
@@ -28,6 +29,8 @@ class Hub:
         self.requests = []
         self.asked_again = threading.Event()
         self.redirect_to = ""
+        self.answers = {}
+        self.claims = {}
 
     def add(self, repo, revision, files):
         self.revisions.setdefault(repo, {})[revision] = dict(files)
@@ -62,6 +65,9 @@ class Handler(BaseHTTPRequestHandler):
         return self.answer(404, b"")
 
     def api(self, repo, what, revision):
+        if what in self.hub.answers:
+            body, headers = self.hub.answers[what]
+            return self.answer(302 if "Location" in headers else 200, body, headers, count=False)
         if what == "refs":
             names = self.hub.revisions.get(repo, {})
             branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit(repo, n)} for n in names]
@@ -75,7 +81,8 @@ class Handler(BaseHTTPRequestHandler):
             sha = next(commit(repo, n) for n in names if revision in (n, commit(repo, n)))
             return self.listing({"id": repo, "modelId": repo, "sha": sha, "siblings": [], "tags": [], "private": False})
         listed = [(name, data) for name, data in files.items() if name.rpartition("/")[0] == under]
-        return self.listing([describe(name, data) for name, data in listed])
+        claims = self.hub.claims
+        return self.listing([claims.get((repo, name)) or describe(name, data) for name, data in listed])
 
     def resolve(self, repo, revision, name):
         data = (self.hub.files(repo, revision) or {}).get(name)

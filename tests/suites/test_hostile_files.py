@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 
 from trainhooks.suites.base import CheckpointError
 from trainhooks.suites.checkpoint import open_checkpoint
+from trainhooks.suites.pickled import Inert, read_pickle
 
 
 class Command:
@@ -283,3 +284,43 @@ def test_distributed_metadata_that_says_nothing_readable(tmp_path):
         (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata.Metadata({"w": described}, None, {})))
         with pytest.raises(CheckpointError, match=told):
             open_checkpoint(tmp_path)
+
+
+def op_text(text):
+    return b"X" + struct.pack("<I", len(text)) + text
+
+
+WORK = {
+    "a call of a million arguments": (b"\x80\x02cfoo\nbar\n(" + b"K\x01" * 100_000 + b"tR.", "100000 arguments"),
+    "a name of a million letters": (
+        b"\x80\x02" + op_text(b"a" * 100_000) + b"\x8c\x01b\x93.",
+        "more than 1000 characters",
+    ),
+    "a global of a million letters": (b"\x80\x02c" + b"a" * 100_000 + b"\nb\n.", "more than 1000 characters"),
+}
+
+
+@pytest.mark.parametrize("case", WORK)
+def test_a_pickle_that_makes_much_of_little_is_refused(case):
+    data, told = WORK[case]
+    with pytest.raises(CheckpointError, match=told):
+        read_pickle(data, name="file", strict=False)
+
+
+def test_sizes_that_a_list_announces_are_no_sizes(tmp_path):
+    held, _ = read_pickle(b"\x80\x02ctorch\nSize\n(" + b"K\x01" * 100 + b"t\x85R.", name="file", strict=False)
+    assert type(held) is Inert
+
+
+def test_more_tensors_than_are_read_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.suites.torch_zip.MOST_TENSORS", 3)
+    torch.save({str(number): torch.ones(1) for number in range(4)}, tmp_path / "a.pt")
+    with pytest.raises(CheckpointError, match="more than 3 tensors"):
+        open_checkpoint(tmp_path / "a.pt")
+
+
+def test_a_header_of_too_many_values_is_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.suites.ranges.MOST_VALUES", 3)
+    write_header(tmp_path / "a.safetensors", {"__metadata__": {str(number): "1" for number in range(9)}})
+    with pytest.raises(CheckpointError, match="more than 3 values"):
+        open_checkpoint(tmp_path / "a.safetensors")

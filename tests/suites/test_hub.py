@@ -1,10 +1,14 @@
 """Reading from a hub, with the real client against a server on loopback that counts, fails and lies."""
 
+import json
 import os
 import subprocess
 import sys
+import time
 from types import SimpleNamespace
 
+import hub_server
+import huggingface_hub
 import pytest
 import torch
 from hub_server import Hub, serving
@@ -14,6 +18,7 @@ from trainhooks.suites import hub as hub_module
 from trainhooks.suites.base import CheckpointError
 from trainhooks.suites.cache import TensorCache
 from trainhooks.suites.checkpoint import open_checkpoint
+from trainhooks.suites.listing import list_suite
 
 REPO, KEY = "org/model", "embed_out.weight"
 
@@ -85,6 +90,94 @@ def test_the_cache_serves_the_second_reading_and_survives_damage(hub, tmp_path):
     assert not list(tmp_path.rglob("*.partial"))
 
 
+def test_a_repository_that_lists_anothers_hash_gets_nothing_of_it(hub, tmp_path, monkeypatch):
+    cache = TensorCache(tmp_path)
+    true = open_checkpoint(REPO, cache=cache).read(KEY)
+    other = {**hub.revisions[REPO]["main"]}
+    name = next(name for name in other if name.endswith(".safetensors"))
+    other[name] = save({key: torch.zeros_like(tensor) for key, tensor in weights().items()})
+    hub.add("org/other", "main", other)
+    hub.claims["org/other", name] = hub_server.describe(name, hub.revisions[REPO]["main"][name])
+    claiming = open_checkpoint("org/other", cache=cache)
+    assert claiming.digests == open_checkpoint(REPO, cache=cache).digests
+    assert not torch.equal(claiming.read(KEY), true)
+    assert torch.equal(open_checkpoint(REPO, cache=cache).read(KEY), true)
+
+
+def test_what_was_altered_in_the_cache_is_fetched_anew(hub, tmp_path):
+    cache = TensorCache(tmp_path)
+    true = open_checkpoint(REPO, cache=cache).read(KEY)
+    (stored,) = tmp_path.rglob("*.safetensors")
+    data = bytearray(stored.read_bytes())
+    data[len(data) // 2] ^= 1
+    stored.write_bytes(data)
+    assert torch.equal(open_checkpoint(REPO, cache=cache).read(KEY), true)
+
+
+ANSWERS = {
+    "size as text": ("tree", [{"type": "file", "path": "model.safetensors", "size": "9", "oid": "0"}], "size of '9'"),
+    "negative size": ("tree", [{"type": "file", "path": "model.safetensors", "size": -1, "oid": "0"}], "size of '-1'"),
+    "size of half": ("tree", [{"type": "file", "path": "model.safetensors", "size": 0.5, "oid": "0"}], "size of"),
+    "no size": ("tree", [{"type": "file", "path": "model.safetensors", "oid": "0"}], "size of"),
+    "no hash": ("tree", [{"type": "file", "path": "model.safetensors", "size": 9}], "is no text"),
+    "path of a number": ("tree", [{"type": "file", "path": 3, "size": 9, "oid": "0"}], "is no text"),
+    "no list": ("tree", {"a": 1}, "no list of files"),
+    "null": ("tree", None, "no list of files"),
+    "no commit": ("revision", {"sha": 3}, "names no commit"),
+    "a path for a commit": ("revision", {"sha": "../../x"}, "names no commit"),
+    "a list for a commit": ("revision", [], "names no commit"),
+    "no JSON": ("tree", b"<html>", "no JSON"),
+    "nested": ("tree", b"[" * 5_000, "no JSON"),
+}
+
+
+@pytest.mark.parametrize("case", ANSWERS)
+def test_a_hubs_answer_that_is_none_is_an_error_of_ours(hub, case):
+    what, answer, told = ANSWERS[case]
+    hub.answers[what] = answer if isinstance(answer, bytes) else json.dumps(answer).encode(), {}
+    with pytest.raises(CheckpointError, match=f"cannot be listed.*{told}"):
+        open_checkpoint(REPO)
+
+
+def test_refs_that_are_none_are_an_error_of_ours(hub):
+    for answer in (b"[]", b'{"branches": 3}', b'{"branches": [{"name": 3}]}', b'{"tags": ["a"]}'):
+        hub.answers["refs"] = answer, {}
+        with pytest.raises(ValueError, match="revisions cannot be listed"):
+            list_suite(REPO)
+
+
+def test_answers_without_end_end(hub, monkeypatch):
+    hub.answers["tree"] = (
+        b"[]",
+        {"Link": f'<{huggingface_hub.constants.ENDPOINT}/api/models/{REPO}/tree/x>; rel="next"'},
+    )
+    monkeypatch.setattr("trainhooks.suites.hub_answers.MOST_PAGES", 5)
+    with pytest.raises(CheckpointError, match="more than 5 pages"):
+        open_checkpoint(REPO)
+    hub.answers["tree"] = b"[]", {"Link": '<http://localhost:1/next>; rel="next"'}
+    with pytest.raises(CheckpointError, match="another host"):
+        open_checkpoint(REPO)
+    hub.answers["tree"] = b"[" + b" " * 5_000 + b"]", {}
+    monkeypatch.setattr("trainhooks.suites.hub_answers.MOST_BYTES", 4_000)
+    with pytest.raises(CheckpointError, match="has more than"):
+        open_checkpoint(REPO)
+    monkeypatch.setattr("trainhooks.suites.hub_answers.MOST_BYTES", 1 << 20)
+    monkeypatch.setattr("trainhooks.suites.hub_answers.TOTAL_SECONDS", -1.0)
+    with pytest.raises(CheckpointError, match="takes more than"):
+        open_checkpoint(REPO)
+
+
+def test_redirects_without_end_end(hub):
+    hub.answers["tree"] = b"", {"Location": "?again"}
+    with pytest.raises(CheckpointError, match=r"cannot be listed.*TooManyRedirects"):
+        open_checkpoint(REPO)
+    del hub.answers["tree"]
+    hub.redirect_to = huggingface_hub.constants.ENDPOINT
+    hub.faults.extend(["redirect"] * 100)
+    with pytest.raises(CheckpointError, match="TooManyRedirects"):
+        open_checkpoint(REPO)
+
+
 def test_identity_is_the_listings_hash_and_costs_nothing(hub, files):
     hub.add(REPO, "step2", hub.revisions[REPO]["main"])
     one, two, other = (open_checkpoint(REPO, revision=name) for name in ("main", "step2", "step1"))
@@ -133,7 +226,7 @@ def test_a_stalled_answer_is_asked_for_again(hub, tmp_path, monkeypatch):
 def test_a_hub_that_limits_is_left_alone_as_long_as_it_asks(hub, tmp_path, monkeypatch, headers, seconds):
     checkpoint = open_checkpoint(REPO, cache=TensorCache(tmp_path))
     waits = []
-    monkeypatch.setattr(hub_module, "time", SimpleNamespace(sleep=waits.append))
+    monkeypatch.setattr(hub_module, "time", SimpleNamespace(monotonic=time.monotonic, sleep=waits.append))
     hub.faults.extend([(429, headers), 500])
     assert torch.equal(checkpoint.read(KEY), weights()[KEY])
     assert waits == [seconds, 0], "what was asked for counts once"

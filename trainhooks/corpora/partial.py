@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import time
-import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.array_files import read_arrays
 from trainhooks.corpora.base import Piece, Settings, Tally
 
 _FORMAT = 1
@@ -115,11 +115,11 @@ def _identity(settings: Settings) -> dict[str, Any]:
 def _read(path: Path, vocab_size: int) -> tuple[dict[str, Any], np.ndarray]:
     wrong = f"{path} is no partial count that can be gone on from"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as archive:
-            state, counts = json.loads(archive["state"].tobytes()), archive["counts"]
+        arrays = read_arrays(path, ("counts", "state"))
+        state, counts = json.loads(arrays["state"].tobytes()), arrays["counts"]
         version = state["format"]
         missing = {"settings", "done", "documents", "tokens", "skipped", "problems"} - state.keys()
-    except (ValueError, KeyError, TypeError, AttributeError, EOFError, zipfile.BadZipFile) as error:
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{wrong}: {error}. Delete it to count from the start.") from error
     if version != _FORMAT or missing:
         raise ValueError(f"{wrong}: format {version}; needed {_FORMAT}. Delete it to count from the start.")

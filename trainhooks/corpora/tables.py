@@ -25,6 +25,7 @@ from trainhooks.corpora.stamps import checksum, place
 PREFIX = "dataset:"
 SUFFIXES = frozenset((".parquet", ".arrow"))
 _TEXT_ROWS, _ID_ROWS = 64, 1024  # read at once: texts may be long, and ids are counted by the batch
+_VALUES, _MOST_VALUES = 1 << 22, 1 << 25  # ids held at once, and those of one row at most
 _SPAN = 64 << 20  # bytes of row groups a piece, compressed
 
 
@@ -104,7 +105,7 @@ class TablePiece:
             column = _column(file.schema_arrow, name, self.path)
             before = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
             groups = range(self.start, file.num_row_groups if self.end is None else self.end)
-            size = _batch_rows(file.schema_arrow, column)
+            size = min(_batch_rows(file.schema_arrow, column), _rows_held(file.metadata, groups, column, self.path))
             rows = file.iter_batches(batch_size=size, row_groups=list(groups), columns=[column])
             return before, (batch.column(column) for batch in rows)
         schema, rows = _arrow_batches(self.path)
@@ -233,6 +234,19 @@ def _column(schema: Any, wanted: str, path: str) -> str:
 
 def _batch_rows(schema: Any, column: str) -> int:
     return _ID_ROWS if _is_ids(schema.field(column).type) else _TEXT_ROWS
+
+
+def _rows_held(metadata: Any, groups: range, column: str, path: str) -> int:
+    """Rows whose values, by what their row groups say, are few enough to be held at once. Raises _Broken for one that
+    is too long."""
+    most = 0.0
+    for group in map(metadata.row_group, groups):
+        for part in map(group.column, range(group.num_columns)):
+            if part.path_in_schema.split(".")[0] == column and group.num_rows > 0:
+                most = max(most, part.num_values / group.num_rows)
+    if most > _MOST_VALUES:
+        raise _Broken(f"{Path(path).name} has rows of {most:.0f} ids; at most {_MOST_VALUES} are read at once")
+    return max(1, int(_VALUES // max(most, 1)))
 
 
 def _is_ids(found: Any) -> bool:

@@ -87,13 +87,15 @@ class LocalFolder:
 
 @dataclass(frozen=True)
 class FileCheckpoint:
-    """A `Checkpoint` over stored tensors; `digests` are the hub's file hashes, `cache` keeps what was fetched."""
+    """A `Checkpoint` over stored tensors; `digests` are the hub's file hashes as listed, `origins` where each
+    of its files lies for good, `cache` keeps what was fetched."""
 
     name: str
     config: Mapping[str, object]
     stored: Mapping[str, StoredTensor]
     digests: Mapping[str, str] = field(default_factory=dict)
     cache: TensorCache | None = None
+    origins: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -106,14 +108,14 @@ class FileCheckpoint:
         A local tensor is a private mapping of its file: writing to it does not reach the file.
         """
         stored = self._stored(key)
-        digest = self.digests.get(stored.entry.file)
-        if self.cache is None or digest is None:
+        origin = self.origins.get(stored.entry.file)
+        if self.cache is None or origin is None:
             return stored.read()
-        held = self.cache.get(digest, entry=stored.entry)
+        held = self.cache.get(origin, entry=stored.entry)
         if held is None:
             held = stored.read()
             try:
-                self.cache.put(digest, key=key, tensor=held)
+                self.cache.put(origin, key=key, tensor=held)
             except (OSError, SafetensorError) as error:  # the tensor is right all the same
                 warnings.warn(
                     f"{self.cache.folder} does not keep what was fetched: {error}. Set HF_HOME to a folder with room.",
@@ -162,7 +164,8 @@ def open_checkpoint(
         return _open_local(folder)
     config, stored = _config(folder), _tensors(folder)
     digests = {name: file.digest for name, file in folder.files.items()}  # after: opening a shard may list its folder
-    return FileCheckpoint(folder.name, config, stored, digests, cache or TensorCache.default())
+    origins = {name: file.origin for name, file in folder.files.items()}
+    return FileCheckpoint(folder.name, config, stored, digests, cache or TensorCache.default(), origins)
 
 
 def _open_local(path: Path) -> FileCheckpoint:

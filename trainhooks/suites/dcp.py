@@ -11,7 +11,7 @@ import torch
 from trainhooks.suites.base import CheckpointError, TensorEntry
 from trainhooks.suites.pickled import Dtype, Inert, Strided, read_pickle
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, Slice
-from trainhooks.suites.sizes import is_shape, is_sizes
+from trainhooks.suites.sizes import MOST_TENSORS, is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor, unreadable
 from trainhooks.suites.torch_zip import TorchZip
 
@@ -34,9 +34,15 @@ def dcp_tensors(open_file: Open) -> dict[str, StoredTensor]:
     if not isinstance(saved, Inert) or not isinstance(saved.field("state_dict_metadata"), dict):
         raise CheckpointError(f"{source.name} is no metadata of torch.distributed.checkpoint.")
     pieces = _pieces(saved.field("storage_data"), name=source.name)
-    found = {}
+    found: dict[str, StoredTensor] = {}
+    chunks = 0
     for key, described in saved.field("state_dict_metadata").items():
         if _named(described, "TensorStorageMetadata") and isinstance(key, str):
+            listed = described.field("chunks")
+            # one list may stand for many tensors: what is walked is counted, not what the file holds
+            chunks += 1 + (len(listed) if isinstance(listed, list) else 0)
+            if chunks > MOST_TENSORS:
+                raise CheckpointError(f"{source.name} lists more than {MOST_TENSORS} pieces; they are not read.")
             found[key] = _stored(key, described, pieces, open_file=open_file, name=source.name)
     return found
 

@@ -7,22 +7,28 @@ even where the server sent something else. Here any answer but 206 with the exac
 from __future__ import annotations
 
 import importlib
-import importlib.util
+import re
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.hub_answers import RETRY_STATUS, TIMEOUT_SECONDS, hub_pages, transport_errors
 from trainhooks.suites.ranges import WritableBytes, check_range
+from trainhooks.suites.sizes import MOST_SIZE
 
 RETRIES = 5
 WAIT_SECONDS = 0.5  # before the first retry; doubles
 LONGEST_WAIT_SECONDS = 300.0  # the hub counts requests in windows of five minutes
 LIMITED_SECONDS = 60.0  # where it answers 429 and does not say for how long: five such waits outlast a window
-TIMEOUT_SECONDS = 20.0  # without a byte
 CHUNK_BYTES = 1 << 20
-RETRY_STATUS = (408, 429, 500, 502, 503, 504)
+MOST_FILES = 100_000  # of one folder
+MOST_SECONDS, SLOWEST = 60.0, 20_000  # a request may take this long, and a second more for each 20 kB
+COMMIT = re.compile(r"[0-9a-f]{40,64}")
 
 
 def require_hub() -> Any:
@@ -48,6 +54,11 @@ class HubFile:
     digest: str
     name: str
 
+    @property
+    def origin(self) -> str:
+        """Where the file lies for good: its address at a commit, with the size and hash it is listed with."""
+        return f"{self.url} {self.size} {self.digest}"
+
     def read(self, start: int, stop: int) -> WritableBytes:
         """Bytes [start, stop), in one request unless it breaks: then from where it broke, up to five times more on
         408, 429, 5xx, timeouts, broken connections and short answers, after 0.5, 1, 2, ... seconds or what the server
@@ -68,8 +79,13 @@ class HubFile:
                 progress.asked_wait = 0.0
             try:
                 failure = self._request(progress)
-            except _transport_errors() as error:
+            except transport_errors() as error:
                 failure = f"{type(error).__name__}: {error}"
+            except (CheckpointError, KeyboardInterrupt):
+                raise
+            except Exception as error:  # redirects without end, addresses that are none: the HTTP library's own
+                told = f"{type(error).__name__}: {str(error)[:200]}"
+                raise CheckpointError(f"{self.name}: the hub's answer cannot be read: {told}.") from error
         if progress.missing:
             raise CheckpointError(
                 f"{self.name}: bytes {start} to {stop} did not come in {RETRIES + 1} tries: {failure}."
@@ -92,8 +108,11 @@ class HubFile:
                     progress.asked_wait = _asked_wait(response)
                     return f"the server answers {response.status_code}"
                 self._check(response, expected=f"bytes {first}-{last}/{self.size}")
+                deadline = time.monotonic() + MOST_SECONDS + (last - first) / SLOWEST
                 for chunk in response.iter_raw(CHUNK_BYTES):
                     progress.take(chunk, name=self.name)
+                    if time.monotonic() > deadline:
+                        raise CheckpointError(f"{self.name}: the hub sends less than {SLOWEST} bytes a second.")
         except OfflineModeIsEnabled as error:
             raise CheckpointError(f"{self.name} lies at a hub and offline mode is on: unset HF_HUB_OFFLINE.") from error
         return f"the answer ended {progress.missing} bytes short" if progress.missing else ""
@@ -163,53 +182,92 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
     """
     hub = require_hub()
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
 
     revision = revision or "main"
-    try:
-        if constants.HF_HUB_OFFLINE:
+    if constants.HF_HUB_OFFLINE:
+        try:
             return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
-        endpoint = constants.ENDPOINT
-        api = hub.HfApi(endpoint=endpoint)
-        commit = api.repo_info(repo, revision=revision, timeout=TIMEOUT_SECONDS).sha
-    except (HfHubHTTPError, OSError, ValueError, *_transport_errors()) as error:
-        raise _unlisted(repo, revision, error) from error
+        except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
+            told = str(error).strip().splitlines() or [type(error).__name__]
+            raise CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}") from error
+    with _listing(f"{repo}@{revision}"):
+        (described,) = hub_pages(f"{_api(repo)}/revision/{quote(revision, safe='')}")
+        commit = described.get("sha") if isinstance(described, dict) else None
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise CheckpointError("the hub's answer names no commit.")
     return HubFolder(repo, revision, commit, _list(repo, revision=revision, commit=commit, under=None))
 
 
-def _unlisted(repo: str, revision: str, error: Exception) -> CheckpointError:
-    told = str(error).strip().splitlines() or [type(error).__name__]
-    return CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}")
+def list_hub_revisions(repo: str) -> list[str]:
+    """Names of a repository's branches and tags. Raises CheckpointError, ImportError without huggingface_hub."""
+    require_hub()
+    with _listing(repo):
+        (refs,) = hub_pages(f"{_api(repo)}/refs")
+        if not isinstance(refs, dict):
+            raise CheckpointError(f"the hub's answer is a JSON {type(refs).__name__}, no lists of branches and tags.")
+        return list(dict.fromkeys(name for kind in ("branches", "tags") for name in _names(refs.get(kind) or [])))
+
+
+def _names(refs: Any) -> list[str]:
+    if not isinstance(refs, list) or not all(
+        isinstance(ref, dict) and isinstance(ref.get("name"), str) for ref in refs
+    ):
+        raise CheckpointError("the hub's answer has branches or tags that are no list of names.")
+    return [ref["name"] for ref in refs]
+
+
+@contextmanager
+def _listing(name: str) -> Iterator[None]:
+    try:
+        yield
+    except (CheckpointError, ValueError) as error:  # ValueError: more pages than one
+        raise CheckpointError(f"{name} cannot be listed: {str(error).strip()[:400]}") from error
+
+
+def _api(repo: str) -> str:
+    from huggingface_hub import constants
+
+    return f"{constants.ENDPOINT}/api/models/{quote(repo)}"
 
 
 def _list(repo: str, *, revision: str, commit: str, under: str | None) -> dict[str, HubFile]:
     """The files of one folder of a commit, by their path from the root."""
+    below = f"/{quote(under)}" if under else ""
+    files: dict[str, HubFile] = {}
+    with _listing(f"{repo}@{revision}"):
+        for page in hub_pages(f"{_api(repo)}/tree/{commit}{below}?recursive=false&expand=false"):
+            if not isinstance(page, list):
+                raise CheckpointError(f"the hub's answer is a JSON {type(page).__name__}, no list of files.")
+            for entry in page:
+                if isinstance(entry, dict) and entry.get("type") == "file":
+                    file = _listed(entry, repo=repo, revision=revision, commit=commit)
+                    files[entry["path"]] = file
+            if len(files) > MOST_FILES:
+                raise CheckpointError(f"it has more than {MOST_FILES} files in one folder.")
+    return files
+
+
+def _listed(entry: dict[str, Any], *, repo: str, revision: str, commit: str) -> HubFile:
+    """A file as the hub lists it. Raises CheckpointError for a size, path or hash that is none."""
     hub = require_hub()
     from huggingface_hub import constants
-    from huggingface_hub.errors import HfHubHTTPError
-    from huggingface_hub.hf_api import RepoFile
 
-    endpoint = constants.ENDPOINT
-    try:
-        tree = hub.HfApi(endpoint=endpoint).list_repo_tree(repo, path_in_repo=under, revision=commit)
-        listing = [item for item in tree if isinstance(item, RepoFile)]
-    except (HfHubHTTPError, OSError, ValueError, *_transport_errors()) as error:
-        raise _unlisted(repo, revision, error) from error
-    return {
-        item.path: HubFile(
-            url=hub.hf_hub_url(repo, item.path, revision=commit, endpoint=endpoint),
-            size=item.size,
-            digest=item.lfs.sha256 if item.lfs else item.blob_id,
-            name=f"{repo}@{revision}/{item.path}",
+    path, size, lfs = entry.get("path"), entry.get("size"), entry.get("lfs")
+    digest = lfs.get("oid") if isinstance(lfs, dict) else entry.get("oid")
+    if not isinstance(path, str) or not isinstance(digest, str):
+        raise CheckpointError(
+            f"the hub lists a file whose path {str(path)[:80]!r} or hash {str(digest)[:80]!r} is no text."
         )
-        for item in listing
-    }
-
-
-def _transport_errors() -> tuple[type[Exception], ...]:
-    """Timeouts and broken connections of the HTTP client that this huggingface_hub uses (httpx2 from 2.x on)."""
-    clients = [name for name in ("httpx2", "httpx") if importlib.util.find_spec(name)]
-    return tuple(importlib.import_module(name).TransportError for name in clients)
+    if type(size) is not int or not 0 <= size < MOST_SIZE:
+        raise CheckpointError(
+            f"the hub lists {path[:200]!r} with a size of {str(size)[:40]!r}; needed whole bytes from 0."
+        )
+    return HubFile(
+        url=hub.hf_hub_url(repo, path, revision=commit, endpoint=constants.ENDPOINT),
+        size=size,
+        digest=digest,
+        name=f"{repo}@{revision}/{path}",
+    )
 
 
 def _asked_wait(response: Any) -> float:

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from trainhooks.suites.base import Checkpoint
+from trainhooks.suites.base import Checkpoint, CheckpointError
 from trainhooks.suites.checkpoint import open_checkpoint
 from trainhooks.suites.grid import parse_steps, shortened
-from trainhooks.suites.hub import require_hub
+from trainhooks.suites.hub import list_hub_revisions
 from trainhooks.suites.snapshots import is_store, open_snapshot, snapshot_steps
 
 Kind = Literal["folder", "hub", "store", "list"]
@@ -170,15 +170,12 @@ def _step_name(place: str) -> str:
 
 
 def _from_hub(repository: str, pattern: re.Pattern[str] | None) -> Suite:
-    hub = require_hub()
     try:
-        refs = hub.HfApi(endpoint=hub.constants.ENDPOINT).list_repo_refs(repository)
-    except Exception as error:  # which ones depends on the HTTP library that the client brings
-        told = str(error).strip().splitlines() or [type(error).__name__]
+        names = list_hub_revisions(repository)
+    except CheckpointError as error:
         raise ValueError(
-            f"{repository} is no local path, and its revisions cannot be listed at the hub: {told[0]}"
+            f"{repository} is no local path, and its revisions cannot be listed at the hub: {error}"
         ) from error
-    names = dict.fromkeys(ref.name for ref in (*refs.branches, *refs.tags))
     return _suite(repository, "hub", [(name, f"{repository}@{name}") for name in names], pattern)
 
 

@@ -12,6 +12,8 @@ from collections.abc import Callable, Iterable
 from typing import Any, Protocol
 
 MOST_OPCODES = 4_000_000  # a tensor takes about 25, a piece of a distributed checkpoint about 40
+MOST_NAME = 1_000  # characters of a module's and a class's name together
+MOST_ARGUMENTS = 1_000  # of a call; torch's own have eight
 MOST_KEY = 1 << 60  # larger whole numbers can be chosen to have one hash
 _PUTS = ("PUT", "BINPUT", "LONG_BINPUT", "MEMOIZE")
 _GETS = ("GET", "BINGET", "LONG_BINGET")
@@ -93,7 +95,7 @@ class PickleMachine:
         elif (handler := _HANDLERS.get(name)) is not None:
             handler(self)
         elif name == "GLOBAL":
-            stack.append(self._build.name(argument.replace(" ", ".", 1)))
+            stack.append(self._named(*argument.partition(" ")[::2]))
         elif name.startswith(_PLAIN):
             stack.append(argument)
         elif name not in _NOTHING:
@@ -144,12 +146,19 @@ class PickleMachine:
         name, module = self._stack.pop(), self._stack.pop()
         if not isinstance(name, str) or not isinstance(module, str):
             raise ValueError("a name in it is no text")
-        self._stack.append(self._build.name(f"{module}.{name}"))
+        self._stack.append(self._named(module, name))
+
+    def _named(self, module: str, name: str) -> Any:
+        if len(module) + len(name) > MOST_NAME:
+            raise ValueError(f"a name in it has more than {MOST_NAME} characters")
+        return self._build.name(f"{module}.{name}")
 
     def _call(self) -> None:
         arguments, function = self._stack.pop(), self._stack.pop()
         if not isinstance(arguments, tuple):
             raise ValueError("a call in it has no tuple of arguments")
+        if len(arguments) > MOST_ARGUMENTS:
+            raise ValueError(f"a call in it has {len(arguments)} arguments; {MOST_ARGUMENTS} are allowed")
         self._stack.append(self._build.call(function, arguments))
 
     def _call_with_names(self) -> None:

@@ -11,7 +11,7 @@ import torch
 from trainhooks.suites.base import CheckpointError
 from trainhooks.suites.dtypes import PICKLED, STORAGES
 from trainhooks.suites.pickle_machine import PickleMachine
-from trainhooks.suites.sizes import MOST_SIZE, is_shape, is_sizes
+from trainhooks.suites.sizes import MOST_DIMS, MOST_SIZE, is_shape, is_sizes
 
 
 class Inert:
@@ -123,10 +123,11 @@ class RebuildSubclass(Record):
     def __call__(self, rebuild: Any, kind: Any, arguments: Any, _: Any) -> Any:
         """The tensor inside; a record of what it is where it is rebuilt by anything but the functions above."""
         if isinstance(rebuild, (RebuildTensor, RebuildUntyped, RebuildParameter)) and isinstance(arguments, tuple):
-            return rebuild(*arguments)
+            # a pickle may hold one rebuild in another; the longest has seven arguments
+            return rebuild(*arguments[:MOST_DIMS])
         kind = kind.global_name if isinstance(kind, Inert) else ""
         shapes = (
-            (tuple(one) for one in arguments if isinstance(one, tuple) and is_shape(one))
+            (tuple(one) for one in arguments[:MOST_DIMS] if isinstance(one, tuple) and is_shape(one))
             if isinstance(arguments, tuple)
             else ()
         )
@@ -146,7 +147,7 @@ class MakeSize(Record):
 
     def __call__(self, sizes: Any = ()) -> Any:
         """The sizes; an inert object where they are none."""
-        return tuple(sizes) if isinstance(sizes, (tuple, list)) else Inert()
+        return tuple(sizes) if isinstance(sizes, (tuple, list)) and len(sizes) <= MOST_DIMS else Inert()
 
 
 KNOWN: dict[str, Callable[[], Any]] = {
@@ -159,6 +160,7 @@ KNOWN: dict[str, Callable[[], Any]] = {
     "torch._utils._rebuild_parameter_with_state": RebuildParameter,
     "torch._tensor._rebuild_from_type_v2": RebuildSubclass,
 }
+MOST_UNKNOWN = 1_000  # names kept to be told
 CALLABLE = (MakeMapping, MakeSize, RebuildTensor, RebuildUntyped, RebuildParameter, RebuildSubclass)
 
 
@@ -180,7 +182,8 @@ class InertBuild:
         module, _, last = whole.rpartition(".")
         if module in ("torch", "torch.storage") and (last in STORAGES or last in PICKLED):
             return Dtype(STORAGES.get(last, last))
-        self.unknown.add(whole)
+        if len(self.unknown) < MOST_UNKNOWN:
+            self.unknown.add(whole)
         if self._strict:
             raise CheckpointError(
                 f"{self._file}: its pickle names {whole[:200]}, which a state dict does not need; nothing of it was "

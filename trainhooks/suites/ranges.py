@@ -16,7 +16,8 @@ SMALL_BYTES = 1 << 16  # below this a copy is cheaper than a mapping
 HEADER_LIMIT = 100_000_000  # bytes of header or pickle; safetensors' own limit
 TAIL_BYTES = 1 << 14
 DIRECTORY_LIMIT = 1 << 24  # bytes of a zip's directory: some 200,000 entries
-MOST_CONTAINERS = 4_000_000  # arrays and objects of a JSON text: each byte of "[[],[]" would take 30 in memory
+MOST_CONTAINERS = 1_500_000  # arrays and objects of a JSON text: each byte of "[[],[]" would take 30 in memory
+MOST_VALUES = 8_000_000  # of a JSON text, by its commas: each takes up to 60 bytes
 
 WritableBytes = bytearray | memoryview
 
@@ -112,9 +113,11 @@ def check_range(source: ByteSource, start: int, stop: int) -> None:
 
 def load_json(text: bytes, **options: Any) -> Any:
     """`json.loads` of a text that may be made to harm. Raises ValueError where it is no JSON, nested too deep, or of
-    more than four million arrays and objects."""
+    more than 1.5 million arrays and objects or 8 million values."""
     if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS:
         raise ValueError(f"it has more than {MOST_CONTAINERS} arrays and objects")
+    if text.count(b",") > MOST_VALUES:
+        raise ValueError(f"it has more than {MOST_VALUES} values")
     try:
         return json.loads(text, **options)
     except RecursionError as error:

@@ -6,6 +6,7 @@ import math
 from typing import Any, TypeGuard
 
 MOST_DIMS = 64  # torch's own limit
+MOST_TENSORS = 400_000  # of one file, or pieces of one distributed checkpoint; each takes some 1,000 bytes of memory
 MOST_SIZE = 1 << 63  # torch counts elements in int64
 
 

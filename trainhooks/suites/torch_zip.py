@@ -13,6 +13,7 @@ import torch
 from trainhooks.suites.base import CheckpointError, TensorEntry
 from trainhooks.suites.pickled import Foreign, Inert, Strided, read_pickle
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, SourceFile, check_range
+from trainhooks.suites.sizes import MOST_TENSORS
 from trainhooks.suites.stored import Part, StoredTensor, unreadable
 
 LOCAL_HEADER = struct.Struct("<4s22xHH")  # signature, name length, extra length
@@ -31,7 +32,11 @@ def torch_zip_tensors(source: ByteSource, *, file: str, strict: bool = False) ->
     """
     archive = TorchZip(source)
     saved, unknown = read_pickle(archive.pickle(), name=source.name, strict=strict)
-    found = {key: archive.stored(key, tensor, file=file) for key, tensor in _state_dict(saved)}
+    found = {}
+    for key, tensor in _state_dict(saved):
+        found[key] = archive.stored(key, tensor, file=file)
+        if len(found) > MOST_TENSORS:
+            raise CheckpointError(f"{source.name} holds more than {MOST_TENSORS} tensors; they are not read.")
     if not found:
         named = f" Its pickle names {', '.join(sorted(unknown)[:5])}, which is not run." if unknown else ""
         raise CheckpointError(f"{source.name} holds no tensor in a mapping.{named} Save the model's state dict.")
