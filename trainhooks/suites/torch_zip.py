@@ -71,7 +71,9 @@ class TorchZip:
             raise CheckpointError(f"{self.source.name}: {name} has {info.file_size} bytes; {HEADER_LIMIT} are allowed.")
         try:
             return self._archive.read(info)
-        except (zipfile.BadZipFile, OSError, RuntimeError, NotImplementedError, EOFError) as error:
+        except CheckpointError:
+            raise
+        except (zipfile.BadZipFile, OSError, RuntimeError, EOFError, ValueError, struct.error) as error:
             raise CheckpointError(f"{self.source.name}: {name} cannot be read: {error}.") from error
 
     def _stored_info(self, name: str) -> zipfile.ZipInfo:
