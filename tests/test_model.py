@@ -235,6 +235,16 @@ def test_ddp_is_looked_through():
     assert wrapped.name == th.find_output_embedding(model).name
 
 
+def test_names_inside_fabric_are_clean():
+    fabric = pytest.importorskip("lightning.fabric").Fabric(accelerator="cpu", devices=1)
+    model = TinyLM()
+    wrapped, _ = fabric.setup(model, torch.optim.SGD(model.parameters(), lr=0.1))
+    head = find_output_embedding(wrapped)
+    assert head.name == "lm_head.weight"
+    assert list(parameter_groups(wrapped, head)) == list(parameter_groups(model, find_output_embedding(model)))
+    assert [name for name, _ in parameter_groups(wrapped, head)["whole"]] == [n for n, _ in model.named_parameters()]
+
+
 def test_a_head_that_is_wrapped_alone_is_the_one_inside():
     model = TinyLM()
     inside = model.lm_head

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from loops import VOCAB, TinyLM, batches, train
+from loops import CONTEXT, VOCAB, TinyLM, batches, train
 
 import trainhooks as th
 
@@ -80,6 +80,21 @@ def test_a_checkpoint_saved_inside_after_update_lacks_no_record(killed, tmp_path
     for step in range(STEPS + 1):
         assert np.array_equal(one.label_counts(step), other.label_counts(step))
         assert np.array_equal(one.output_embedding(step), other.output_embedding(step))
+
+
+def test_hidden_states_of_an_update_that_failed_are_taken_back():
+    memory, data = th.MemorySink(), batches(2)
+    model = TinyLM()
+    with th.Recorder(model, metrics=[th.ProbabilityProbe()], sinks=[memory]) as recorder:
+        for attempt, ids in enumerate(data):
+            recorder.begin_step(ids[:, 1:])
+            model(ids[:, :-1])
+            if attempt == 0:
+                recorder.discard_step()
+        recorder.before_update()
+        recorder.after_update()
+    assert memory.records[-1].values["probability.positions"] == 4 * CONTEXT
+    assert int(memory.records[-1].label_counts.sum()) == 4 * CONTEXT
 
 
 def test_labels_of_an_update_that_failed_are_taken_back():

@@ -115,8 +115,7 @@ class Recorder:
     ) -> None:
         checks.check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
         kept_mantissa_bits(precision)
-        self.total_steps, self.step = total_steps, 0
-        self._model = model
+        self.total_steps, self.step, self._model = total_steps, 0, model
         self._followed = Followed(model, name=head, patterns=groups)
         self._ranks = self._followed.ranks
         with self._followed.readable():
@@ -202,9 +201,10 @@ class Recorder:
     def discard_step(self, *, last_pass: bool = False) -> None:
         """Take back what `begin_step` has counted since the last update, where its loss was never trained on.
 
-        After an out-of-memory error that the loop catches, for one. `last_pass`: only the last forward pass.
+        After an out-of-memory error that the loop catches, for one. `last_pass`: only the last forward pass's labels.
         """
         self._labels.discard(last_pass=last_pass)
+        self._timetable.forget(last_pass=last_pass)
 
     def observe(self, hidden: Tensor) -> None:
         """Show what enters the head, [..., dim], where the loss bypasses the head's module (fused losses).

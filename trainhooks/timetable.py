@@ -86,6 +86,11 @@ class Timetable:
                 with self._faults.of(metric, step=step + 1):
                     metric.observe(hidden, step=step)
 
+    def forget(self, *, last_pass: bool) -> None:
+        """What metrics have observed since the last update does not count; of the last pass alone it stays."""
+        for metric in self.metrics if not last_pass else ():
+            metric.forget()
+
     def compute(self, metric: Metric, state: State) -> Mapping[str, Tensor | float]:
         """The metric's values of a state, to be concluded on the host; its time is noted for the budget.
 

@@ -130,6 +130,9 @@ class Metric(ABC):
         Called for metrics that name "hidden" among their `needs`, where the record of step + 1 is due.
         """
 
+    def forget(self) -> None:  # noqa: B027 - few need it
+        """What was observed since the last update was not trained on: a pass that failed, and is made again."""
+
     def state_dict(self) -> dict[str, Any]:
         """What a resumed run needs of this metric, as tensors and plain values; empty for most."""
         return {}

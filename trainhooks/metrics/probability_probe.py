@@ -129,6 +129,10 @@ class ProbabilityProbe(Metric):
             self._step = step
         self._sample.add(hidden)
 
+    def forget(self) -> None:
+        """Take the sample back."""
+        self._sample.clear()
+
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """All figures of the update that ends in `state.step`; empty where no pass of it was observed."""

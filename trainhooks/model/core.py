@@ -11,7 +11,7 @@ NamedTensors = list[tuple[str, Tensor]]
 
 
 def core_model(model: nn.Module) -> nn.Module:
-    """The model inside DataParallel, DDP, FSDP, `torch.compile` and Lightning modules, where names are clean."""
+    """The model inside DataParallel, DDP, FSDP, `torch.compile`, Fabric and Lightning: names are clean there."""
     while True:
         inner = _inside(model)
         if inner is None:

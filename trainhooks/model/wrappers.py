@@ -1,4 +1,4 @@
-"""What stands around modules: DataParallel, DDP, FSDP, `torch.compile`, checkpointing; names without them."""
+"""What stands around modules: DataParallel, DDP, FSDP, `torch.compile`, Fabric, checkpointing; names without them."""
 
 from __future__ import annotations
 
@@ -26,4 +26,6 @@ def inside_wrapper(module: nn.Module) -> nn.Module | None:
         inner = module._modules.get(attribute)
         if inner is not None and len(module._modules) == 1 and not module._parameters:
             return inner
+    if any(base.__name__ == "_FabricModule" for base in type(module).__mro__):
+        return module._modules["_forward_module"]  # the model as it was given stands beside it
     return None
