@@ -7,8 +7,8 @@ so that neither random numbers nor state of the training move.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import MethodType
 
 import torch
@@ -84,7 +84,7 @@ def computed_by(module: nn.Module, *, dim: int, like: Tensor) -> tuple[Tensor, T
 def adds_bias(module: nn.Module, *, dim: int, like: Tensor) -> bool:
     """Whether `module(0)` may be another than 0."""
     with _quietly(like):
-        return bool(_nudged(module)(like.new_zeros(1, 1, dim)).any())
+        return bool(_nudged(module, like=like)(like.new_zeros(1, 1, dim)).any())
 
 
 def is_affine(module: nn.Module, *, dim: int, like: Tensor) -> bool:
@@ -92,8 +92,12 @@ def is_affine(module: nn.Module, *, dim: int, like: Tensor) -> bool:
 
     Raises what the module raises where it cannot be called with x alone.
     """
+    return _in_full_precision(_is_affine, module, dim=dim, like=like)
+
+
+def _is_affine(module: nn.Module, *, dim: int, like: Tensor) -> bool:
     with _quietly(like):
-        nudged = _nudged(module)
+        nudged = _nudged(module, like=like)
         a, b = _probes(dim, like=like)
         zero = torch.zeros_like(a)
         out = nudged(torch.stack([a, b, (a + b) / 2, zero, 2 * a])[None])[0].double()
@@ -105,8 +109,20 @@ def is_affine(module: nn.Module, *, dim: int, like: Tensor) -> bool:
 
 def is_product(module: nn.Module, *, dim: int, like: Tensor) -> bool:
     """Whether `module(x)` is `x @ weight.T (+ bias)` within rounding, whatever these hold; raises as `is_affine`."""
+    return _in_full_precision(_is_product, module, dim=dim, like=like)
+
+
+def _in_full_precision(asked: Callable[..., bool], module: nn.Module, *, dim: int, like: Tensor) -> bool:
+    """The answer in float32, where the rounding of two-byte numbers hides no curve; else in what the module takes."""
+    if like.itemsize < 4:
+        with suppress(Exception):  # foreign code with a dtype of its own
+            return asked(module, dim=dim, like=like.float())
+    return asked(module, dim=dim, like=like)
+
+
+def _is_product(module: nn.Module, *, dim: int, like: Tensor) -> bool:
     with _quietly(like):
-        nudged = _nudged(module)
+        nudged = _nudged(module, like=like)
         x = torch.stack(_probes(dim, like=like))
         weight, bias = nudged.weight, getattr(nudged, "bias", None)
         assert isinstance(weight, Tensor)
@@ -139,16 +155,22 @@ def _still(module: nn.Module, known: dict[int, nn.Module]) -> nn.Module:
     return copy
 
 
-def _nudged(module: nn.Module) -> nn.Module:
-    """A still copy with parameters of its own, each a little beside what it is."""
+def _nudged(module: nn.Module, *, like: Tensor) -> nn.Module:
+    """A still copy with parameters of its own, each a little beside what it is; its two-byte numbers as `like`."""
     copy = still(module)
     for part in copy.modules():
         for name, parameter in part._parameters.items():
             if parameter is not None and not is_quantized(parameter):
                 wave = torch.arange(parameter.numel(), dtype=torch.float32, device=parameter.device).cos_()
                 moved = parameter.detach() + NUDGE * wave.view(parameter.shape).to(parameter.dtype)
-                part._parameters[name] = nn.Parameter(moved, requires_grad=False)
+                part._parameters[name] = nn.Parameter(_widened(moved, like=like), requires_grad=False)
+        for name, buffer in part._buffers.items():
+            part._buffers[name] = None if buffer is None else _widened(buffer, like=like)
     return copy
+
+
+def _widened(tensor: Tensor, *, like: Tensor) -> Tensor:
+    return tensor.to(like.dtype) if tensor.dtype in (torch.bfloat16, torch.float16) else tensor
 
 
 def _probes(dim: int, *, like: Tensor) -> tuple[Tensor, Tensor]:

@@ -44,9 +44,15 @@ def how_followed(module: nn.Module, weight: Tensor) -> str:
         )
     if _is_plain_lora(module) and not is_quantized(weight):
         return "sum"
-    if is_quantized(weight) and not is_tuner(module):
+    if is_quantized(weight) and (not is_tuner(module) or _is_packed(module, weight)):
         return _how_quantized(module, weight, kind=kind)
     return _how_asked(module, weight, kind=kind)
+
+
+def _is_packed(module: nn.Module, weight: Tensor) -> bool:
+    """Whether an adapter stands around numbers that are not laid out as a matrix."""
+    inner = innermost(module)
+    return tuple(weight.shape) != (getattr(inner, "out_features", None), getattr(inner, "in_features", None))
 
 
 def _how_quantized(module: nn.Module, weight: Tensor, *, kind: str) -> str:
@@ -81,6 +87,8 @@ def _how_asked(module: nn.Module, weight: Tensor, *, kind: str) -> str:
     named = kind if owner is module else f"{type(owner).__module__}.{type(owner).__name__}"
     said = f"{named} ({', '.join(variants)})" if variants else named
     way_out = "Name another module by head=." if is_own(module) else "Leave the head out of it, or use plain LoRA."
+    if is_quantized(weight):
+        way_out = "Its base is quantized: leave the head out of the quantization."
     raise ValueError(f"the head's output embedding cannot be followed: what {said} computes {reason}. {way_out}")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from fnmatch import fnmatchcase
 
@@ -27,6 +28,7 @@ def parameter_groups(
     """
     core = core_model(model)
     named = [(name, parameter) for name, parameter in named_parameters(core) if not is_quantized(parameter)]
+    _say_what_is_left_out(named_parameters(core), named)
     of_blocks = dict(blocks(core))
     groups: dict[str, NamedTensors] = {"whole": named, "embedding": []}
     groups |= {block: [] for block in of_blocks.values()}
@@ -55,3 +57,15 @@ def parameter_groups(
             shown = ", ".join(name for name, _ in named[:8])
             raise ValueError(f"no parameter matches {wanted} of group {group!r}. Names look like: {shown}, ...")
     return groups
+
+
+def _say_what_is_left_out(every: NamedTensors, kept_ones: NamedTensors) -> None:
+    held = {id(parameter) for _, parameter in kept_ones}
+    left = [name for name, parameter in every if id(parameter) not in held]
+    if left:
+        warnings.warn(
+            f"{len(left)} quantized parameters ({', '.join(left[:3])}{', ...' if len(left) > 3 else ''}) are in no "
+            "group: convergence is that of the others.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
