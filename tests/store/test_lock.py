@@ -2,17 +2,16 @@
 
 import json
 import os
-import time
 from types import SimpleNamespace
 
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter
-from trainhooks.store.lock import WATCH_SECONDS
-from trainhooks.store.place import LOCK
+from trainhooks.store.lock import HEARTBEAT_SECONDS, WATCH_SECONDS, holder_of
+from trainhooks.store.place import LOCK, LocalPlace
 
 
-def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path, monkeypatch):
+def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, [0])
     for mode in ("resume", "overwrite"):
@@ -28,31 +27,77 @@ def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path, 
     with pytest.raises(StoreError, match="another writer has taken"):
         run.append(writer, [1])
     again.abandon()
-    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", 0.05)
-    away = lock | {"host": "elsewhere"}
-    (writer.path / ".lock").write_text(json.dumps(away))
-    with pytest.raises(StoreError, match=r"on elsewhere"):
-        StoreWriter(writer.path, run.layout, mode="resume")
-    (writer.path / ".lock").write_text(json.dumps(away | {"beat": lock["beat"] - 1000}))
-    StoreWriter(writer.path, run.layout, mode="resume").close()
-    assert not (writer.path / ".lock").exists()
 
 
-def test_a_holder_elsewhere_that_beats_is_alive_whatever_its_clock_says(run, tmp_path, monkeypatch):
+@pytest.fixture
+def watch(monkeypatch):
+    """Time that passes only while a lock is watched, by a clock that says the given time; `beat_after`: its holder
+    gives a sign of life in that second. Returns the seconds watched so far."""
+
+    def start(lock, *, clock=0.0, beat_after=None):
+        watched = [0.0]
+
+        def sleep(seconds):
+            watched[0] += seconds
+            if beat_after is not None and watched[0] >= beat_after:
+                holder = json.loads(lock.read_text())
+                lock.write_text(json.dumps(holder | {"beat": holder["beat"] + 10}))
+
+        own = SimpleNamespace(time=lambda: clock, monotonic=lambda: 5e5 + watched[0], sleep=sleep)
+        monkeypatch.setattr("trainhooks.store.lock.time", own)
+        return watched
+
+    return start
+
+
+@pytest.mark.parametrize("apart", [-300.0, 0.0, 300.0, 1e6])
+def test_a_holder_out_of_sight_is_judged_by_its_signs_of_life_alone(run, tmp_path, watch, caplog, apart):
     StoreWriter(tmp_path / "s.zarr", run.layout).close()
     lock = tmp_path / "s.zarr" / LOCK
-    holder = {"host": "elsewhere", "pid": 1, "started": "", "token": "theirs", "beat": time.time() - 1000}
+    holder = {"host": "else\x1bwhere", "pid": 1, "started": "", "token": "theirs", "beat": 1e9}
     lock.write_text(json.dumps(holder))
-    watched = []
-
-    def sleep(seconds):  # while it is watched, the holder beats
-        watched.append(seconds)
-        lock.write_text(json.dumps(holder | {"beat": holder["beat"] + 15}))
-
-    monkeypatch.setattr("trainhooks.store.lock.time", SimpleNamespace(time=time.time, sleep=sleep))
-    with pytest.raises(StoreError, match="on elsewhere"):
+    watched = watch(lock, clock=1e9 + apart, beat_after=HEARTBEAT_SECONDS)
+    with pytest.raises(StoreError, match="is being written by process 1"):
         StoreWriter(tmp_path / "s.zarr", run.layout, mode="resume")
+    assert watched == [HEARTBEAT_SECONDS]
+    assert "\x1b" not in caplog.text
+    assert "watching for 60 s" in caplog.text
+    watched = watch(lock, clock=1e9 + apart)
+    StoreWriter(tmp_path / "s.zarr", run.layout, mode="resume").close()
     assert watched == [WATCH_SECONDS]
+    assert not lock.exists()
+
+
+def test_a_sign_of_life_is_another_number_though_the_clock_stands(run, tmp_path, watch):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    lock = writer.path / LOCK
+    watch(lock, clock=json.loads(lock.read_text())["beat"] - 100.0)
+    found = [lock.read_bytes()]
+    for _ in range(3):
+        writer._lock.beat()
+        found.append(lock.read_bytes())
+    assert len(set(found)) == len(found)
+    writer.close()
+    assert not lock.exists()
+
+
+@pytest.mark.parametrize(("apart", "named"), [(-500.0, True), (500.0, True), (700.0, False)])
+def test_readers_do_not_wait_and_name_a_holder_out_of_sight_for_ten_minutes(run, tmp_path, watch, apart, named):
+    StoreWriter(tmp_path / "s.zarr", run.layout).close()
+    lock = tmp_path / "s.zarr" / LOCK
+    lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "", "token": "theirs", "beat": 1e9}))
+    watched = watch(lock, clock=1e9 + apart)
+    assert (holder_of(LocalPlace(tmp_path / "s.zarr")) is not None) == named
+    assert watched == [0.0]
+
+
+@pytest.mark.parametrize("change", [{"pid": "1"}, {"host": 3}, {"beat": "soon"}, {"token": None}])
+def test_a_lock_that_names_nobody_is_damaged(run, tmp_path, change):
+    StoreWriter(tmp_path / "s.zarr", run.layout).close()
+    holder = {"host": "elsewhere", "pid": 1, "started": "", "token": "theirs", "beat": 1e9}
+    (tmp_path / "s.zarr" / LOCK).write_text(json.dumps(holder | change))
+    with pytest.raises(StoreError, match="is damaged"):
+        StoreWriter(tmp_path / "s.zarr", run.layout, mode="resume")
 
 
 def test_a_damaged_lock_admits_nobody(run, tmp_path):
@@ -98,7 +143,7 @@ def test_a_child_forked_while_the_folder_is_locked_holds_nothing(run, tmp_path):
     writer.close()
 
 
-def test_a_holder_in_another_namespace_or_on_another_machine_of_the_name_is_not_dead_for_its_id(run, tmp_path):
+def test_a_holder_in_another_namespace_or_on_another_machine_of_the_name_is_not_dead_for_its_id(run, tmp_path, watch):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     lock = json.loads((writer.path / LOCK).read_text())
     writer.abandon()
@@ -106,6 +151,7 @@ def test_a_holder_in_another_namespace_or_on_another_machine_of_the_name_is_not_
     boot, _, start = lock["started"].rpartition("/")
     for other in ({"namespace": "pid:[1]", "pid": 1 << 22}, {"started": f"another-{boot}/{start}"}):
         (writer.path / LOCK).write_text(json.dumps(lock | other))
+        watch(writer.path / LOCK, beat_after=1.0)
         with pytest.raises(StoreError, match="cannot be seen from here"):
             StoreWriter(writer.path, run.layout, mode="resume")
     # the same words of a process that can be looked for, by a version that did not write its namespace

@@ -22,6 +22,7 @@ import numpy as np
 import zarr
 
 from trainhooks.store.errors import StoreError
+from trainhooks.store.fence import FencedPlace
 from trainhooks.store.integrity import check_files
 from trainhooks.store.journal import drop_cut_short, list_pieces
 from trainhooks.store.layout import SNAPSHOT, Layout
@@ -63,7 +64,7 @@ def compact(
     shard is damaged; what was done by then stays.
     """
     place = open_place(path, durability="power")  # a copy replaces the only one
-    with _unwritten(place) as lock:
+    with _unwritten(place) as place:
         root = read_root(place)
         store = PlaceStore(place, files=read_manifest(place, root))
         root = settle(store, root)
@@ -74,7 +75,6 @@ def compact(
         for done, key in enumerate(keys, start=1):
             shard = Shard(place.view(key), shape=_shard_shape(root.layout), where=f"{place}/{key}")
             if not shard.made_by(profile):
-                lock.check()
                 root = _replace(store, root, key, shard, profile=profile, threads=threads)
                 rewritten += 1
             if progress is not None:
@@ -133,7 +133,7 @@ def copy_with_pcodec(
     if out.exists():
         raise StoreError(f"{out} is there already. Choose a new path.")
     temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}.partial")
-    with _unwritten(place):
+    with _unwritten(place) as place:
         root = read_root(place)
         store = PlaceStore(place, files=read_manifest(place, root))
         root = settle(store, root)
@@ -149,19 +149,20 @@ def copy_with_pcodec(
 
 
 @contextmanager
-def _unwritten(place: Place) -> Iterator[Lock]:
-    """Hold a store that nobody writes and whose journal is empty."""
+def _unwritten(place: Place) -> Iterator[Place]:
+    """Hold a store that nobody writes and whose journal is empty; gives its place behind the fence."""
     read_root(place)
     lock = Lock(place)
+    held = FencedPlace(place, lock.confirm)
     try:
-        waiting = sum(1 for _ in list_pieces(place))
+        drop_cut_short(held)
+        waiting = sum(1 for _ in list_pieces(held))
         if waiting:
             raise StoreError(
                 f"{place} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
                 "close it first."
             )
-        drop_cut_short(place)
-        yield lock
+        yield held
     finally:
         lock.release()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import subprocess
@@ -10,7 +11,7 @@ import threading
 import time
 import uuid
 import weakref
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +19,12 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.flag import Flag
 from trainhooks.store.place import LOCK, Place
 
-HEARTBEAT_SECONDS = 15.0
-STALE_SECONDS = 120.0
-WATCH_SECONDS = 2 * HEARTBEAT_SECONDS
-_UNSEEN = (
-    f" It cannot be seen from here; where it has ended, that shows {STALE_SECONDS:.0f} s after its last sign of life."
-)
+HEARTBEAT_SECONDS = 10.0
+WATCH_SECONDS = 60.0  # older versions beat every 15 s
+READERS_SECONDS = 600.0
+_LOOK_SECONDS = 1.0
+
+logger = logging.getLogger("trainhooks")
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,12 @@ class Holder:
     token: str
     beat: float
     namespace: str = ""
+
+    def __post_init__(self) -> None:
+        texts = (self.host, self.started, self.token, self.namespace)
+        if not (all(isinstance(text, str) for text in texts) and type(self.pid) is int):
+            raise TypeError("no holder: host, started, token and namespace are texts, and the process id a number")
+        object.__setattr__(self, "beat", float(self.beat))
 
     @staticmethod
     def parse(text: bytes) -> Holder | None:
@@ -65,10 +72,9 @@ class Holder:
         same = self.host == socket.gethostname() and (not booted or booted == _boot())
         return same and self.namespace in ("", _namespace())
 
-    def alive(self) -> bool:
-        """Whether the holder still runs; out of sight, whether it gave a sign of life within two minutes."""
-        if not self.in_sight:
-            return abs(time.time() - self.beat) < STALE_SECONDS
+    @property
+    def runs(self) -> bool:
+        """Whether the process of a holder in sight still runs."""
         return process_start(self.pid) == self.started
 
     def __str__(self) -> str:
@@ -106,10 +112,13 @@ def _namespace() -> str:
 
 
 class Lock:
-    """Holds a store from here to `release`, and says so every 15 seconds.
+    """Holds a store from here to `release`, and gives a sign of life every ten seconds.
 
-    It also ends when it is collected, or the process ends. Raises StoreError, which names the holder, where another
-    writer holds the store.
+    It also ends when it is collected, or the process ends. A holder of which nothing can be seen from here (another
+    host, another container) is watched for a minute at most, by this process' own monotonic clock: no two clocks are
+    compared. Where it gives a sign of life the store is its own; where it gives none it is taken over.
+
+    Raises StoreError, which names the holder, where another writer holds the store.
     """
 
     def __init__(self, place: Place) -> None:
@@ -148,9 +157,11 @@ class Lock:
 
     def beat(self) -> None:
         """Give a sign of life; notice where the lock has gone to another."""
-        content = Holder(**{**asdict(self._holder), "beat": time.time()}).encode()
+        # another number each time, whatever the clock does: that it changes is the sign
+        holder = replace(self._holder, beat=max(time.time(), self._holder.beat + 1e-3))
+        content = holder.encode()
         if self._place.put_if(LOCK, content, current=self._content):
-            self._content = content
+            self._holder, self._content = holder, content
         else:
             self.lost = True
 
@@ -167,8 +178,8 @@ class Lock:
                     f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. "
                     "Make sure that nobody does, and delete that file."
                 )
-            if holder is not None and (holder.alive() or self._beats(holder, found)):
-                unseen = "" if holder.in_sight else _UNSEEN
+            if holder is not None and (holder.runs if holder.in_sight else self._beats(holder, found)):
+                unseen = "" if holder.in_sight else f" It cannot be seen from here, but {LOCK} shows that it lives."
                 raise StoreError(
                     f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
                     f"recorder first, or write to another path.{unseen}"
@@ -178,14 +189,22 @@ class Lock:
         return content
 
     def _beats(self, holder: Holder, content: bytes) -> bool:
-        """Whether a holder out of sight, too old by our clock, is still heard of: the clocks may differ."""
-        if holder.in_sight:
-            return False
-        time.sleep(WATCH_SECONDS)
-        try:
-            return self._place.read(LOCK) != content
-        except FileNotFoundError:
-            return False
+        """Whether a holder out of sight is heard of while it is watched."""
+        logger.warning(
+            "%s was left by %a, which cannot be seen from here: watching for %.0f s whether it lives.",
+            f"{self._place}/{LOCK}",
+            str(holder),
+            WATCH_SECONDS,
+        )
+        until = time.monotonic() + WATCH_SECONDS
+        while (rest := until - time.monotonic()) > 0:
+            time.sleep(min(rest, _LOOK_SECONDS))
+            try:
+                if self._place.read(LOCK) != content:
+                    return True
+            except FileNotFoundError:  # it has let go
+                return False
+        return False
 
 
 def _torn(content: bytes) -> bool:
@@ -194,12 +213,18 @@ def _torn(content: bytes) -> bool:
 
 
 def holder_of(place: Place) -> Holder | None:
-    """The living writer that holds a store; None where there is none."""
+    """The writer that holds a store, for those who only read it and do not wait; None where there is none.
+
+    One out of sight counts for ten minutes from its last sign of life, so that clocks may differ by as much.
+    """
     try:
         holder = Holder.parse(place.read(LOCK))
     except FileNotFoundError:
         return None
-    return holder if holder is not None and holder.alive() else None
+    if holder is None:
+        return None
+    lives = holder.runs if holder.in_sight else abs(time.time() - holder.beat) < READERS_SECONDS
+    return holder if lives else None
 
 
 def _release(place: Place, token: str, pid: int, stop: Flag) -> None:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from trainhooks.store.compact import NOTE, settle
 from trainhooks.store.errors import StoreError
+from trainhooks.store.fence import FencedPlace
 from trainhooks.store.fold import write_metadata
 from trainhooks.store.integrity import Files, metadata_damaged, metadata_keys
 from trainhooks.store.journal import JournalPiece, list_pieces
@@ -32,12 +33,14 @@ def repair(path: str | Path | Place) -> list[str]:
     root = read_root(place)
     done: list[str] = []
     lock = Lock(place)
+    held = FencedPlace(place, lock.confirm)
     try:
-        done += _drop_torn(place)
-        store = PlaceStore(place, files=_manifest(place, root, done))
+        done += _drop_torn(held)
+        root = read_root(held)  # as it is now that nobody else writes
+        store = PlaceStore(held, files=_manifest(held, root, done))
         root = _settle(store, root, done)
         root = _restore_metadata(store, root, done)
-        drop_manifests(place, but=root.manifest)
+        drop_manifests(held, but=root.manifest)
     finally:
         lock.release()
     if not root.complete or list_pieces(place):
