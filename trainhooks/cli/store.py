@@ -69,7 +69,7 @@ def snapshot(store: str, *, out: Path) -> None:
     copy_store(store, out=out)
     copied = open_store(out)
     last = f"last step {copied.steps[-1]}" if len(copied.steps) else "no record yet"
-    print(f"{out}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")
+    say(f"{out}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")
 
 
 @command
