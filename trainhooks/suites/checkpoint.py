@@ -15,13 +15,14 @@ from torch import Tensor
 
 from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.suites.cache import TensorCache
-from trainhooks.suites.dcp import METADATA, dcp_tensors
+from trainhooks.suites.dcp import dcp_tensors
 from trainhooks.suites.hub import list_hub_folder
 from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, LocalFile, load_json
 from trainhooks.suites.safetensors_file import safetensors_tensors
 from trainhooks.suites.safetensors_shards import joined_safetensors
 from trainhooks.suites.stored import StoredTensor
 from trainhooks.suites.torch_zip import torch_zip_tensors
+from trainhooks.suites.weight_files import METADATA, may_be_weights, weights_folder
 
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -148,9 +149,10 @@ def open_checkpoint(
     `place`: a folder, a file (.safetensors, or a `torch.save` file by .ckpt, .pt, .pth, .bin), or a hub repository as
     "org/name", "org/name@revision" or "hf://org/name@revision"; what exists on this machine comes first. In a folder
     or repository the first of these is taken: model.safetensors, its index, pytorch_model.bin, its index, a
-    distributed checkpoint's .metadata, the only .safetensors file, the only `torch.save` file. `cache` keeps tensors
-    fetched from a hub (default: `TensorCache.default()`). Raises CheckpointError; ImportError where a hub is named and
-    huggingface_hub is absent.
+    distributed checkpoint's .metadata, the only .safetensors file, the only `torch.save` file; what only resuming
+    needs is left out. A folder here that has none is looked into one folder down (`weights_folder`). `cache` keeps
+    tensors fetched from a hub (default: `TensorCache.default()`). Raises CheckpointError; ImportError where a hub is
+    named and huggingface_hub is absent.
     """
     text = os.fspath(place)
     path = Path(text)
@@ -175,7 +177,9 @@ def _open_local(path: Path) -> FileCheckpoint:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if path.is_dir():
         folder = LocalFolder.list(path)
-        return FileCheckpoint(folder.name, _config(folder), _tensors(folder))
+        inner = weights_folder(path)
+        weights = folder if inner == path else LocalFolder.list(inner)
+        return FileCheckpoint(folder.name, _config(weights) or _config(folder), _tensors(weights))
     stored = _file_tensors(LocalFile.open(path), file=path.name)
     return FileCheckpoint(str(path), _config(LocalFolder.list(path.parent)), stored)
 
@@ -198,6 +202,7 @@ def _tensors(folder: Folder) -> dict[str, StoredTensor]:
         return dcp_tensors(folder.open)
     for suffixes in ((".safetensors",), TORCH_SUFFIXES):
         named = [name for name in sorted(folder.files) if name.endswith(suffixes) and not name.startswith(".")]
+        named = [name for name in named if may_be_weights(name)] or named
         if named and all(name.startswith("shard-") for name in named) and suffixes == (".safetensors",):
             joined = joined_safetensors({name: folder.open(name) for name in named})
             if joined is not None:

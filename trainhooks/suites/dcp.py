@@ -14,8 +14,8 @@ from trainhooks.suites.ranges import HEADER_LIMIT, ByteSource, Slice
 from trainhooks.suites.sizes import MOST_TENSORS, is_shape, is_sizes
 from trainhooks.suites.stored import Part, StoredTensor, unreadable
 from trainhooks.suites.torch_zip import TorchZip
+from trainhooks.suites.weight_files import METADATA
 
-METADATA = ".metadata"
 Open = Callable[[str], ByteSource]
 Offsets = tuple[int, ...]
 

@@ -15,11 +15,11 @@ from trainhooks.suites.grid import PYTHIA_GRID, missing_steps, shortened
 from trainhooks.suites.head import head_key
 from trainhooks.suites.hub import list_hub_folder
 from trainhooks.suites.known import known_bad
-from trainhooks.suites.listing import WEIGHT_SUFFIXES, Entry, Suite
+from trainhooks.suites.listing import Entry, Suite
+from trainhooks.suites.weight_files import WEIGHT_SUFFIXES, may_be_weights, weights_folder
 
 HEAD = "head"
 PYTHIA = "EleutherAI/pythia-[0-9]*"
-NO_WEIGHTS = ("optimizer", "scheduler", "rng_state", "random_states", "training_args", "optim.")
 
 Kind = Literal[
     "missing", "no weights", "unreadable", "known bad", "vocabulary", "shape", "dtype", "identical", "not finite",
@@ -93,11 +93,14 @@ def holds_weights(suite: Suite, entry: Entry) -> bool:
             return True
         names = os.listdir(folder) if isinstance(folder, Path) else list(folder.files)
     elif os.path.isdir(entry.place):
-        names = os.listdir(entry.place)
+        try:
+            names = os.listdir(weights_folder(Path(entry.place)))
+        except (CheckpointError, OSError):
+            return True
     else:
         return True
     suffixes = (*WEIGHT_SUFFIXES, ".distcp")
-    return any(name.endswith(suffixes) and not name.startswith(NO_WEIGHTS) for name in names)
+    return any(name.endswith(suffixes) and may_be_weights(name) for name in names)
 
 
 def missing(suite: Suite) -> list[Finding]:

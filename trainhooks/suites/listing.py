@@ -15,10 +15,10 @@ from trainhooks.suites.checkpoint import open_checkpoint
 from trainhooks.suites.grid import parse_steps, shortened
 from trainhooks.suites.hub import list_hub_revisions
 from trainhooks.suites.snapshots import is_store, open_snapshot, snapshot_steps
+from trainhooks.suites.weight_files import WEIGHT_SUFFIXES
 
 Kind = Literal["folder", "hub", "store", "list"]
 
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
 PATTERNS = {
     "global_step{N}": r"global_?step[-_]?(\d+)",
     "checkpoint-{N}": r"(?:checkpoint|ckpt)[-_](\d+)",
