@@ -32,7 +32,7 @@ def weights_folder(path: Path) -> Path:
     """
     with os.scandir(path) as listed:
         entries = list(listed)
-    if any(not entry.is_dir() and _holds(entry.name) for entry in entries):
+    if any(_holds(entry.name) and not os.path.isdir(entry.path) for entry in entries):  # False for links in a loop
         return path
     below = [entry.name for entry in entries if entry.is_dir(follow_symlinks=False)]
     distributed = [n for n in below if may_be_weights(n) and os.path.isfile(path / n / METADATA)]
