@@ -36,6 +36,7 @@ HEADS = (
 )
 INPUTS = (
     "wte",
+    "transformer.w",  # CTRL
     "embed_tokens",
     "embed_in",
     "embed",

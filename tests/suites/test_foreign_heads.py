@@ -105,6 +105,13 @@ def test_a_head_that_is_no_matrix_of_numbers_is_said(keys, told):
         )
 
 
+@pytest.mark.parametrize("bias", ["cls.predictions.bias", "lm_head.bias", "generator_lm_head.bias"])
+def test_a_tied_head_keeps_its_bias(bias):
+    inside = {"encoder.layer.0.output.dense.bias": (64,), "encoder.layer.0.output.bias": (8,)}
+    listed = Listed({"embeddings.word_embeddings.weight": WIDE, bias: (64,), **inside}, {"tie_word_embeddings": True})
+    assert head_key(listed).bias_key == bias
+
+
 def test_an_adapter_with_an_embedding_alone_is_no_tied_head():
     keys = {"base_model.model.model.embed_tokens.weight": WIDE, "base_model.model.layers.0.q.lora_A.weight": (4, 8)}
     with pytest.raises(CheckpointError, match="It is an adapter"):

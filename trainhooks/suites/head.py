@@ -13,6 +13,7 @@ from trainhooks.suites.declared import Declared, declared_by
 from trainhooks.suites.quantized import ADAPTERS, refuse_unreadable
 
 WEIGHT = ".weight"
+BIASED = (*HEADS, "predictions")  # BERT: cls.predictions.bias
 WRAPPERS = ("._fsdp_wrapped_module", "._checkpoint_wrapped_module", "._orig_mod", ".modules_to_save.default")
 IN_A_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.\d+\.")
 OF_A_LAYER = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d{1,6})\.(?P<name>\w+)\.weight")
@@ -200,13 +201,25 @@ def _found(key: str, checkpoint: Checkpoint, *, tied: bool, why: str, declared: 
     module = key.removesuffix(WEIGHT)
     own = [] if module == key else [module + ".bias"]
     biases = [*own, *(bias for name in (declared.biases if declared else ()) for bias in _named_so(name, tensors))]
-    bias = next((b for b in biases if b in tensors and tensors[b].shape == tensors[key].shape[:1]), None)
+    fitting = [b for b in biases if b in tensors and tensors[b].shape == tensors[key].shape[:1]]
+    elsewhere = _head_biases(checkpoint, rows=tensors[key].shape[0]) if tied else []
+    bias = next(iter(fitting or elsewhere), None)
     others = {tensors[key].alias_of, *(name for name, entry in tensors.items() if entry.alias_of == key)} - {""}
     if others:
         why += f"; the file says that it is {', '.join(sorted(others))} too"
     if module.rpartition(".")[0] + ROW_SCALES in tensors:
         why += "; its rows are scaled by a trained vector (sz) that is not in it"
     return HeadKey(key, bias, tied or bool(others), why)
+
+
+def _head_biases(checkpoint: Checkpoint, *, rows: int) -> list[str]:
+    """The one bias under a head's name where its weight is the input embedding's, as in BERT and its kin."""
+    found = [
+        key
+        for key, entry in checkpoint.tensors.items()
+        if key.endswith(".bias") and entry.shape == (rows,) and is_named(key.removesuffix(".bias"), BIASED)
+    ]
+    return found if len(found) == 1 else []
 
 
 def _named_so(name: str, tensors: Mapping[str, TensorEntry]) -> list[str]:
