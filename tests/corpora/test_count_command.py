@@ -289,3 +289,17 @@ class TestMistakesOfUse:
         code, out, _ = run(*call, "--skip-bad")
         assert (code, "part-1.parquet, row 0" in out) == (0, True)
         assert TokenCounts.load(tmp_path / "c.npz").n_tokens == 2
+
+
+def test_splits_of_a_dataset_dict_are_added_up_and_said(tmp_path, capsys):
+    datasets = pytest.importorskip("datasets")
+    rows = {"train": [[1, 2, 3]], "test": [[1, 1, 1]]}
+    both = {split: datasets.Dataset.from_dict({"input_ids": ids}) for split, ids in rows.items()}
+    datasets.DatasetDict(both).save_to_disk(str(tmp_path / "both"))
+    for source, expected in (("both", [0, 4, 1, 1, 0]), ("both/train", [0, 1, 1, 1, 0])):
+        out = tmp_path / f"{Path(source).name}.npz"
+        with pytest.raises(SystemExit) as ended:
+            app(["count", str(tmp_path / source), "--vocab-size", "5", "--out", str(out)])
+        assert ended.value.code == 0
+        assert TokenCounts.load(out).counts.tolist() == expected
+        assert ("its splits test, train are added up" in capsys.readouterr().err) == (source == "both")

@@ -126,6 +126,15 @@ def _check_apart(out: Path, sources: tuple[str, ...]) -> None:
             raise ValueError(f"--out {out} lies in the source {source}: it would be taken for ids; put it elsewhere.")
 
 
+def _say_splits(sources: tuple[str, ...]) -> None:
+    """Say of sources that hold several splits, as `DatasetDict.save_to_disk` writes them, that all are counted."""
+    for source in sources:
+        splits = sorted(path.parent.name for path in Path(source).glob("*/dataset_info.json"))
+        if len(splits) > 1 and (Path(source) / "dataset_dict.json").is_file():
+            told = f"{source} is a DatasetDict: its splits {', '.join(splits)} are added up; name one to count it alone"
+            say(shown(told), error=True)
+
+
 def _vocab_size(tokenizer: Path | None, given: int | None) -> int:
     if tokenizer is None:
         if given is None:
@@ -162,6 +171,7 @@ def _count(
     if partial.exists():
         say(f"going on from {partial}; delete it to start again", error=True)
     _check_apart(out, sources)
+    _say_splits(sources)
     pieces = open_sources(sources, settings, bin_dtype=dtype)
     try:
         with _executor(scheduler) as executor:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
+from typing import TypeVar
 
 from trainhooks.store.place import Checksummed, Data, Place
+
+Result = TypeVar("Result")
 
 
 class FencedPlace(Place):
@@ -44,10 +47,14 @@ class FencedPlace(Place):
             self._check()
             return key
 
+        return self._there(lambda: self._place.put_streamed(checked))
+
+    def _there(self, ask: Callable[[], Result]) -> Result:
+        """What `ask` gives; where a file is gone because another took over, that is what is said."""
         try:
-            return self._place.put_streamed(checked)
+            return ask()
         except FileNotFoundError:
-            self._check()  # says so where the file went because another took over
+            self._check()
             raise
 
     def settle(self) -> None:
@@ -56,15 +63,15 @@ class FencedPlace(Place):
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
         """See `Place.read`."""
-        return self._place.read(key, start, stop)
+        return self._there(lambda: self._place.read(key, start, stop))
 
     def read_end(self, key: str, count: int) -> bytes:
         """See `Place.read_end`."""
-        return self._place.read_end(key, count)
+        return self._there(lambda: self._place.read_end(key, count))
 
     def view(self, key: str) -> memoryview:
         """See `Place.view`."""
-        return self._place.view(key)
+        return self._there(lambda: self._place.view(key))
 
     def size(self) -> int:
         """See `Place.size`."""
