@@ -1,7 +1,8 @@
-"""Byte mutations of a store's files: whatever they say, each use ends in a result or in the store's own error.
+"""Byte mutations of stores and of every file that is read: each use ends in a result or in an error of this package.
 
-Uses: open and read everything, verify, repair, resume, compact, export. A mutation flips, cuts, zeroes, grows or moves
-bytes, or changes a number in JSON and seals the file again, as somebody who means harm would.
+Uses of a store: open and read everything, verify, repair, resume, compact, export; the other files stand in
+`faults_readers.py`. A mutation flips, cuts, zeroes, grows or moves bytes, or changes a number in JSON and seals the
+file again, as somebody who means harm would. None may take 10 s or raise the process's peak by 1 GB.
 
 Run as a script: `python benchmarks/faults_files.py --mutations 10000`.
 """
@@ -15,14 +16,19 @@ import random
 import re
 import resource
 import shutil
+import signal
 import sys
 import tempfile
 import time
+import warnings
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from faults_readers import MAKERS, REFUSED, mutate_file
 
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
 from trainhooks.store.compact import compact
@@ -179,7 +185,37 @@ def export(path: Path) -> None:
         export_step(store, step=int(store.snapshot_steps[0]), out=out)
 
 
-TARGETS: dict[str, Callable[[Path], object]] = {
+SECONDS = 10
+PEAK_BYTES = 10**9
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is mutated and used: the good folders, the change of one file, the use, and the errors that refuse it."""
+
+    originals: Callable[[Path], list[Path]]
+    mutate: Callable[[Path, random.Random], str]
+    use: Callable[[Path], object]
+    refused: tuple[type[Exception], ...]
+
+
+def stores(folder: Path) -> list[Path]:
+    """A store that is complete, and one that ends in its journal."""
+    return [make(folder / f"original-{close}", close=close) for close in (True, False)]
+
+
+def _file(name: str) -> Target:
+    make_files, use = MAKERS[name]
+
+    def originals(folder: Path) -> list[Path]:
+        (folder / "original").mkdir()
+        make_files(folder / "original")
+        return [folder / "original"]
+
+    return Target(originals, mutate_file, use, REFUSED)
+
+
+USES: dict[str, Callable[[Path], object]] = {
     "open": read,
     "verify": verify,
     "repair": repair,
@@ -187,33 +223,69 @@ TARGETS: dict[str, Callable[[Path], object]] = {
     "compact": compact,
     "export": export,
 }
+TARGETS = {name: Target(stores, mutate, use, (StoreError,)) for name, use in USES.items()}
+TARGETS |= {name: _file(name) for name in MAKERS}
 
 
-def fuzz(target: str, mutations: int, *, seed: int, folder: Path) -> tuple[collections.Counter[str], list[str]]:
-    """So many mutated stores, each used once: outcomes by kind, and what was wrong with whom.
+class TookTooLongError(BaseException):
+    """Nothing that is called may catch it."""
 
-    Wrong is another exception than StoreError (or an OSError of a folder in a file's place), and 10 s and more.
-    """
+
+@contextmanager
+def _limit() -> Iterator[None]:
+    def stop(*_: object) -> None:
+        raise TookTooLongError
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(SECONDS)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def peak_bytes() -> int:
+    """The most memory that this process has held."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def outcome(target: Target, path: Path) -> tuple[str, str]:
+    """What a use of a mutated folder ended in, and what was wrong with that ("" where nothing was)."""
+    before = peak_bytes()
+    try:
+        with _limit():
+            target.use(path)
+        result = "read", ""
+    except TookTooLongError:
+        result = "hang", f"took over {SECONDS} s"
+    except Exception as error:
+        own = type(error) in target.refused or isinstance(error, StoreError)
+        result = ("refused", "") if own else ("foreign", f"{type(error).__name__}: {error}")
+        if own and path.name not in str(error):
+            result = "unnamed", f"{type(error).__name__} without a name: {error}"
+    grown = peak_bytes() - before
+    return ("memory", f"took {grown / 1e9:.1f} GB") if grown > PEAK_BYTES else result
+
+
+def fuzz(name: str, mutations: int, *, seed: int, folder: Path) -> tuple[collections.Counter[str], list[str]]:
+    """So many mutated folders, each used once: outcomes by kind, and what was wrong with whom."""
     outcomes: collections.Counter[str] = collections.Counter()
     wrong: list[str] = []
-    originals = [make(folder / f"original-{close}", close=close) for close in (True, False)]
+    target = TARGETS[name]
+    originals = target.originals(folder)
     for number in range(mutations):
-        rng = random.Random(f"{target} {seed} {number}")
+        rng = random.Random(f"{name} {seed} {number}")
         path = folder / "mutated"
         shutil.rmtree(path, ignore_errors=True)
         shutil.copytree(rng.choice(originals), path)
-        did = [mutate(path, rng) for _ in range(rng.choice((1, 1, 1, 2, 3)))]
-        began = time.monotonic()
-        try:
-            TARGETS[target](path)
-            outcomes["read"] += 1
-        except StoreError:
-            outcomes["refused"] += 1
-        except Exception as error:
-            outcomes["foreign"] += 1
-            wrong.append(f"{number}: {did}: {type(error).__name__}: {error}")
-        if time.monotonic() - began > 10:
-            wrong.append(f"{number}: {did}: took {time.monotonic() - began:.0f} s")
+        did = [target.mutate(path, rng)]
+        while path.exists() and any(one.is_file() for one in path.rglob("*")) and rng.random() < 0.3:
+            did.append(target.mutate(path, rng))
+        kind, problem = outcome(target, path)
+        outcomes[kind] += 1
+        if problem:
+            wrong.append(f"{number}: {did}: {problem}")
     return outcomes, wrong
 
 
@@ -223,13 +295,15 @@ def main() -> int:
     parser.add_argument("--mutations", type=int, default=10_000)
     parser.add_argument("--target", choices=[*TARGETS], action="append")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--folder", help="where the files are made; one in memory is quick")
     given = parser.parse_args()
+    warnings.simplefilter("ignore")
     bad = 0
     for target in given.target or TARGETS:
-        with tempfile.TemporaryDirectory() as folder:
+        with tempfile.TemporaryDirectory(dir=given.folder) as folder:
             began = time.monotonic()
             outcomes, wrong = fuzz(target, given.mutations, seed=given.seed, folder=Path(folder))
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1e6
+        peak = peak_bytes() / 1e9
         took = time.monotonic() - began
         print(f"{target}: {given.mutations} mutations, {dict(outcomes)}, {took:.0f} s, peak {peak:.2f} GB", flush=True)
         for line in wrong[:20]:

@@ -10,8 +10,9 @@ import zipfile
 import zlib
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from io import BufferedIOBase
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, cast
 
 import numpy as np
 
@@ -42,6 +43,13 @@ def read_arrays(path: str | os.PathLike[str], names: Iterable[str]) -> dict[str,
             return {name: _member(archive, members[name]) for name in names if name in members}
 
 
+def read_array(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of an `.npy` file, of any size that the file holds; errors as of `read_arrays`."""
+    with Path(path).open("rb") as file, _as_value_errors():
+        size = os.fstat(file.fileno()).st_size
+        return _read(file, size, most=size)
+
+
 def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
     if info.compress_type not in _METHODS:
         raise ValueError(f"{info.filename} is compressed by method {info.compress_type}; needed stored or deflated.")
@@ -49,8 +57,9 @@ def _member(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> np.ndarray:
         return _read(member, info.file_size)
 
 
-def _read(file: IO[bytes], size: int) -> np.ndarray:
-    """The array of an open `.npy` of `size` bytes."""
+def _read(file: IO[bytes], size: int, *, most: int | None = None) -> np.ndarray:
+    """The array of an open `.npy` of `size` bytes, if it takes at most `most` (256 MB where None)."""
+    most = MOST_BYTES if most is None else most
     read_header: Any = _HEADERS.get(np.lib.format.read_magic(file))
     if read_header is None:
         raise ValueError("it is of a version of the .npy format that is not read; needed 1.0 or 2.0.")
@@ -58,16 +67,24 @@ def _read(file: IO[bytes], size: int) -> np.ndarray:
     if dtype.hasobject:
         raise ValueError("it holds Python objects, which are not read.")
     needed, left = math.prod(shape) * dtype.itemsize, size - file.tell()
-    if needed > MOST_BYTES or min(shape, default=0) < 0:
-        raise ValueError(f"it announces an array of {needed} bytes; at most {MOST_BYTES} are read.")
+    if needed > most or min(shape, default=0) < 0:
+        raise ValueError(f"it announces an array of {needed} bytes; at most {most} are read.")
     if needed != left:
         raise ValueError(f"its array of shape {str(shape)[:80]} takes {needed} bytes and {left} are there.")
-    data = file.read(needed)
-    if len(data) != needed:
-        raise ValueError(f"it ends after {len(data)} of its {needed} bytes.")
+    data = bytearray(needed)
+    if (got := _fill(file, data)) != needed:
+        raise ValueError(f"it ends after {got} of its {needed} bytes.")
     if file.read(1):
         raise ValueError(f"it goes on after its {needed} bytes.")
-    return np.ndarray(shape, dtype, bytearray(data), order="F" if fortran else "C")
+    return np.ndarray(shape, dtype, data, order="F" if fortran else "C")
+
+
+def _fill(file: IO[bytes], data: bytearray) -> int:
+    """Read into all of `data`, as far as the file goes; how many bytes there were."""
+    at, view, reads = 0, memoryview(data), cast("BufferedIOBase", file)
+    while at < len(data) and (got := reads.readinto(view[at:])):
+        at += got
+    return at
 
 
 @contextmanager

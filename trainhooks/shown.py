@@ -1,7 +1,7 @@
 """Text as a terminal may be given it: what comes from a file can neither drive the terminal nor pass for our own lines.
 
-All that this package prints goes through here: commands through `say`, reports through `page`, tables through `cell`,
-TensorBoard's tags through `shown`.
+All that this package prints goes through here: commands through `say`, reports through `page`, tables through `cell`
+and `draw`, TensorBoard's tags through `shown`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.table import Table
     from rich.text import Text
 
 # of Unicode's categories: controls, formats (bidi controls, zero widths), surrogates, line and paragraph separators
@@ -57,9 +58,15 @@ def say(text: object = "", *, end: str = "\n", error: bool = False) -> None:
     print(shown_lines(text).encode(coding, "backslashreplace").decode(coding), end=end, file=stream)
 
 
-def sayer(console: Console) -> Callable[[object], None]:
-    """`say` through a console that has a bar on it."""
-    return lambda text: console.print(shown_lines(text), markup=False, emoji=False, highlight=False)
+def sayer(console: Console, *, soft_wrap: bool = False) -> Callable[[object], None]:
+    """`say` through a console, such as one that has a bar on it; `soft_wrap` leaves long lines to the terminal."""
+    plain: Any = {"markup": False, "emoji": False, "highlight": False, "soft_wrap": soft_wrap}
+    return lambda text: console.print(shown_lines(text), **plain)
+
+
+def draw(console: Console, what: Table | Text) -> None:
+    """Put a table or a paragraph, whose texts went through `cell` or `shown`, on a console."""
+    console.print(what)
 
 
 def _spelled(text: str) -> str:

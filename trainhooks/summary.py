@@ -10,29 +10,29 @@ from rich.table import Column, Table
 from rich.text import Text
 
 from trainhooks.plan import human
-from trainhooks.shown import cell, plain_console, shown
+from trainhooks.shown import cell, draw, plain_console, shown
 
 
 def print_summary(summary: Mapping[str, Any], *, console: Console | None = None) -> None:
     """Print `Store.summary()` as tables: the run, its variables, its provenance. Descriptions are in the JSON."""
     console = console or plain_console()
-    console.print(Text(shown(summary["path"]), "bold"))
+    draw(console, Text(shown(summary["path"]), "bold"))
     run = Table(show_header=False, box=None, pad_edge=False)
     for key, value in summary.items():
         if key not in {"path", "variables", "provenance"}:
             run.add_row(key.replace("_", " "), cell(_figure(key, value)))
-    console.print(run)
+    draw(console, run)
     columns = (Column("variable", no_wrap=True), "dims", "unit", "first", "last")
     variables = Table(*columns, box=None, pad_edge=False)
     for name, about in summary["variables"].items():
         ends = (f"{about[end]:.4g}" if isinstance(about.get(end), float) else "" for end in ("first", "last"))
         dims = ", ".join(about["dims"])
         variables.add_row(cell(name), cell(dims), cell(about["unit"]), *ends)
-    console.print(variables)
+    draw(console, variables)
     provenance = Table(show_header=False, box=None, pad_edge=False)
     for key, value in summary["provenance"].items():
         provenance.add_row(cell(key), cell(value))
-    console.print(provenance)
+    draw(console, provenance)
 
 
 def _figure(key: str, value: object) -> str:

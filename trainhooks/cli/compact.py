@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import command
-from trainhooks.shown import say
+from trainhooks.shown import say, shown
 
 
 @command
@@ -45,10 +45,10 @@ def compact(
         raise ValueError(f"got --codec {codec} and --out {out}; pcodec writes a copy and needs --out, blosc does not.")
     if out is not None:
         size = copy_with_pcodec(store, out=out)
-        say(f"{out}: {size / 1e6:,.1f} MB. Reading it takes zarr-python and pcodec.")
+        say(f"{shown(out)}: {size / 1e6:,.1f} MB. Reading it takes zarr-python and pcodec.")
         return
     done = compact_store(store, profile=profile_named(profile), threads=threads)
     say(
-        f"{store}: {done.rewritten} shards written anew, {done.kept} left as they were; "
+        f"{shown(store)}: {done.rewritten} shards written anew, {done.kept} left as they were; "
         f"{done.bytes_before / 1e6:,.1f} MB before, {done.bytes_after / 1e6:,.1f} MB after."
     )

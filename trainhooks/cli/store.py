@@ -69,7 +69,7 @@ def snapshot(store: str, *, out: Path) -> None:
     copy_store(store, out=out)
     copied = open_store(out)
     last = f"last step {copied.steps[-1]}" if len(copied.steps) else "no record yet"
-    say(f"{out}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")
+    say(f"{shown(out)}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")
 
 
 @command
@@ -91,7 +91,7 @@ def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "
     from trainhooks.store.export import export_step
 
     written = export_step(open_store(store), step=step, out=out, form=format)
-    say(f"{written}: {written.stat().st_size / 1e6:,.1f} MB")
+    say(f"{shown(written)}: {written.stat().st_size / 1e6:,.1f} MB")
 
 
 @command

@@ -24,7 +24,7 @@ from trainhooks.model import find_output_embedding
 from trainhooks.recorder import Recorder
 from trainhooks.runs import analyze_store
 from trainhooks.schedule import Every
-from trainhooks.shown import plain_console
+from trainhooks.shown import draw, plain_console, sayer, shown
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, check_place, open_store
 from trainhooks.verdict import verdict
@@ -68,7 +68,8 @@ def run_demo(
         device=place,
     )
     model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
-    console.print(_describe(model, corpus, training, preset, loop), highlight=False, soft_wrap=True)
+    tell = sayer(console, soft_wrap=True)
+    tell(_describe(model, corpus, training, preset, loop))
     clear_models(out)
     if checkpoints:
         suite = CheckpointSuite(out / "checkpoints", model, corpus.tokenizer, last=training.steps)
@@ -95,11 +96,10 @@ def run_demo(
     save_model(out / "model", model=model, tokenizer=corpus.tokenizer)
     store = open_store(store_path)
     _print_results(store, recorder, console)
-    console.print(
-        f"\nstore   {store_path}\nevents  {events}    (tensorboard --logdir {events})\nmodel   {out / 'model'}"
-        + (f"\nsuite   {out / 'checkpoints'}" if checkpoints else ""),
-        highlight=False,
-        soft_wrap=True,
+    where = map(shown, (store_path, events, events, out / "model"))
+    tell(
+        "\nstore   {}\nevents  {}    (tensorboard --logdir {})\nmodel   {}".format(*where)
+        + (f"\nsuite   {shown(out / 'checkpoints')}" if checkpoints else "")
     )
     return store
 
@@ -134,7 +134,8 @@ def _describe(model: torch.nn.Module, corpus: Corpus, training: Training, preset
 def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
     metrics = store.metrics()
     loss = metrics["loss"].values
-    console.print(f"\nloss {loss[np.isfinite(loss)][0]:.2f} -> {loss[-1]:.2f} nats a token")
+    tell = sayer(console, soft_wrap=True)
+    tell(f"\nloss {loss[np.isfinite(loss)][0]:.2f} -> {loss[-1]:.2f} nats a token")
     table = Table(
         "step",
         "Spearman",
@@ -148,7 +149,7 @@ def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
     middle = [int(np.abs(steps - share * steps[-1]).argmin()) for share in (0.03, 0.1, 0.3)]
     for index in dict.fromkeys([0, *middle, len(steps) - 1]):
         row = metrics.isel(step=index)
-        shown = (
+        figures = (
             float(row[f"probe.{name}"])
             for name in (
                 "heldout_spearman",
@@ -157,13 +158,13 @@ def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
                 "permuted_heldout_spearman",
             )
         )
-        table.add_row(str(steps[index]), *(f"{value:.2f}" for value in shown))
-    console.print(table)
+        table.add_row(str(steps[index]), *(f"{value:.2f}" for value in figures))
+    draw(console, table)
     if len(store.snapshots) >= 3:
         rendered = verdict([analyze_store(store)]).render()
-        console.print("\n" + rendered, end="", highlight=False, markup=False, soft_wrap=True)
+        tell("\n" + rendered.removesuffix("\n"))
     cost = recorder.cost
-    console.print(
+    tell(
         f"\nrecorder: {cost.milliseconds_per_step:.1f} ms a step, {100 * cost.fraction:.1f} % of the loop; beside it "
         f"{cost.writer_milliseconds_per_step:.1f} ms of CPU a step in the store's threads"
     )

@@ -11,7 +11,7 @@ from rich.table import Column, Table
 
 from trainhooks.probe import LEAST_ROTATIONS, Sparsity
 from trainhooks.report.figures import Figures, MatrixReport
-from trainhooks.shown import cell, plain_console, shown
+from trainhooks.shown import cell, draw, plain_console, sayer, shown
 
 WIDTH = 118
 LEVEL = 0.05
@@ -37,16 +37,17 @@ CHANNELS = {
 def render_report(report: MatrixReport) -> str:
     """The whole report, at most 118 columns wide."""
     out = plain_console(file=StringIO(), width=WIDTH, color_system=None)
+    tell = sayer(out)
     for line in _head(report):
-        out.print(shown(line))
+        tell(shown(line))
     for title, table, remarks in _sections(report):
-        out.print(f"\n{title}")
-        out.print(table)
+        tell(f"\n{title}")
+        draw(out, table)
         for remark in remarks:
-            out.print(_paragraph(remark, first="  "))
-    out.print("\nReading")
+            tell(_paragraph(remark, first="  "))
+    tell("\nReading")
     for line in (*_reading(report), *report.notes):
-        out.print(_paragraph(line, first="- "))
+        tell(_paragraph(line, first="- "))
     assert isinstance(out.file, StringIO)
     return "\n".join(line.rstrip() for line in out.file.getvalue().splitlines()) + "\n"
 

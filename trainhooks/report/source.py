@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainhooks.array_files import read_array
 from trainhooks.head_names import INPUTS, is_named
 from trainhooks.probe import LEAST_ROTATIONS
 from trainhooks.report.figures import MatrixReport, Recorded
@@ -223,12 +224,11 @@ def _recorded(store: Store, step: int) -> dict[str, Recorded]:
 
 def _read_npy(path: Path) -> Tensor:
     try:
-        array = np.load(path, allow_pickle=False)
-    except (ValueError, EOFError) as error:
+        array = read_array(path)
+    except ValueError as error:
         raise ValueError(f"{path} holds no array: {error}") from error
-    if not isinstance(array, np.ndarray) or array.ndim != 2 or array.dtype.kind != "f":
-        got = f"{array.dtype} {array.shape}" if isinstance(array, np.ndarray) else "an archive"
-        raise ValueError(f"{path} holds {got}; needed is one floating matrix [vocab, dim].")
+    if array.ndim != 2 or array.dtype.kind != "f":
+        raise ValueError(f"{path} holds {array.dtype} {array.shape}; needed is one floating matrix [vocab, dim].")
     kept = array if array.dtype == np.float64 else array.astype(np.float32, copy=False)
     return torch.from_numpy(np.ascontiguousarray(kept.astype(kept.dtype.newbyteorder("="), copy=False)))
 
