@@ -5,6 +5,7 @@ the real one. What is too long for a test gets the sizes of `SMALLER`, and nothi
 """
 
 import os
+import re
 import subprocess
 import sys
 
@@ -134,3 +135,15 @@ def test_a_command_runs(index, after, capsys):
     if code is None:
         pytest.skip(next(why for start, why in ELSEWHERE.items() if line.startswith(start)))
     assert code == (FAULTY if line.startswith("trainhooks audit") else 0), said.out + said.err
+
+
+def test_what_holds_a_line_of_the_compatibility_page_exists():
+    text = (printed.ROOT / "docs" / "compatibility.md").read_text(encoding="utf-8")
+    for path in set(re.findall(r"`(tests/[\w/.]+)`", text)):
+        assert (printed.ROOT / path).exists(), path
+    named = {
+        name for cell in re.findall(r"findings? ((?:`\w+`(?:, )?)+)", text) for name in re.findall(r"`(\w+)`", cell)
+    }
+    kept = {path.stem for path in (printed.ROOT / "findings").glob("*.sh")}
+    assert named <= kept, named - kept
+    assert kept - named == set(), "each finding says what this package makes of it"

@@ -17,7 +17,7 @@ from bpe import byte_level  # noqa: E402
 from hub_server import Hub  # noqa: E402
 
 PYTHIA_IDS, PYTHIA_ROWS = 50277, 50304
-HUB_STEPS = (0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1000)
+HUB_STEPS = (0, 1, 2, 8, 64, 512, 1000)
 WORDS = [f"{a}{b}" for a in ("the", "of", "and", "to", "in", "it") for b in ("", "s", "ly", "ing", "er", "ness")]
 
 
