@@ -32,6 +32,7 @@ ELSEWHERE = {
     "pip install": "the installed package is what runs here; tests/test_package.py builds and installs it",
     "torchrun": "tests/test_recipes.py runs the recipe",
 }
+ELSEWHERE_PAGES = {"docs/loops.md": "tests/test_docs_loops.py runs it with a model and a loader of its own"}
 FAULTY = (
     2  # the exit code of an audit that found something: pythia's step1 repeats step0, and most steps are not served
 )
