@@ -23,7 +23,6 @@ HEADS = (
     "output_projection",  # fairseq
     "w_out",  # OLMo-core: lm_head.w_out
     "de_embedding_proj",  # pico
-    "lm_head_proj",
     "lm_logits",
     "logits_linear",
     "generator.proj",
@@ -32,7 +31,6 @@ HEADS = (
     "pred_layer.proj",  # XLM
     "lm_loss",  # XLNet
     "proj_out",  # Whisper
-    "word_embeddings_for_head",
 )
 INPUTS = (
     "wte",
@@ -68,13 +66,11 @@ TIED_WORDS = (
     "tied_embeddings",
     "tie_weights",
     "weight_tie",
-    "share_embeddings",
     "share_embeddings_and_output_weights",
     "share_input_output_embeddings",
     "share_input_output_embed",
     "share_decoder_input_output_embed",
     "tie_lm_head",
-    "tie_encoder_decoder_embeddings",
 )
 UNTIED_WORDS = ("untie_embeddings_and_output_weights", "no_weight_tying", "untie_embeddings", "untied_embeddings")
 NESTED = ("text_config", "llm_config", "language_config", "decoder", "model", "model_config", "args")
