@@ -50,7 +50,7 @@ def test_a_copy_that_fails_gives_its_room_back(run, tmp_path, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(writer, "_copy", copy)
+        patch.setattr(writer._room, "copy", copy)
         with pytest.raises(MemoryError):
             run.append(writer, [0])
     thread = threading.Thread(target=lambda: run.append(writer, [0]), daemon=True)

@@ -69,7 +69,7 @@ class Training(threading.Thread):
         super().__init__(name="training", daemon=True)
         self.run_of, self.writer, self.steps = run, writer, steps
         self.given, self.returned = [], 0
-        writer._ticks = Ticks().watch(self)
+        writer._room._ticks = Ticks().watch(self)
 
     def run(self):
         for step in self.steps:
@@ -117,7 +117,7 @@ def test_blocking_waits_for_the_disk_and_loses_nothing(run, begin, threads):
     training = Training(run, writer, range(11))
     training.start()
     for kept in range(11 - RECORDS_WAITING):
-        assert writer._ticks.waits.acquire(timeout=PATIENCE_SECONDS), "training went on"
+        assert writer._room._ticks.waits.acquire(timeout=PATIENCE_SECONDS), "training went on"
         assert (disk.kept, training.returned) == (kept, kept + RECORDS_WAITING)
         assert training.alive <= RECORDS_WAITING + 2  # the one that is offered, and the last that was written
         disk.may.release()
@@ -152,7 +152,7 @@ def test_a_fold_that_is_slow_holds_the_journal_at_two_blocks(run, begin):
     training.start()
     while writer._writer.backlog < 2 * 4:  # then the writing thread waits for the fold
         assert writer._change.waits.acquire(timeout=PATIENCE_SECONDS)
-    assert writer._ticks.waits.acquire(timeout=PATIENCE_SECONDS)
+    assert writer._room._ticks.waits.acquire(timeout=PATIENCE_SECONDS)
     assert disk.kept == 0
     assert writer.durable_step == 7
     assert training.alive <= RECORDS_WAITING + 2  # the one that is offered, and the last that was written

@@ -22,6 +22,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.labour import CalledOffError
 from trainhooks.store.layout import SNAPSHOT
 from trainhooks.store.record import record_arrays
+from trainhooks.store.room import Room
 from trainhooks.store.writer import StoreWriter, Values
 from trainhooks.store.writing import Writing
 
@@ -59,12 +60,8 @@ class BackgroundWriter:
 
     def __init__(self, writer: StoreWriter, *, writing: Writing) -> None:
         self._writer, self._writing = writer, writing
-        self._room = writing.memory_bytes(writer.layout)
+        self._room = Room(writing.memory_bytes(writer.layout))
         self._inbox: queue.SimpleQueue[_Waiting | _Order] = queue.SimpleQueue()
-        self._spare: queue.SimpleQueue[np.ndarray] = queue.SimpleQueue()
-        self._given = self._taken = 0  # bytes: the caller's thread adds to the one, the writing thread to the other
-        self._awaited = False  # somebody waits for room
-        self._ticks: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._last = writer.last_step
         self._written = 0
         self._looked = 0  # of these, those that were there when the last fold began that has ended
@@ -128,11 +125,14 @@ class BackgroundWriter:
             self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
         )
         size = sum(array.nbytes for array in arrays.values())
-        if self._has_room(size):
-            owned = {name: array if keep and name == SNAPSHOT else self._copy(array) for name, array in arrays.items()}
+        block = self._writing.backpressure == "block"
+        if self._room.wait_for(size, block=block, over=lambda: self._stopped or self._over):
+            owned = {
+                name: array if keep and name == SNAPSHOT else self._room.copy(array) for name, array in arrays.items()
+            }
             self._last = step  # before it is sent: a step that an interrupt cuts off is never sent twice
             self._inbox.put(_Waiting(step, owned, size, copied=not keep, rows=rows))
-            self._given += size
+            self._room.give(size)
         elif not self._stopped:
             self._drop(step)
 
@@ -241,31 +241,6 @@ class BackgroundWriter:
             f'the store is {safe}; go on with mode="resume" when the disk answers.'
         )
 
-    def _has_room(self, size: int) -> bool:
-        """Whether a record has room in the queue; with back-pressure it waits for it."""
-
-        def free() -> bool:
-            queued = self._given - self._taken
-            return self._stopped or self._over or queued + size <= self._room or queued <= 0
-
-        while not free():
-            if self._writing.backpressure != "block":
-                return False
-            self._awaited = True
-            with suppress(queue.Empty):
-                self._ticks.get(timeout=_LOOK_SECONDS)
-        return not (self._stopped or self._over)
-
-    def _copy(self, array: np.ndarray) -> np.ndarray:
-        # memory that is used again is not paged in again: a third of the time of a fresh copy
-        with suppress(queue.Empty):
-            spare = self._spare.get_nowait()
-            if (spare.shape, spare.dtype) == (array.shape, array.dtype):
-                np.copyto(spare, array)
-                return spare
-            self._spare.put(spare)
-        return np.array(array, order="C")
-
     def _drop(self, step: int) -> None:
         self._writer.dropped += 1
         if not self._warned:
@@ -344,12 +319,9 @@ class BackgroundWriter:
         with self._change:
             self._written += 1
             self._change.notify_all()
-        if record.copied and SNAPSHOT in record.arrays and self._spare.empty():
-            self._spare.put(record.arrays[SNAPSHOT])
-        self._taken += record.size
-        if self._awaited:
-            self._awaited = False
-            self._ticks.put(None)
+        if record.copied and SNAPSHOT in record.arrays:
+            self._room.keep(record.arrays[SNAPSHOT])
+        self._room.take(record.size)
 
     def _end_fold(self) -> None:
         with self._change:
@@ -404,6 +376,5 @@ class BackgroundWriter:
             if not self._stopped:  # what fails after it is the same disk, and has been said
                 self._error = error
             self._stopped = True
-            while not self._spare.empty():
-                self._spare.get_nowait()
+            self._room.end()
             self._change.notify_all()
