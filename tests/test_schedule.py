@@ -25,6 +25,26 @@ def test_steps(schedule, expected):
 
 
 @pytest.mark.parametrize(
+    "schedule",
+    [
+        th.EveryStep(),
+        th.Every(3),
+        th.LogSpaced(),
+        th.LogSpaced(until=5, every=7),
+        th.LogSpaced(until=64, every=1),
+        th.Steps([5, 2, 900]),
+        th.Every(4) | th.Steps([1]),
+    ],
+)
+def test_counting_needs_no_list(schedule):
+    assert all(schedule.count(last) == len(schedule.steps(last)) for last in (0, 1, 2, 5, 6, 7, 63, 64, 513, 2500))
+
+
+def test_counting_takes_no_longer_for_a_long_run():
+    assert th.LogSpaced().count(10**18) == 11 + 10**15
+
+
+@pytest.mark.parametrize(
     "make", [lambda: th.Every(0), lambda: th.Steps([]), lambda: th.Steps([-1]), lambda: th.Steps([True])]
 )
 def test_what_cannot_fire_is_refused(make):

@@ -98,7 +98,7 @@ def count_firings(*, schedule: Schedule, total_steps: int | None, what: str) -> 
     """
     if total_steps is None:
         return None
-    fires = sum(1 for step in range(total_steps + 1) if schedule(step))
+    fires = schedule.count(total_steps)
     if fires == 0:
         raise ValueError(
             f"the schedule of {what}, {schedule}, never fires in steps 0 ... {total_steps}. "

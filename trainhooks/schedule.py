@@ -25,6 +25,10 @@ class Schedule:
         """The steps 0 ... `last` at which the schedule fires, in order."""
         return [step for step in range(last + 1) if self(step)]
 
+    def count(self, last: int) -> int:
+        """How many steps of 0 ... `last` it fires at, without a list of them."""
+        return sum(1 for step in range(last + 1) if self(step))
+
 
 @dataclass(frozen=True)
 class EveryStep(Schedule):
@@ -33,6 +37,10 @@ class EveryStep(Schedule):
     def __call__(self, step: int) -> bool:
         """Always true."""
         return True
+
+    def count(self, last: int) -> int:
+        """See `Schedule.count`."""
+        return last + 1
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,10 @@ class Every(Schedule):
     def __call__(self, step: int) -> bool:
         """Whether `step` is a multiple of n."""
         return step % self.n == 0
+
+    def count(self, last: int) -> int:
+        """See `Schedule.count`."""
+        return last // self.n + 1
 
 
 @dataclass(frozen=True)
@@ -74,6 +86,11 @@ class LogSpaced(Schedule):
             return step & (step - 1) == 0
         return step % self.every == 0
 
+    def count(self, last: int) -> int:
+        """See `Schedule.count`."""
+        powers_and_zero = min(last, self.until).bit_length() + 1
+        return powers_and_zero + max(0, last // self.every - self.until // self.every)
+
 
 class Steps(Schedule):
     """Fires at the steps listed.
@@ -94,6 +111,10 @@ class Steps(Schedule):
     def __call__(self, step: int) -> bool:
         """Whether `step` is listed."""
         return step in self._steps
+
+    def count(self, last: int) -> int:
+        """See `Schedule.count`."""
+        return sum(1 for step in self._steps if step <= last)
 
     def __repr__(self) -> str:
         return f"Steps({sorted(self._steps)})"

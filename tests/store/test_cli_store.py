@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import pytest
 
 import trainhooks.cli.store
 from trainhooks.cli.base import app
-from trainhooks.store import Layout, StoreWriter
+from trainhooks.store import Layout, StoreWriter, open_store
 from trainhooks.store.planning import plan_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
@@ -44,6 +45,35 @@ def test_export(write, run, tmp_path, capsys):
     code, _, _ = call(capsys, "export", path, "--step", 1, "--format", "npy", "--out", out)
     assert code == 0
     np.testing.assert_array_equal(np.load(out, allow_pickle=False), run.matrix(1))
+
+
+def test_snapshot_of_a_store_that_is_written(run, tmp_path, capsys):
+    writer, out = StoreWriter(tmp_path / "s.zarr", replace(run.layout, block=4)), tmp_path / "copy.zarr"
+    code, said, _ = call(capsys, "snapshot", writer.path, "--out", out)
+    assert (code, "0 records, no record yet" in said) == (0, True)
+    run.append(writer, range(6))
+    code, said, err = call(capsys, "snapshot", writer.path, "--out", out)
+    assert (code, said, "there already" in err, err.count("\n")) == (1, "", True, 1)
+    code, said, _ = call(capsys, "snapshot", writer.path, "--out", tmp_path / "later.zarr")
+    assert (code, "later.zarr: 6 records, last step 5" in said) == (0, True)
+    run.append(writer, range(6, 9))
+    writer.close()
+    code, said, _ = call(capsys, "verify", tmp_path / "later.zarr")
+    assert (code, "is whole" in said, "last step 5" in said) == (0, True, True)
+    store = open_store(tmp_path / "later.zarr")
+    assert store.steps.tolist() == list(range(6))
+    np.testing.assert_array_equal(store.output_embedding(5), run.matrix(5))
+
+
+def test_snapshot_says_what_it_cannot_copy(write, sparse_run, tmp_path, capsys):
+    for source in (tmp_path / "nothing", tmp_path):
+        code, said, err = call(capsys, "snapshot", source, "--out", tmp_path / "copy")
+        assert (code, said, err.startswith("error: "), err.count("\n")) == (1, "", True, 1)
+    path = write(sparse_run, records=6)
+    flip_byte(path / "step" / "c" / "0", random.Random(0))
+    code, _, err = call(capsys, "snapshot", path, "--out", tmp_path / "copy")
+    assert (code, "step/c/0 does not fit its checksum" in err, "trainhooks verify" in err) == (1, True, True)
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["run.zarr"]
 
 
 def test_plan_of_a_large_run(capsys):

@@ -3,21 +3,53 @@
 import json
 import os
 import socket
+import subprocess
+import sys
 import zlib
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
-from trainhooks.store import StoreError, StoreWriter, open_store
+from trainhooks.store import Layout, StoreError, StoreWriter, open_store
 from trainhooks.store.compact import compact
+from trainhooks.store.copying import snapshot
+from trainhooks.store.export import export_step
 from trainhooks.store.journal import write_piece
 from trainhooks.store.place import LocalPlace
 from trainhooks.store.repair import repair
+from trainhooks.store.root import read_root
 from trainhooks.store.verify import verify
 
-USES = [lambda path: open_store(path).summary(), verify, repair, compact]
+OTHER = Layout(vocab=70, dim=3, groups=("embedding", "block.0"), sketch_size=5)
+
+
+def read(path):
+    return open_store(path).summary()
+
+
+def export(path):
+    with TemporaryDirectory() as folder:
+        export_step(open_store(path), step=3, out=Path(folder) / "out" / "step.npy", form="npy")
+
+
+def copy(path):
+    with TemporaryDirectory() as folder:
+        snapshot(path, out=Path(folder) / "copy")
+
+
+def resume(path):
+    """As a run would that has the store's own layout, where it says one."""
+    try:
+        layout = read_root(LocalPlace(path)).layout
+    except StoreError:
+        layout = OTHER
+    StoreWriter(path, layout, mode="resume").abandon()
+
+
+USES = [read, export, copy, verify, resume, repair, compact]
 
 
 def load(path):
@@ -145,17 +177,78 @@ def test_keys_stay_inside(tmp_path):
         assert not place.exists(key)
 
 
-@pytest.mark.parametrize("records", [10**6, 10**12, 2**52, 2**70, -1])
-def test_more_records_than_the_files_hold_are_refused(write, sparse_run, records):
-    path = write(sparse_run, records=6)
+def claim(path, records):
     document = load(path)
     for metadata in document["consolidated_metadata"]["metadata"].values():
         if metadata["dimension_names"][0] == "step":
             metadata["shape"][0] = records
     seal(path, document)
+
+
+@pytest.mark.parametrize("records", [10**6, 10**12, 2**52, 2**70, -1])
+def test_more_records_than_the_files_hold_are_refused(write, sparse_run, records):
+    path = write(sparse_run, records=6)
+    claim(path, records)
     for use in USES:
         said = outcome(use, path)
         assert said or use is repair  # it reads no chunk of a store that was closed
+
+
+MOST_CPU_SECONDS = 20  # for each command: the system ends what takes more
+MOST_KILOBYTES = 1_500_000
+
+CALLS = """
+import json, resource, sys
+from pathlib import Path
+from trainhooks.cli import app
+codes = []
+for call in json.loads(sys.argv[1]):
+    used = sum(resource.getrusage(resource.RUSAGE_SELF)[:2])
+    resource.setrlimit(resource.RLIMIT_CPU, (int(used) + int(sys.argv[2]), resource.RLIM_INFINITY))
+    try:
+        app(call)
+        codes.append(0)
+    except SystemExit as ended:
+        codes.append(ended.code)
+peak = [line.split()[1] for line in Path("/proc/self/status").read_text().splitlines() if line.startswith("VmHWM")]
+print(json.dumps([codes, int(peak[0])]))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the most memory is read from /proc, not here")
+def test_absurd_claims_are_refused_by_every_command_in_bounded_memory_and_time(write, sparse_run, tmp_path):
+    path = write(sparse_run, records=6)
+    claim(path, 10**12)
+    store, new = str(path), str(tmp_path / "new")
+    calls = [
+        ["inspect", store],
+        ["verify", store],
+        ["snapshot", store, "--out", new],
+        ["export", store, "--step", "3", "--out", new],
+        ["verdict", store],
+        ["probe", store],
+        ["probe", store, "--step", "3", "--seen"],
+        ["audit", store],
+        ["compact", store],
+        ["compact", store, "--codec", "pcodec", "--out", new],
+        ["plan", "--vocab", "1000000000000", "--dim", "1000000000", "--steps", "1000000000000"],
+        ["plan", "--vocab", "9", "--dim", "9", "--steps", "9", "--sketch-size", "0", "--groups", "1000000000000"],
+        ["plan", "--vocab", "50304", "--dim", "768", "--steps", "1000000000000"],
+    ]
+    done = subprocess.run(
+        [sys.executable, "-c", CALLS, json.dumps(calls), str(MOST_CPU_SECONDS)],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    codes, kilobytes = json.loads(done.stdout.splitlines()[-1])
+    refused, damaged, not_an_option = 1, 2, 2
+    assert codes == [refused, damaged, *[refused] * 9, not_an_option, 0], done.stderr
+    assert "Traceback" not in done.stderr
+    assert kilobytes < MOST_KILOBYTES
+    assert not (tmp_path / "new").exists()
 
 
 @pytest.mark.parametrize(

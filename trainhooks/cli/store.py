@@ -102,7 +102,7 @@ def plan(
     steps: Annotated[int, Positive],
     schedule: str = "every:1",
     precision: str = "float32",
-    groups: Annotated[int, Positive] = 16,
+    groups: Annotated[int, Parameter(validator=validators.Number(gte=1, lte=1_000_000))] = 16,
     sketch_size: Annotated[int, Parameter(validator=validators.Number(gte=0))] = 1024,
     ms_per_step: float | None = None,
     json: Flag = False,
@@ -140,7 +140,7 @@ def plan(
         sketch_size=sketch_size,
         precision=int(precision) if precision.isdecimal() else precision,
     )
-    taken = len(parse_schedule(schedule).steps(steps))
+    taken = parse_schedule(schedule).count(steps)
     planned = plan_store(layout, records=taken, snapshots=taken, total_steps=steps, milliseconds=ms_per_step)
     say(json_format.dumps(planned.to_dict(), indent=2) if json else _render(planned))
 
