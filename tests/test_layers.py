@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).parents[1] / "trainhooks"
 
 LAYERS = [
-    {"meeting", "parts"},
+    {"meeting", "parts", "segments"},
     {
         "variable",
         "schedule",

@@ -222,6 +222,48 @@ def test_nan_stays_in_its_group():
     assert well.isfinite().all()
 
 
+@pytest.fixture
+def in_lists(monkeypatch):
+    """Sketches are made as on a device, in buffers of few rows."""
+    monkeypatch.setattr("trainhooks.sketch.HOSTS", ())
+    monkeypatch.setattr("trainhooks.segments.ONE_BY_ONE", ())
+    monkeypatch.setattr("trainhooks.sketch.CHUNK", 5000)
+    monkeypatch.setattr("trainhooks.sketch.DEVICE_CHUNKS", 2)
+    from trainhooks import sketch
+
+    sketch._pools.cache_clear()
+    yield
+    sketch._pools.cache_clear()
+
+
+def test_sketches_of_lists_match_the_twin(in_lists):
+    shapes = {"a": (60, 300), "b": (7,), "c": (0,), "d": (101, 101), "e": (3,), "f": (1,), "g": (40, 9)}
+    named = {name: draw(*shape, seed=i) for i, (name, shape) in enumerate(shapes.items())}
+    named |= {"b": named["b"].bfloat16(), "d": named["d"].double(), "g": named["g"].T}
+    groups = {
+        "whole": list(named.items()),
+        "one": [(name, named[name]) for name in "gab"],
+        "two": [(name, named[name]) for name in "cde"],
+        "none": [],
+    }
+    found = Sketcher(groups, size=101).sketch(groups)
+    each = {n: sketch_twin(t.double().flatten().tolist(), name=n, size=101) for n, t in named.items()}
+    for group, sketch in zip(groups.values(), found, strict=True):
+        expected = sum((each[name] for name, _ in group), np.zeros(101))
+        np.testing.assert_allclose(sketch.numpy(), expected, rtol=0, atol=1e-4)
+    assert torch.equal(found, Sketcher(groups, size=101).sketch(groups)), "in the same order each time"
+
+
+def test_nan_in_a_list_stays_in_its_group(in_lists):
+    groups = {name: [(name, draw(5, 30, seed=i))] for i, name in enumerate("abc")}
+    groups["b"][0][1][2, 3] = math.nan
+    groups["c"][0][1][1] = math.inf
+    well, nan, inf = Sketcher(groups, size=101).sketch(groups)
+    assert well.isfinite().all()
+    assert nan.isnan().sum() == 1
+    assert (~inf.isfinite()).sum() == 30
+
+
 def test_random_state_and_gradients_are_left_alone():
     state = torch.get_rng_state()
     parameter = torch.nn.Parameter(draw(50, 50))

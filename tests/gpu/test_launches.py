@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAUNCHES = {12: 2_880, 48: 7_750}  # by layers, at most
+LAUNCHES = {12: 1_180, 48: 1_200}  # by layers, at most
 SNAPSHOT_AND_PROBE = 800
 HEAD = 4 * 50304 * 64
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from metric_twins import draw
 
-from trainhooks.metrics.norms import group_norms, group_sums, squared_norms
+from trainhooks.metrics.norms import group_norms, squared_norms
+from trainhooks.segments import gathered_sums
 
 
 def test_norms_match_float64_where_one_float32_sum_does_not():
@@ -43,7 +44,7 @@ def test_group_of_zeros_empty_tensor_and_nan():
 def test_nothing():
     assert squared_norms([]).shape == (0,)
     assert group_norms({}).shape == (0,)
-    assert group_sums(torch.zeros(0), members=[[]]).tolist() == [0.0]
+    assert gathered_sums(torch.zeros(0), [[]]).tolist() == [0.0]
 
 
 def test_rotation_and_scale():

@@ -13,9 +13,10 @@ from torch import Tensor
 from trainhooks.distributed import Ranks, joined, share, share_of
 from trainhooks.metrics.base import Metric, SettingsError, State
 from trainhooks.metrics.geometry import ratio
-from trainhooks.metrics.norms import group_sums, squared_norms, unique_tensors
+from trainhooks.metrics.norms import squared_norms, unique_tensors
 from trainhooks.model import named_parameters
 from trainhooks.schedule import Schedule
+from trainhooks.segments import gathered_sums
 from trainhooks.variable import Variable
 
 SLAB = 1 << 22
@@ -85,7 +86,7 @@ class ExactConvergence(Metric):
         tensors, members = unique_tensors(self._select(state))
         self._shares = shares = _Shares(tensors, state.ranks)
         squares = shares.total(squared_norms(shares.held))
-        norms = group_sums(squares, members=members).sqrt()
+        norms = gathered_sums(squares, members).sqrt()
         values: dict[str, Tensor | float] = {"exact_convergence.norm": norms}
         self._restore(shares)
         if self._previous is None:
@@ -206,8 +207,8 @@ class _Copy:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Distance, cosine and the copy's norm by group; the cosine from the three squared lengths."""
         distances = shares.total(squared_distances(shares.held, self.tensors))
-        apart = group_sums(distances, members=members)
-        now, then = group_sums(squares, members=members), group_sums(self.squares, members=members)
+        apart = gathered_sums(distances, members)
+        now, then = gathered_sums(squares, members), gathered_sums(self.squares, members)
         cosines = ratio((now + then - apart) / 2, now.sqrt() * then.sqrt()).clamp(-1.0, 1.0)
         return apart.sqrt(), cosines, then.sqrt()
 

@@ -9,6 +9,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainhooks.distributed import Ranks
+from trainhooks.segments import gathered_sums, segment_sums
 
 HOST_PIECE = 1 << 16
 GROUP_NORMS = "group_norms"  # in `State.shared` where the model is sharded: the norms over all ranks
@@ -30,17 +31,8 @@ def squared_norms(tensors: Sequence[Tensor]) -> Float[Tensor, "tensor"]:
     if not tensors:
         return torch.zeros(0, dtype=accumulator(torch.device("cpu")))
     pieces = [_pieces(tensor.detach()) for tensor in tensors]
-    device = tensors[0].device
-    squares = _piece_norms([piece for held in pieces for piece in held], device).square()
-    parts = squares.split([len(held) for held in pieces])
-    return torch.stack([part.sum() for part in parts])
-
-
-def group_sums(values: Float[Tensor, "tensor"], *, members: Sequence[Sequence[int]]) -> Float[Tensor, "group"]:
-    """Sums of `values` over each group's indices; 0 for a group without any."""
-    zero = values.new_zeros(())
-    sums = [torch.stack([values[i] for i in held]).sum() if held else zero for held in members]
-    return torch.stack(sums) if sums else values.new_zeros(0)
+    squares = _piece_norms([piece for held in pieces for piece in held], tensors[0].device).square()
+    return segment_sums(squares, tuple(map(len, pieces)))
 
 
 def group_norms(groups: Mapping[str, Sequence[Tensor]]) -> Float[Tensor, "group"]:
@@ -49,7 +41,7 @@ def group_norms(groups: Mapping[str, Sequence[Tensor]]) -> Float[Tensor, "group"
     A tensor that stands in several groups is read once. See `squared_norms` for precision.
     """
     tensors, members = unique_tensors(groups)
-    return group_sums(squared_norms(tensors), members=members).sqrt()
+    return gathered_sums(squared_norms(tensors), members).sqrt()
 
 
 def sharded_group_norms(groups: Mapping[str, Sequence[tuple[str, Tensor]]], *, ranks: Ranks) -> Float[Tensor, "group"]:
@@ -76,11 +68,13 @@ def _pieces(tensor: Tensor) -> list[Tensor]:
 
 
 def _piece_norms(pieces: list[Tensor], device: torch.device) -> Float[Tensor, "piece"]:
-    norms: list[Tensor] = [pieces[0]] * len(pieces)
-    for indices in _by_kind(pieces):
-        for i, norm in zip(indices, _norms_of_kind([pieces[i] for i in indices]), strict=True):
-            norms[i] = norm.to(device, accumulator(device))
-    return torch.stack(norms)
+    kinds = _by_kind(pieces)
+    norms = [torch.stack(list(_norms_of_kind([pieces[i] for i in indices]))) for indices in kinds]
+    wide = [of_kind.to(device, accumulator(device)) for of_kind in norms]
+    if len(kinds) == 1:
+        return wide[0]
+    found = dict(zip((i for indices in kinds for i in indices), torch.cat(wide).unbind(), strict=True))
+    return torch.stack([found[i] for i in range(len(pieces))])
 
 
 def _norms_of_kind(pieces: list[Tensor]) -> Sequence[Tensor]:
