@@ -36,7 +36,7 @@ def write_rows(store: PlaceStore, name: str, metadata: ArrayMetadata, values: np
     for first in range(start // length * length, stop, length):
         rows = _missing_chunk(metadata)
         if first < start:
-            rows[: start - first] = _read_chunk(store, name, metadata, first // length)[: start - first]
+            rows[: start - first] = read_chunk(store, name, metadata, first // length)[: start - first]
         here, there = max(first, start), min(first + length, stop)
         rows[here - first : there - first] = values[here - start : there - start]
         store.put(_key(name, metadata, first // length), sealed(_NUMBERS.encode(rows)))
@@ -45,7 +45,7 @@ def write_rows(store: PlaceStore, name: str, metadata: ArrayMetadata, values: np
 def read_rows(store: PlaceStore, name: str, metadata: ArrayMetadata) -> np.ndarray:
     """All rows of an array of numbers. Raises StoreError where a chunk is gone or damaged."""
     length, rows = chunk_length(metadata), int(metadata["shape"][0])
-    chunks = [_read_chunk(store, name, metadata, number) for number in range(-(-rows // length))]
+    chunks = [read_chunk(store, name, metadata, number) for number in range(-(-rows // length))]
     return np.concatenate([_missing_chunk(metadata)[:0], *chunks])[:rows]
 
 
@@ -63,7 +63,8 @@ def _missing_chunk(metadata: ArrayMetadata) -> np.ndarray:
     return np.full(_chunk_shape(metadata), missing_value(dtype), dtype=_dtype(metadata))
 
 
-def _read_chunk(store: PlaceStore, name: str, metadata: ArrayMetadata, number: int) -> np.ndarray:
+def read_chunk(store: PlaceStore, name: str, metadata: ArrayMetadata, number: int) -> np.ndarray:
+    """All rows of one chunk of an array of numbers or none. Raises StoreError where it is gone or damaged."""
     key = _key(name, metadata, number)
     where = f"{store.place}/{key}"
     try:

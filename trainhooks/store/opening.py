@@ -20,6 +20,7 @@ from trainhooks.store.integrity import check_files, chunk_length
 from trainhooks.store.journal import complete_entries, list_pieces
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
 from trainhooks.store.place import JOURNAL, LOCK, TEMPORARY, LocalPlace, Place, is_url, open_place
+from trainhooks.store.proof import last_chunks, misfits
 from trainhooks.store.record import missing_value
 from trainhooks.store.root import (
     MANIFEST,
@@ -125,15 +126,31 @@ def resume(
             f"{place} was made with another layout; go on with the same one, or write to another path:\n- "
             + "\n- ".join(found)
         )
+    suspect = misfits(store, root, last_chunks(root))
+    for key in [key for key, why in suspect.items() if why == "proven"]:
+        store.relist(key)
+        del suspect[key]
     root = _cut(root, layout, store, restart_step=restart_step, recorded=recorded)
-    for name in _growing(root):
-        for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
-            del store.files[key]
+    drop_beyond(store, root)
+    left = [f"{key} is {why}" for key, why in suspect.items() if key in store.files]
+    if left:
+        raise StoreError(
+            f"{place} is not of one moment (stale: whole, but neither as committed nor what the journal adds):\n- "
+            + "\n- ".join(left)
+            + "\n`trainhooks verify --repair` cuts stale chunks away; or go on from a step before them."
+        )
     root, _ = commit(place, root, store.files)
     make_as_committed(store, root)
     root, _ = commit(place, root, store.files)
     drop_manifests(place, but=root.manifest)
     return root, store
+
+
+def drop_beyond(store: PlaceStore, root: Root) -> None:
+    """List no chunks any more that lie beyond the root's shapes."""
+    for name in _growing(root):
+        for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
+            del store.files[key]
 
 
 def make_as_committed(store: PlaceStore, root: Root) -> None:
@@ -142,10 +159,6 @@ def make_as_committed(store: PlaceStore, root: Root) -> None:
         metadata = root.arrays[name]
         for key in [key for key in store.place.list(name) if "/c/" in key and key not in store.files]:
             store.place.delete(key)
-        # what an interrupted fold wrote anew is as good as it was, and no longer what the manifest says
-        last = (metadata["shape"][0] - 1) // chunk_length(metadata)
-        for key in [key for key in store.files if key.startswith(f"{name}/c/{last}/") or key == f"{name}/c/{last}"]:
-            store.relist(key)
         write_metadata(store, name, metadata)
     for variable in root.layout.variables:
         if variable.whole_run and root.records:

@@ -11,12 +11,13 @@ import numpy as np
 
 from trainhooks.store.compact import NOTE, replacing
 from trainhooks.store.errors import StoreError
-from trainhooks.store.integrity import Files, check_claims, fits, may_be_newer, metadata_damaged, unlisted_chunks
+from trainhooks.store.integrity import Files, check_claims, fits, metadata_damaged, unlisted_chunks
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
 from trainhooks.store.place import JOURNAL, TEMPORARY, Place, open_place
 from trainhooks.store.precision import unpack
+from trainhooks.store.proof import Proof
 from trainhooks.store.root import METADATA, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
@@ -179,7 +180,7 @@ class _Look:
         try:
             files = read_manifest(self.place, self.root)
         except (StoreError, ValueError, KeyError) as error:
-            self._problem(self.root.manifest, str(error), "--repair lists anew what is there and whole")
+            self._problem(self.root.manifest, str(error), "--repair lists it anew if that can be proven")
             return {key: (-1, "") for key in sorted(self.place.list()) if key.partition("/")[0] in self.root.arrays}
         for key in unlisted_chunks(self.root, files):
             self._problem(key, "is not listed", "Its numbers read as missing")
@@ -198,13 +199,15 @@ class _Look:
             if files[key][0] >= 0 and metadata_damaged(self.place, self.root, files, key):
                 self._problem(key, "does not fit its checksum", self._remedy(key))
             return
-        if not self._listed(key, content, files):
-            self._problem(key, "does not fit its checksum", self._remedy(key))
+        listed = self._listed(key, content, files)
         try:
             self._chunks(key, content)
         except StoreError as error:
-            if not self.problems or self.problems[-1].key != key:
-                self._problem(key, str(error).rstrip("."), self._remedy(key))
+            self._problem(key, str(error).rstrip("."), self._remedy(key))
+        else:
+            if not listed:
+                remedy = "Restore the file from a copy; --repair cuts the store to before it"
+                self._problem(key, "is whole, and does not fit its checksum: it is of another moment", remedy)
 
     def _listed(self, key: str, content: memoryview, files: Files) -> bool:
         if files[key][0] < 0 or fits(content, files[key]):
@@ -215,10 +218,17 @@ class _Look:
             replaced = {}
         if key in replaced and fits(content, replaced[key]):
             return True
-        if may_be_newer(self.root, key):
+        whole_run = self.root.arrays[key.partition("/")[0]]["attributes"].get("whole_run")
+        if (whole_run and not self.root.complete) or self._is_proven(key):
             self._note(key, "is newer than the last commit: a fold was interrupted", "Resuming or --repair settles it")
             return True
         return False
+
+    def _is_proven(self, key: str) -> bool:
+        try:
+            return Proof(PlaceStore(self.place), self.root).proves(key)
+        except (FileNotFoundError, StoreError):
+            return False
 
     def _chunks(self, key: str, content: memoryview) -> None:
         """Compare every chunk's own checksum, and look for NaN. Raises StoreError."""
