@@ -8,9 +8,10 @@ from pathlib import Path
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import write_metadata
-from trainhooks.store.integrity import check_files, fits, may_be_newer
+from trainhooks.store.integrity import check_files, fits
 from trainhooks.store.journal import JournalPiece
 from trainhooks.store.place import LocalPlace, Place, open_place, sync_folder
+from trainhooks.store.proof import is_newer
 from trainhooks.store.reader import read_consistently
 from trainhooks.store.root import METADATA, Root, commit, read_root
 from trainhooks.store.shards import unsealed
@@ -71,7 +72,7 @@ def _copy_files(place: Place, copy: PlaceStore, root: Root, listed: dict[str, tu
         content = place.view(key)
         if not fits(content, wanted):
             # rows behind the committed end: a fold that is under way, or was interrupted
-            if not may_be_newer(root, key):
+            if not is_newer(PlaceStore(place), root, key):
                 raise StoreError(f"{place}/{key} does not fit its checksum")
             if not key.startswith("output_embedding/"):
                 unsealed(bytes(content), where=f"{place}/{key}")

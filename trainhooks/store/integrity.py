@@ -63,16 +63,6 @@ def fits(content: bytes | memoryview, listed: tuple[int, str]) -> bool:
     return len(content) == listed[0] and f"{zlib.crc32(content):08x}" == listed[1]
 
 
-def may_be_newer(root: Root, key: str) -> bool:
-    """Whether a chunk may differ from its checksum: a fold, a cut or a finish was interrupted before its commit."""
-    name, _, index = key.partition("/c/")
-    if root.complete or not index or name not in root.arrays:
-        return False
-    metadata = root.arrays[name]
-    last = max(0, int(metadata["shape"][0]) - 1) // chunk_length(metadata)
-    return bool(metadata["attributes"].get("whole_run")) or int(index.split("/")[0]) >= last
-
-
 def chunk_length(metadata: Mapping[str, Any]) -> int:
     """Entries along the first dimension that a chunk (or shard) holds."""
     return int(metadata["chunk_grid"]["configuration"]["chunk_shape"][0])

@@ -116,6 +116,16 @@ class Proof:
         return opened
 
 
+def is_newer(store: PlaceStore, root: Root, key: str) -> bool:
+    """Whether a chunk that does not fit its checksum is what a fold or a finish adds to it before its commit."""
+    if root.arrays[_split(key)[0]]["attributes"].get("whole_run"):
+        return not root.complete
+    try:
+        return Proof(store, root).proves(key)
+    except (FileNotFoundError, StoreError):
+        return False
+
+
 def misfits(store: PlaceStore, root: Root, keys: Callable[[str], bool]) -> dict[str, str]:
     """Which listed chunks do not fit their checksum: key -> "proven", "stale" (whole and of another moment), "damaged",
     or "missing"; only those for which `keys` says so are read."""

@@ -17,7 +17,7 @@ from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
 from trainhooks.store.place import JOURNAL, TEMPORARY, Place, open_place
 from trainhooks.store.precision import unpack
-from trainhooks.store.proof import Proof
+from trainhooks.store.proof import is_newer
 from trainhooks.store.root import METADATA, read_manifest, read_root
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
@@ -218,17 +218,10 @@ class _Look:
             replaced = {}
         if key in replaced and fits(content, replaced[key]):
             return True
-        whole_run = self.root.arrays[key.partition("/")[0]]["attributes"].get("whole_run")
-        if (whole_run and not self.root.complete) or self._is_proven(key):
+        if is_newer(PlaceStore(self.place), self.root, key):
             self._note(key, "is newer than the last commit: a fold was interrupted", "Resuming or --repair settles it")
             return True
         return False
-
-    def _is_proven(self, key: str) -> bool:
-        try:
-            return Proof(PlaceStore(self.place), self.root).proves(key)
-        except (FileNotFoundError, StoreError):
-            return False
 
     def _chunks(self, key: str, content: memoryview) -> None:
         """Compare every chunk's own checksum, and look for NaN. Raises StoreError."""
