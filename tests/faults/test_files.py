@@ -1,15 +1,17 @@
 """Mutated stores and files: a result or an error of this package, never another; and what was found once."""
 
+import json
 import sys
 from pathlib import Path
 
 import pytest
 
-from trainhooks.store import StoreError, open_store
+from trainhooks.store import StoreError, StoreWriter, open_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
-from faults_files import TARGETS, fuzz, make
+from faults_files import TARGETS, fuzz
+from faults_stores import LAYOUT, make, reseal_piece, wrong_numbers
 
 
 @pytest.mark.filterwarnings("ignore")  # a mutated file may be warned of
@@ -36,3 +38,48 @@ def test_numbers_that_are_refused_are_not_read(tmp_path):
     assert store.steps.tolist() == [0, 1, 2, 3, 4]
     with pytest.raises(StoreError, match="loss/c/0"):
         _ = store["loss"]
+
+
+def test_an_empty_shard_is_no_shard_of_missing_values(tmp_path):
+    path = make(tmp_path / "run.zarr", close=True)
+    (path / "output_embedding/c/0/0/0").write_bytes(b"")
+    store = open_store(path)
+    with pytest.raises(StoreError, match="output_embedding/c/0/0/0 is damaged: it is cut short"):
+        store.token_path(3)
+
+
+@pytest.mark.parametrize(
+    ("name", "other", "problem"),
+    [
+        ("output_embedding", None, "it names the rows 0:6 of a matrix and has none"),
+        ("output_embedding", {"shape": [3, 4]}, r"needed float32 \(6, 2\)"),
+        ("sketch", {"shape": [2, 1]}, r"needed float32 \(1, 2\)"),
+        ("loss", {"dtype": "I64"}, r"'loss' is int64 \(\), needed float64 \(\)"),
+    ],
+)
+@pytest.mark.parametrize("use", ["open", "repair", "resume"])
+def test_a_record_that_does_not_fit_the_layout_is_refused(tmp_path, name, other, problem, use):
+    path = make(tmp_path / "run.zarr", close=False)
+    (file,) = (path / ".journal").iterdir()
+    content = file.read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    header = json.loads(content[8 : 8 + length])
+    header["x" if other is None else name] = header.pop(name) | (other or {})
+    reseal_piece(file, header, content[8 + length :])
+    with pytest.raises(StoreError, match=problem):
+        TARGETS[use].use(path)
+
+
+def test_another_number_is_found(tmp_path):
+    right = make(tmp_path / "right.zarr", close=True)
+    assert wrong_numbers(right, right) == ""
+    assert "loss is" in wrong_numbers(_with_other_losses(tmp_path / "wrong.zarr"), right)
+
+
+def _with_other_losses(path):
+    """A store whose losses were never these."""
+    writer = StoreWriter(path, LAYOUT)
+    for step in range(5):
+        writer.append(step, {"loss": 7})
+    writer.close()
+    return path

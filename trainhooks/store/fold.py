@@ -51,7 +51,7 @@ def fold_records(
 
     Returns the metadata of the arrays that grew; they are not written yet.
     """
-    records = [JournalRecord.open(store.place, entry) for entry in entries]
+    records = [JournalRecord.open(store.place, entry, layout) for entry in entries]
     rows = {STEP: np.array([entry.step for entry in entries], dtype=np.int64)}
     for variable in layout.variables:
         rows[variable.name] = stacked(records, variable.name, layout.row_shape(variable), variable.dtype)
@@ -94,7 +94,7 @@ def _fold_block(
     start: int,
     labour: Labour,
 ) -> dict[str, dict[str, Any]]:
-    records = [JournalRecord.open(store.place, entry) for entry in entries]
+    records = [JournalRecord.open(store.place, entry, layout) for entry in entries]
     stop = start + len(entries)
     # a block that was closed before it was full has snapshots already: its shards are written anew
     first = start // layout.block * layout.block

@@ -19,7 +19,7 @@ import numpy as np
 from jaxtyping import Float32
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT
+from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, Layout
 from trainhooks.store.place import JOURNAL, TEMPORARY, Checksummed, Place
 from trainhooks.store.precision import unpack
 from trainhooks.store.root import FORMAT, Restart
@@ -211,6 +211,25 @@ class JournalPiece:
         _ = self.arrays
         return self._bytes
 
+    def check_fits(self, layout: Layout) -> None:
+        """Raise StoreError where the arrays that the header names are none of this layout's."""
+        height = max(0, self.rows.stop - self.rows.start)
+        wanted = {v.name: (layout.row_shape(v), v.dtype) for v in layout.variables}
+        wanted[SKETCH] = (len(layout.groups), layout.sketch_size), "float32"
+        wanted[LABEL_COUNTS] = (layout.vocab,), "int64"
+        wanted[SNAPSHOT] = (height, layout.dim), "uint16" if self._is_packed else "float32"
+        for name in wanted.keys() & self._arrays.keys():
+            shape, dtype = wanted[name]
+            array = self._arrays[name]
+            if array.shape != shape or array.dtype != dtype:
+                raise self._damaged(f"{name!r} is {array.dtype} {array.shape}, needed {dtype} {shape}")
+        if height and SNAPSHOT not in self._arrays:
+            raise self._damaged(f"it names the rows {self.rows.start}:{self.rows.stop} of a matrix and has none")
+
+    @property
+    def _is_packed(self) -> bool:
+        return SNAPSHOT in self._arrays and self._arrays[SNAPSHOT].dtype == np.uint16
+
     def _damaged(self, why: str) -> StoreError:
         return StoreError(f"the record in {self._where} is damaged ({why}). Delete that file to go on without it.")
 
@@ -253,16 +272,21 @@ def check_chain(pieces: Sequence[JournalPiece], folded: np.ndarray, *, where: st
 
 
 class JournalRecord:
-    """A record in the journal, all its pieces as one; it stays readable when it is folded and deleted."""
+    """A record in the journal, all its pieces as one; it stays readable when it is folded and deleted.
 
-    def __init__(self, entry: Entry, pieces: Sequence[JournalPiece]) -> None:
+    Raises StoreError where a piece does not fit the store's layout.
+    """
+
+    def __init__(self, entry: Entry, pieces: Sequence[JournalPiece], layout: Layout) -> None:
         self.entry = entry
         self._pieces = pieces
+        for piece in pieces:
+            piece.check_fits(layout)
 
     @staticmethod
-    def open(place: Place, entry: Entry) -> JournalRecord:
+    def open(place: Place, entry: Entry, layout: Layout) -> JournalRecord:
         """Map the record's files."""
-        return JournalRecord(entry, [JournalPiece(place, piece) for piece in entry.pieces])
+        return JournalRecord(entry, [JournalPiece(place, piece) for piece in entry.pieces], layout)
 
     @property
     def names(self) -> frozenset[str]:

@@ -102,7 +102,7 @@ class Store:
         opened = {file.piece.key: file for file in files}
         entries = complete_entries([file.piece for file in files], root.restarts, folded)
         check_chain([opened[entry.pieces[0].key] for entry in entries], steps, where=str(self.path))
-        waiting = [JournalRecord(entry, [opened[piece.key] for piece in entry.pieces]) for entry in entries]
+        waiting = [JournalRecord(e, [opened[piece.key] for piece in e.pieces], root.layout) for e in entries]
         self._journal = [record for record in waiting if record.entry.step > folded[0]]
         self._snapshot_journal = [r for r in waiting if r.entry.has_snapshot and r.entry.step > folded[1]]
         self._steps = np.concatenate([steps, _steps(self._journal)])

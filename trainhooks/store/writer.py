@@ -275,7 +275,7 @@ class StoreWriter:
             if len(entry.pieces) == 1 or self._fitting.get(entry.pieces[0].key) == entry:
                 continue
             try:
-                JournalRecord.open(self.place, entry).check_rows(self.layout.vocab)
+                JournalRecord.open(self.place, entry, self.layout).check_rows(self.layout.vocab)
             except FileNotFoundError:  # folded meanwhile
                 continue
             except StoreError as error:

@@ -115,12 +115,17 @@ class PlaceStore(Store):
 
     def _read(self, key: str, part: ByteRequest | None) -> bytes:
         if isinstance(part, RangeByteRequest):
-            return self.place.read(key, part.start, part.end)
+            return self._whole(key, self.place.read(key, part.start, part.end), part.end - part.start)
         if isinstance(part, OffsetByteRequest):
-            return self.place.read(key, part.offset)
+            return self._whole(key, self.place.read(key, part.offset), 1)
         if isinstance(part, SuffixByteRequest):
-            return self.place.read_end(key, part.suffix)
-        return self.place.read(key)
+            return self._whole(key, self.place.read_end(key, part.suffix), part.suffix)
+        return self._whole(key, self.place.read(key), 1)
+
+    def _whole(self, key: str, content: bytes, size: int) -> bytes:
+        if len(content) < size:  # zarr takes an empty shard for one of missing values
+            raise StoreError(f"{self.place}/{key} is damaged: it is cut short. `trainhooks verify` says what it held.")
+        return content
 
 
 def open_array(store: PlaceStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
