@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import threading
+import time
 from collections import deque
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -20,6 +21,7 @@ class Hub:
     (says it is encoded), "redirect". `fetched` counts body bytes of files, `listed` of listings, before they are sent:
     whoever has them finds them counted. `requests` are (path, headers). `answers[what]`, body and headers, stand for an
     API call's own answer (a Location makes it a redirect); `claims[repo, file]` for what the listing says of a file.
+    `drips`, "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
     """
 
     def __init__(self) -> None:
@@ -31,6 +33,7 @@ class Hub:
         self.redirect_to = ""
         self.answers = {}
         self.claims = {}
+        self.drips = ""
 
     def add(self, repo, revision, files):
         self.revisions.setdefault(repo, {})[revision] = dict(files)
@@ -123,14 +126,24 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.listed += len(body)
         self.answer(200, body, {"Content-Type": "application/json"}, count=False)
 
+    def drip(self, text):
+        for byte in text[:100]:
+            self.wfile.write(bytes([byte]))
+            time.sleep(0.02)
+        raise BrokenPipeError
+
     def answer(self, status, body, headers=None, *, cut=None, count=True):
         try:
+            if self.hub.drips == "head":
+                self.drip(b"HTTP/1.1 200 OK\r\n" + b"X-More: 1\r\n" * 10)
             self.send_response(status)
             for name, value in {**(headers or {}), "Content-Length": str(len(body))}.items():
                 self.send_header(name, value)
             self.end_headers()
             if self.command == "HEAD":
                 return
+            if self.hub.drips == "body":
+                self.drip(body)
             for at in range(0, len(body[:cut]), 1 << 16):
                 block = body[:cut][at : at + (1 << 16)]
                 self.hub.fetched += len(block) if count else 0

@@ -167,6 +167,19 @@ def test_answers_without_end_end(hub, monkeypatch):
         open_checkpoint(REPO)
 
 
+@pytest.mark.parametrize("part", ["head", "body"])
+def test_a_hub_that_drips_is_given_up(hub, monkeypatch, part):
+    checkpoint = open_checkpoint(REPO)
+    hub.drips = part
+    monkeypatch.setattr("trainhooks.suites.hub_answers.ANSWER_SECONDS", 0.3)
+    monkeypatch.setattr(hub_module, "MOST_SECONDS", 0.3)
+    monkeypatch.setattr(hub_module, "SLOWEST", 1 << 30)
+    with pytest.raises(CheckpointError, match="takes more than"):
+        open_checkpoint(REPO)
+    with pytest.raises(CheckpointError, match="sends less than"):
+        checkpoint.read(KEY)
+
+
 def test_redirects_without_end_end(hub):
     hub.answers["tree"] = b"", {"Location": "?again"}
     with pytest.raises(CheckpointError, match=r"cannot be listed.*TooManyRedirects"):

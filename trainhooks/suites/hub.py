@@ -17,6 +17,7 @@ from typing import Any
 from urllib.parse import quote
 
 from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.deadline import OverdueError, within
 from trainhooks.suites.hub_answers import RETRY_STATUS, TIMEOUT_SECONDS, hub_pages, transport_errors
 from trainhooks.suites.ranges import WritableBytes, check_range
 from trainhooks.suites.sizes import MOST_SIZE
@@ -78,7 +79,7 @@ class HubFile:
                 wait *= 2
                 progress.asked_wait = 0.0
             try:
-                failure = self._request(progress)
+                failure = self._in_time(progress)
             except transport_errors() as error:
                 failure = f"{type(error).__name__}: {error}"
             except (CheckpointError, KeyboardInterrupt):
@@ -91,6 +92,13 @@ class HubFile:
                 f"{self.name}: bytes {start} to {stop} did not come in {RETRIES + 1} tries: {failure}."
             )
         return progress.buffer
+
+    def _in_time(self, progress: _Progress) -> str:
+        """`_request`, given up where the hub drips."""
+        try:
+            return within(MOST_SECONDS + progress.missing / SLOWEST, lambda: self._request(progress))
+        except OverdueError:
+            raise CheckpointError(f"{self.name}: the hub sends less than {SLOWEST} bytes a second.") from None
 
     def _request(self, progress: _Progress) -> str:
         """Fetch what is missing; returns why it is still missing, "" when it is not."""
@@ -108,11 +116,8 @@ class HubFile:
                     progress.asked_wait = _asked_wait(response)
                     return f"the server answers {response.status_code}"
                 self._check(response, expected=f"bytes {first}-{last}/{self.size}")
-                deadline = time.monotonic() + MOST_SECONDS + (last - first) / SLOWEST
                 for chunk in response.iter_raw(CHUNK_BYTES):
                     progress.take(chunk, name=self.name)
-                    if time.monotonic() > deadline:
-                        raise CheckpointError(f"{self.name}: the hub sends less than {SLOWEST} bytes a second.")
         except OfflineModeIsEnabled as error:
             raise CheckpointError(f"{self.name} lies at a hub and offline mode is on: unset HF_HUB_OFFLINE.") from error
         return f"the answer ended {progress.missing} bytes short" if progress.missing else ""

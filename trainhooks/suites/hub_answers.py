@@ -14,11 +14,13 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from trainhooks.suites.base import CheckpointError
+from trainhooks.suites.deadline import OverdueError, within
 from trainhooks.suites.ranges import load_json
 
 MOST_BYTES = 64 << 20  # of one answer
 MOST_PAGES = 1_000
 TOTAL_SECONDS = 180.0  # of one listing, its waits and pages together
+ANSWER_SECONDS = 60.0  # of one answer, however little it sends at a time
 TIMEOUT_SECONDS = 20.0  # without a byte
 RETRIES = 4
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
@@ -27,8 +29,8 @@ RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 def hub_pages(url: str) -> Iterator[Any]:
     """The JSON of an address and of the pages that follow it.
 
-    Raises CheckpointError for any answer but 200, what is no JSON, more than 64 MB, 1,000 pages or three minutes, and
-    for a next page at another host.
+    Raises CheckpointError for any answer but 200, what is no JSON, more than 64 MB, 1,000 pages, a minute for one
+    answer or three for all, and for a next page at another host.
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     following = url
@@ -67,6 +69,19 @@ class _PassingError(Exception):
 
 
 def _asked(url: str, deadline: float) -> tuple[Any, str | None]:
+    seconds = min(ANSWER_SECONDS, deadline - time.monotonic())
+    try:
+        text, following = within(seconds, lambda: _fetched(url))
+    except OverdueError:
+        raise CheckpointError(f"the hub's answer takes more than {max(0.0, seconds):.0f} s.") from None
+    try:
+        return load_json(text), following
+    except ValueError as error:
+        raise CheckpointError(f"the hub's answer is no JSON that is read: {str(error)[:200]}.") from error
+
+
+def _fetched(url: str) -> tuple[bytes, str | None]:
+    """An answer's body, and the address of the page after it."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import build_hf_headers, get_session
 
@@ -76,8 +91,8 @@ def _asked(url: str, deadline: float) -> tuple[Any, str | None]:
             "GET", url, headers=headers, timeout=TIMEOUT_SECONDS, follow_redirects=True
         ) as response:
             _check(response)
-            text = _body(response, deadline)
             following = response.links.get("next", {}).get("url")
+            return _body(response), following if isinstance(following, str) else None
     except (CheckpointError, _PassingError):
         raise
     except OfflineModeIsEnabled as error:
@@ -87,10 +102,6 @@ def _asked(url: str, deadline: float) -> tuple[Any, str | None]:
         if isinstance(error, transport_errors()):
             raise _PassingError(told) from error
         raise CheckpointError(f"the hub's answer cannot be read: {told}") from error
-    try:
-        return load_json(text), following if isinstance(following, str) else None
-    except ValueError as error:
-        raise CheckpointError(f"the hub's answer is no JSON that is read: {str(error)[:200]}.") from error
 
 
 def _check(response: Any) -> None:
@@ -106,14 +117,12 @@ def _check(response: Any) -> None:
         )
 
 
-def _body(response: Any, deadline: float) -> bytes:
+def _body(response: Any) -> bytes:
     held = bytearray()
     for block in response.iter_bytes(1 << 16):
         held += block
         if len(held) > MOST_BYTES:
             raise CheckpointError(f"the hub's answer has more than {MOST_BYTES >> 20} MiB.")
-        if time.monotonic() > deadline:
-            raise CheckpointError(f"the hub's answer takes more than {TOTAL_SECONDS:.0f} s.")
     return bytes(held)
 
 
