@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from faults_claims import CLAIMS, measure
 from faults_readers import MAKERS, REFUSED, mutate_file
 from faults_stores import SEALED, USES, mutate, stores
 
@@ -132,6 +133,18 @@ def fuzz(name: str, mutations: int, *, seed: int, folder: Path) -> tuple[collect
     return outcomes, wrong
 
 
+def claims(part: str, parent: str | None) -> int:
+    """Print a line for each file that claims much: bytes, outcome, seconds, peak; 1 where one is beyond its bounds."""
+    print("| what | MB on disk | outcome | seconds | peak GB |\n|---|---:|---|---:|---:|")
+    bad = 0
+    for name in (name for name in CLAIMS if part in name):
+        with tempfile.TemporaryDirectory(dir=parent) as folder:
+            line, fine = measure(name, Path(folder))
+        print(line + ("" if fine else " BEYOND"), flush=True)
+        bad |= not fine
+    return bad
+
+
 def main() -> int:
     """Print a line a target, and what was wrong; 1 where anything was."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -139,7 +152,12 @@ def main() -> int:
     parser.add_argument("--target", choices=[*TARGETS], action="append")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--folder", help="where the files are made; one in memory is quick")
+    parser.add_argument(
+        "--claims", nargs="?", const="", help="measure files that claim much, those with this in their name"
+    )
     given = parser.parse_args()
+    if given.claims is not None:
+        return claims(given.claims, given.folder)
     warnings.simplefilter("ignore")
     bad = 0
     for target in given.target or TARGETS:
