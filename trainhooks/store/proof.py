@@ -108,7 +108,7 @@ class Proof:
         opened = []
         for entry in entries:
             try:
-                record = JournalRecord.open(self.store.place, entry)
+                record = JournalRecord.open(self.store.place, entry, self.root.layout)
                 _ = record.names
             except (FileNotFoundError, StoreError):
                 break
