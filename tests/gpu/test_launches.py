@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAUNCHES = {12: 1_180, 48: 1_200}  # by layers, at most
-SNAPSHOT_AND_PROBE = 800
+LAUNCHES = {12: 940, 48: 960}  # by layers, at most
+SNAPSHOT_AND_PROBE = 560
 HEAD = 4 * 50304 * 64
 
 

@@ -6,9 +6,13 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+HOSTS = ("cpu",)
+
 
 def average_ranks(values: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch row"]:
     """Ranks 1 ... rows along the last axis, in float64; ties get the mean of their ranks, NaN stays NaN."""
+    if values.device.type not in HOSTS:
+        return _searched_ranks(values)
     ordered, order = values.sort(dim=-1)
     position = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
     starts = torch.ones_like(ordered, dtype=torch.bool)
@@ -19,6 +23,16 @@ def average_ranks(values: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch 
     ranks = torch.empty_like(values, dtype=torch.float64)
     ranks.scatter_(-1, order, (first + last).double() / 2 + 1)
     return ranks.masked_fill(values.isnan(), torch.nan)
+
+
+def _searched_ranks(values: Tensor) -> Tensor:
+    """The same in fewer operations, for a device; a search takes longer than a scatter on the host."""
+    lost = values.isnan()
+    values = values.masked_fill(lost, torch.inf)  # a search must not meet NaN
+    ordered = values.sort(dim=-1).values
+    below = torch.searchsorted(ordered, values)
+    ranks = torch.searchsorted(ordered, values, right=True).add_(below).double().add_(1).mul_(0.5)
+    return ranks.masked_fill_(lost, torch.nan)
 
 
 def pearson(
@@ -34,18 +48,12 @@ def pearson(
     """
     w = torch.ones_like(a[..., 0, :] if a.ndim > 1 else a, dtype=torch.float64) if weights is None else weights
     total = w.sum(-1, keepdim=True)
-    a, a_square = _centred(a.double(), w, total)
-    b, b_square = _centred(b.double(), w, total)
-    scale = a_square.sqrt() * b_square.sqrt()
-    return ((w * a * b).sum(-1) / scale).where(scale > 0, torch.nan).clamp(-1, 1)
-
-
-def _centred(a: Tensor, w: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """The values about their weighted mean and their sum of squares, 0 where they are constant but for rounding."""
-    mean = (w * a).sum(-1, keepdim=True) / total
-    a = a - mean
-    square = (w * a.square()).sum(-1)
-    return a, square * (square > rounding_square(mean, total).squeeze(-1))
+    both = torch.stack([a, b]).double()
+    both = both - (mean := (w * both).sum(-1, keepdim=True) / total)
+    square = (w * both.square()).sum(-1)
+    # 0 where a side is constant but for rounding
+    scale = (square * (square > rounding_square(mean, total)[..., 0])).sqrt().prod(0)
+    return ((w * both[0] * both[1]).sum(-1) / scale).masked_fill(scale <= 0, torch.nan).clamp_(-1, 1)
 
 
 def rounding_square(mean: Tensor, weight: Tensor, *, eps: float = 2.0**-52) -> Tensor:
@@ -65,5 +73,5 @@ def spearman(
     """
     if keep is None:
         return pearson(average_ranks(a), average_ranks(b))
-    a, b = a.masked_fill(~keep, torch.inf), b.masked_fill(~keep, torch.inf)
-    return pearson(average_ranks(a), average_ranks(b), weights=keep.double())
+    ranks = average_ranks(torch.stack([a, b]).masked_fill(~keep, torch.inf))
+    return pearson(ranks[0], ranks[1], weights=keep.double())

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
@@ -17,6 +17,11 @@ from trainhooks.probe.sums import ProbeSums, centred_sums
 
 BLOCK_ELEMENTS = 3_200_000
 """Elements gathered at once, 13 MB in float32: fewer make more additions, more leave the caches."""
+
+HOSTS = ("cpu",)
+LINE_ELEMENTS = 1 << 24
+LINE_ROWS = 1 << 14
+"""On a device: elements gathered at once, 64 MB in float32, and rows of a fold in one product of that precision."""
 
 KEPT_BYTES = 1 << 25
 MIN_BLOCK_ROWS = 1024
@@ -79,6 +84,34 @@ class Rows:
         return torch.where(real, column + sizes.cumsum(0) - sizes, 0), real
 
     @cached_property
+    def line_ids(self) -> Int64[Tensor, "fold longest"]:
+        """The ids as `table` lays them out."""
+        return self.ids[self.table[0]]
+
+    @cached_property
+    def line_targets(self) -> Float64[Tensor, "fold columns longest"]:
+        """[1, y less its mean] times the weights' roots as `table` lays them out, 0 where it is not real."""
+        at, real = self.table
+        return (self.design[:, at] * real).transpose(0, 1).contiguous()
+
+    @cached_property
+    def design(self) -> Float64[Tensor, "columns row"]:
+        """[1, y less its mean] times the weights' roots, of each row."""
+        z = torch.cat([torch.ones_like(self.y[:, :1]), self.y - self.mean_y], 1).T.contiguous()
+        return z if self.root_weights is None else z * self.root_weights
+
+    @cached_property
+    def mean_y(self) -> Float64[Tensor, "target"]:
+        """The mean of the targets, without weights."""
+        return self.y.mean(0)
+
+    @cached_property
+    def line_places(self) -> Int64[Tensor, "row"]:
+        """Where each row stands among all positions of `table`."""
+        _, real = self.table
+        return real.flatten().nonzero().flatten()
+
+    @cached_property
     def target_ranks(self) -> Float64[Tensor, "target fold longest"]:
         """Average ranks of the targets in each fold as `table` lays them out; what is not real is ranked behind."""
         at, real = self.table
@@ -127,20 +160,48 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     Rows are shifted by a middle row before the product, which keeps float32 good where the mean row is long. A
     row that holds NaN or inf, or whose squared norm overflows `dtype`, adds nothing and is marked.
     """
-    folds, dim = len(rows.fold_sizes), embedding.shape[1]
     shift = _middle_row(embedding, rows.ids, dtype)
-    shift_y = rows.y.mean(0)
-    z = torch.cat([torch.ones_like(rows.y[:, :1]), rows.y - shift_y], 1).T.contiguous()
-    if rows.root_weights is not None:
-        z *= rows.root_weights
+    add = _add_blocks if embedding.device.type in HOSTS else _add_lines
+    added = add(embedding, rows, shift)
+    sums = centred_sums(
+        products_xx=mirrored(added.xx),
+        products_xz=added.zx.mT,
+        products_zz=added.zz,
+        rows=added.rows.double(),
+        shift_x=shift.double(),
+        shift_y=rows.mean_y,
+        eps=torch.finfo(dtype).eps,
+    )
+    return Pass(
+        sums=sums,
+        finite=added.square_norms < torch.inf,
+        square_norms=added.square_norms,
+        shift=shift,
+        rows_less_shift=added.kept,
+    )
+
+
+class _Added(NamedTuple):
+    """Products of shifted rows x and z = [1, shifted y] by fold, and what is known of each row."""
+
+    xx: Float64[Tensor, "fold dim dim"]
+    zx: Float64[Tensor, "fold columns dim"]
+    zz: Float64[Tensor, "fold columns columns"]
+    rows: Int64[Tensor, "fold"]
+    square_norms: Float[Tensor, "row"]
+    kept: Float[Tensor, "row dim"] | None = None
+
+
+def _add_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> _Added:
+    """On the host: blocks of a fold that stay in a cache."""
+    folds, dim, dtype = len(rows.fold_sizes), embedding.shape[1], shift.dtype
+    z = rows.design.clone()
     options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
     xx = torch.zeros(folds, dim, dim, **options)
     zx = torch.zeros(folds, len(z), dim, **options)
     square_norms = torch.empty(len(rows), dtype=dtype, device=embedding.device)
     strips = upper_strips(dim)
-    keeps = (
-        embedding.device.type == "cpu" and rows.root_weights is None and len(rows) * dim * dtype.itemsize <= KEPT_BYTES
-    )
+    keeps = rows.root_weights is None and len(rows) * dim * dtype.itemsize <= KEPT_BYTES
     kept = torch.empty(len(rows), dim, dtype=dtype) if keeps else None
     for fold, where, x in _fold_blocks(embedding, rows, shift, into=kept):
         square_norms[where] = torch.linalg.vector_norm(x, dim=1).square()
@@ -152,18 +213,41 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
         for strip in strips:
             xx[fold, strip, strip.start :] += x[:, strip].T @ x[:, strip.start :]
         zx[fold] += z[:, where].to(dtype) @ x
-    finite = square_norms.isfinite()
-    slices = rows.fold_slices()
-    sums = centred_sums(
-        products_xx=mirrored(xx),
-        products_xz=zx.mT,
-        products_zz=torch.stack([z[:, fold] @ z[:, fold].T for fold in slices]),
-        rows=torch.stack([finite[fold].sum() for fold in slices]).double(),
-        shift_x=shift.double(),
-        shift_y=shift_y,
-        eps=torch.finfo(dtype).eps,
+    finite, slices = square_norms.isfinite(), rows.fold_slices()
+    zz = torch.stack([z[:, fold] @ z[:, fold].T for fold in slices])
+    counts = torch.stack([finite[fold].sum() for fold in slices])
+    return _Added(xx=xx, zx=zx, zz=zz, rows=counts, square_norms=square_norms, kept=kept)
+
+
+def _add_lines(embedding: Tensor, rows: Rows, shift: Tensor) -> _Added:
+    """On a device: all folds at once, a line each, since what costs there is the number of operations."""
+    z, (_, real) = rows.line_targets, rows.table
+    folds, columns, longest = z.shape
+    dim = embedding.shape[1]
+    options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
+    xx = torch.zeros(folds, dim, dim, **options)
+    zx = torch.zeros(folds, columns, dim, **options)
+    norms = torch.empty(folds, longest, dtype=shift.dtype, device=embedding.device)
+    roots = None if rows.root_weights is None else rows.root_weights[rows.table[0]].to(shift.dtype)[..., None]
+    for where, x in _line_blocks(embedding, rows, shift):
+        torch.linalg.vector_norm(x, dim=2, out=norms[:, where])
+        good = (norms[:, where].square() < torch.inf).logical_and_(real[:, where])
+        x.masked_fill_(good.logical_not_()[..., None], 0)
+        if roots is not None:
+            x.mul_(roots[:, where])
+        for strip in upper_strips(dim):
+            xx[:, strip, strip.start :] += x[..., strip].mT @ x[..., strip.start :]
+        zx += z[..., where].to(x.dtype) @ x
+    squares = norms.square()
+    finite = (squares < torch.inf).logical_and_(real)
+    z = z * finite[:, None]
+    return _Added(
+        xx=xx,
+        zx=zx,
+        zz=z @ z.mT,
+        rows=finite.sum(1),
+        square_norms=squares.flatten().index_select(0, rows.line_places),
     )
-    return Pass(sums=sums, finite=finite, square_norms=square_norms, shift=shift, rows_less_shift=kept)
 
 
 def project_rows(
@@ -180,11 +264,16 @@ def project_rows(
     """
     dtype, width = first.shift.dtype, by_fold.shape[2]
     columns = torch.cat([by_fold, for_all.expand(len(by_fold), -1, -1)], 2).mT.to(dtype).contiguous()
-    out = torch.empty(columns.shape[1], len(rows), dtype=torch.float64, device=embedding.device)
-    for fold, where, x in kept_blocks(embedding, rows, first=first):
-        # columns first: three times as fast as x @ columns for so few of them
-        out[:, where] = (columns[fold] @ x.T).double()
-    out = torch.where(first.finite, out, 0).T
+    if embedding.device.type in HOSTS:
+        out = torch.empty(columns.shape[1], len(rows), dtype=torch.float64, device=embedding.device)
+        for fold, where, x in kept_blocks(embedding, rows, first=first):
+            # columns first: three times as fast as x @ columns for so few of them
+            out[:, where] = (columns[fold] @ x.T).double()
+    else:
+        lines = [columns @ x.mT for _, x in _line_blocks(embedding, rows, first.shift)]
+        line = lines[0] if len(lines) == 1 else torch.cat(lines, 2)
+        out = line.transpose(0, 1).flatten(1).index_select(1, rows.line_places).double()
+    out = out.masked_fill_(~first.finite, 0).T
     return out[:, :width], out[:, width:]
 
 
@@ -250,6 +339,14 @@ def _fold_blocks(
     pieces = shifted_blocks(embedding, shifts=[shift], ids=rows.ids, slices=slices)
     for (fold, _), (where, (x,)) in zip(blocks, pieces, strict=True):
         yield fold, where, x
+
+
+def _line_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
+    """Rows less the shift [fold, positions, dim] by blocks of positions; lines that are short repeat their first."""
+    folds, dim = len(rows.fold_sizes), embedding.shape[1]
+    for where in even_slices(0, max(rows.fold_sizes), limit=min(LINE_ROWS, max(1, LINE_ELEMENTS // (folds * dim)))):
+        taken = embedding.index_select(0, rows.line_ids[:, where].flatten())
+        yield where, taken.to(shift.dtype).sub_(shift).view(folds, -1, dim)
 
 
 def _take(matrix: Tensor, ids: Tensor | None, where: slice, *, out: Tensor) -> None:
