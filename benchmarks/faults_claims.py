@@ -39,11 +39,12 @@ STOPPED_SECONDS = 180
 
 
 def tokenizer(folder: Path) -> str:
-    """A tokenizer of words, as a file."""
+    """A tokenizer of bytes, as a file."""
     from tokenizers import Tokenizer, models, pre_tokenizers
 
-    made = Tokenizer(models.WordLevel({"a": 0, "[UNK]": 1}, unk_token="[UNK]"))
-    made.pre_tokenizer = pre_tokenizers.Whitespace()
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE({letter: number for number, letter in enumerate(alphabet)}, []))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.save(str(folder / "tokenizer.json"))
     return str(folder / "tokenizer.json")
 
@@ -118,7 +119,7 @@ def _counts_npy(folder: Path) -> None:
 
 
 def _counts_csv(folder: Path) -> None:
-    """A million lines with numbers of 4,000 digits at their end, cut to 100 MB."""
+    """25,000 lines, each with a number of 4,000 digits."""
     with (folder / "a.csv").open("w") as file:
         file.write("id,count\n")
         for token in range(25_000):
@@ -126,20 +127,20 @@ def _counts_csv(folder: Path) -> None:
 
 
 def _safetensors(folder: Path) -> None:
-    """A header of 2^62 numbers, and one that says it is as long as a file of 2^40 bytes."""
+    """A header of 2^62 numbers."""
     text = json.dumps({"a": {"dtype": "F32", "shape": [1 << 31, 1 << 31], "data_offsets": [0, 1 << 62]}}).encode()
     (folder / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
 
 
 def _header_entries(folder: Path) -> None:
-    """A header of two million tensors without a number."""
+    """A header of 1.5 million tensors without a number."""
     entry = '"dtype":"F32","shape":[0],"data_offsets":[0,0]'
     text = ("{" + ",".join(f'"{n}":{{{entry}}}' for n in range(1_500_000)) + "}").encode()
     (folder / "a.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
 
 
 def _torch_zip(folder: Path) -> None:
-    """A million tensors that share one number."""
+    """300,000 tensors that share one number."""
     one = torch.zeros(1)
     torch.save({str(number): one for number in range(300_000)}, folder / "a.pt")
 

@@ -194,18 +194,18 @@ def stores(folder: Path) -> list[Path]:
     return [make(folder / f"original-{close}", close=close) for close in (True, False)]
 
 
-def wrong_numbers(path: Path, original: Path, *, ended: bool = True) -> str:
+def wrong_numbers(path: Path, original: Path, *, ended: bool = True, short: bool = False) -> str:
     """Which numbers of a store are not those of its original, and which records it lacks without a word; "" for none.
 
     A record that was last in the journal leaves no trace that it was there. Without `ended`, the whole-run numbers are
-    missing again. What is refused is not compared.
+    missing again; with `short`, records may be gone. What is refused is not compared.
     """
     try:
         store, good = open_store(path), open_store(original)
     except StoreError:
         return ""
     lost = sorted(set(range(5)) - set(store.steps.tolist()) - ({4} if good.waiting else set()))
-    said = [f"lacks steps {lost}"] if lost else []
+    said = [f"lacks steps {lost}"] if lost and not short else []
     steps = store.steps.astype(float)
     end = steps if ended and good.complete else np.full(len(steps), np.nan)
     wanted: dict[str, tuple[Callable[[], Any], np.ndarray]] = {
@@ -243,6 +243,11 @@ def _sound(path: Path, original: Path, found: Verified) -> str:
     return wrong_numbers(path, original)
 
 
+def _mended(path: Path, original: Path, done: list[str]) -> str:
+    """What repair made up, or cut off without a line that says so."""
+    return wrong_numbers(path, original, short=any(" is cut to " in line for line in done))
+
+
 def _exported(path: Path, original: Path, done: object) -> str:
     """An exported matrix that is not the store's."""
     out = path.with_name("export.safetensors")
@@ -264,7 +269,7 @@ def _gone_on(path: Path, original: Path, done: object) -> str:
 USES: dict[str, tuple[Callable[[Path], Any], Callable[[Path, Path, Any], str]]] = {
     "open": (read, _same),
     "verify": (verify, _sound),
-    "repair": (repair, _same),
+    "repair": (repair, _mended),
     "resume": (resume, _gone_on),
     "compact": (compact, _same),
     "export": (export, _exported),

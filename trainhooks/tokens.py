@@ -6,6 +6,7 @@ import csv
 import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from trainhooks.array_files import read_arrays
 _MOST_PADDING = 512  # Pythia 12B has 411 rows beyond its ids; a tokenizer of another size differs by more
 _INT64_MAX = 2**63 - 1
 _BLOCK = 1 << 22  # ids a pass: bincount widens its input, so a block bounds the copy at 32 MB
+_MOST_PROBLEMS, _MOST_DIGITS = 1000, 100  # of a table that is read on, and characters of one number
 _MOST_TEXT = 1 << 16  # bytes of a text field
 _SHOWN = 8  # problems of one file that an error spells out
 _NUMBER_FIELDS = ("documents", "tokens_read")
@@ -326,8 +328,10 @@ def _read_csv(path: Path) -> Int64[np.ndarray, " vocab"]:
         if (header := [name.strip() for name in next(reader, [])]) != ["id", "count"]:
             raise ValueError(f"line 1 is {str(header)[:200]}; needed the header id,count.")
         for row in reader:
+            if len(problems) >= _MOST_PROBLEMS:
+                break
             try:
-                token, count = (int(cell) for cell in row)
+                token, count = (int(cell if len(cell) <= _MOST_DIGITS else "") for cell in row)
             except ValueError:
                 problems.append(f"line {reader.line_num}: {str(row)[:80]} is not two whole numbers")
                 continue
@@ -336,8 +340,10 @@ def _read_csv(path: Path) -> Int64[np.ndarray, " vocab"]:
             if not 0 <= count <= _INT64_MAX:
                 problems.append(f"line {reader.line_num}: count {str(count)[:20]} is not in 0 ... {_INT64_MAX}")
             found[token] = count
-    problems += [f"id {token} is missing" for token in range(len(found)) if token not in found]
+    missing = (f"id {token} is missing" for token in range(len(found)) if token not in found)
+    problems += islice(missing, _MOST_PROBLEMS)
     if problems:
-        more = f"; and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
+        least = "at least " if len(problems) >= _MOST_PROBLEMS else ""
+        more = f"; and {least}{len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
         raise ValueError("; ".join(problems[:_SHOWN]) + more + ". Needed each id from 0 up once.")
     return np.array([found[token] for token in range(len(found))], dtype=np.int64)

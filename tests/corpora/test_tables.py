@@ -188,7 +188,7 @@ def test_what_is_no_table(tmp_path):
 
 
 def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainhooks.corpora.tables._VALUES", 100)
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.VALUES", 100)
     ids = [list(range(number, number + 40)) for number in range(9)]
     pq.write_table(pa.table({"input_ids": ids}), tmp_path / "a.parquet")
     sizes, real = [], tables._count_column
@@ -199,8 +199,60 @@ def test_long_rows_are_read_few_at_a_time(tmp_path, monkeypatch):
 
 
 def test_a_row_longer_than_is_held_is_an_error(tmp_path, monkeypatch):
-    monkeypatch.setattr("trainhooks.corpora.tables._MOST_VALUES", 10)
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.MOST_VALUES", 10)
     pq.write_table(pa.table({"input_ids": [list(range(40))]}), tmp_path / "a.parquet")
     (piece,) = table_pieces(tmp_path / "a.parquet", Settings(vocab_size=100))
     with pytest.raises(ValueError, match="at most 10 are read at once"):
+        piece.tally(Settings(vocab_size=100))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_ids_are_widened_a_few_rows_at_a_time(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.VALUES", 100)
+    lists = [[1], [], [2] * 99, [3] * 150, [4] * 60, None, [5] * 60]
+    FORMS[name](tmp_path / name, pa.table({"input_ids": lists}))
+    sizes, real = [], tables._count_lists
+    monkeypatch.setattr(
+        tables, "_count_lists", lambda *of: (sizes.append(sum(map(len, filter(None, of[1].to_pylist())))), real(*of))
+    )
+    (piece,) = table_pieces(tmp_path / name, Settings(vocab_size=100))
+    tally = piece.tally(Settings(vocab_size=100, skip_bad=True))
+    assert tally.counts[:6].tolist() == [0, 1, 99, 150, 60, 60]
+    assert (tally.documents, tally.skipped) == (6, 1)
+    assert max(size for size in sizes if size != 150) <= 100
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_long_row_among_short_ones_is_left_out(tmp_path, monkeypatch, name):
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.MOST_VALUES", 50)
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.VALUES", 50)
+    monkeypatch.setattr("trainhooks.corpora.tables.MOST_VALUES", 50)
+    monkeypatch.setattr(tables, "_SPAN", 1 << 20)
+    lists = [[1], list(range(60)), *[[2]] * 40]
+    FORMS[name](tmp_path / name, pa.table({"input_ids": lists}))
+    (piece,) = table_pieces(tmp_path / name, Settings(vocab_size=100))
+    tally = piece.tally(Settings(vocab_size=100, skip_bad=True))
+    assert (tally.tokens, tally.documents, tally.skipped) == (41, 41, 1)
+    with pytest.raises(ValueError, match="row 1: the row has 60 ids; at most 50 are read"):
+        piece.tally(Settings(vocab_size=100))
+
+
+@pytest.mark.parametrize("name", FORMS)
+def test_a_text_that_stands_in_any_number_of_rows_is_refused(tmp_path, tokenizer, monkeypatch, name):
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.UNQUESTIONED_BYTES", 1 << 14)
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.DENSEST_TEXT", 1)
+    monkeypatch.setattr(tables, "_SPAN", 1 << 20)
+    column = pa.DictionaryArray.from_arrays(pa.array([0] * 1_000, pa.int32()), pa.array(["the cat " * 100]))
+    FORMS[name](tmp_path / name, pa.table({"text": column}))
+    settings = settings_of(tmp_path)
+    (piece,) = table_pieces(tmp_path / name, settings)
+    with pytest.raises(ValueError, match="of text: it was made so, or is damaged"):
+        piece.tally(settings)
+
+
+def test_a_column_of_more_values_than_its_bytes_can_hold_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.MOST_VALUES", 1000)
+    pq.write_table(pa.table({"input_ids": [[0] * 100] * 1000}), tmp_path / "a.parquet")
+    (piece,) = table_pieces(tmp_path / "a.parquet", Settings(vocab_size=100))
+    with pytest.raises(ValueError, match=r"claims 100000 values .* more than that can hold"):
         piece.tally(Settings(vocab_size=100))

@@ -21,16 +21,12 @@ from trainhooks.corpora.base import Piece, Settings, Tally
 from trainhooks.corpora.cutting import BadDocument
 from trainhooks.corpora.documents import DocumentCounter
 from trainhooks.corpora.stamps import checksum, place
+from trainhooks.corpora.table_sizes import MOST_VALUES, Broken, check_text, row_lengths, rows_at_once, runs
 
 PREFIX = "dataset:"
 SUFFIXES = frozenset((".parquet", ".arrow"))
 _TEXT_ROWS, _ID_ROWS = 64, 1024  # read at once: texts may be long, and ids are counted by the batch
-_VALUES, _MOST_VALUES = 1 << 22, 1 << 25  # ids held at once, and those of one row at most
 _SPAN = 64 << 20  # bytes of row groups a piece, compressed
-
-
-class _Broken(Exception):
-    """A file, or the rest of it, cannot be read."""
 
 
 class _NoColumn(ValueError):
@@ -87,14 +83,15 @@ class TablePiece:
         try:
             with _readable(self.path):
                 before, batches = self._open(settings.text_field)
+                texts = _Texts(Path(self.path).name, os.path.getsize(self.path))
                 for column in batches:
-                    _count_column(counter, column, row)
+                    _count_column(counter, column, row, texts)
                     row += len(column)
         except _NoColumn as error:
             if not settings.skip_bad:
                 raise
             counter.bad(row, error)
-        except _Broken as error:
+        except Broken as error:
             counter.bad(row, error)
         return counter.finish()
 
@@ -105,7 +102,10 @@ class TablePiece:
             column = _column(file.schema_arrow, name, self.path)
             before = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
             groups = range(self.start, file.num_row_groups if self.end is None else self.end)
-            size = min(_batch_rows(file.schema_arrow, column), _rows_held(file.metadata, groups, column, self.path))
+            size = min(
+                _batch_rows(file.schema_arrow, column),
+                rows_at_once(file.metadata, groups, column, Path(self.path).name),
+            )
             rows = file.iter_batches(batch_size=size, row_groups=list(groups), columns=[column])
             return before, (batch.column(column) for batch in rows)
         schema, rows = _arrow_batches(self.path)
@@ -141,7 +141,7 @@ class StreamPiece:
                     _count_value(counter, row[name], number)
                 except BadDocument as error:
                     counter.bad(number, error)
-        except _Broken as error:
+        except Broken as error:
             counter.bad(number + 1, error)
         return counter.finish()
 
@@ -153,20 +153,39 @@ class StreamPiece:
         try:
             yield from rows
         except (ValueError, OSError, _datasets().exceptions.DatasetsError) as error:  # Arrow's are ValueErrors
-            raise _Broken(f"the data set cannot be read on ({error})") from error
+            raise Broken(f"the data set cannot be read on ({error})") from error
 
 
-def _count_column(counter: DocumentCounter, column: Any, row: int) -> None:
+@dataclass
+class _Texts:
+    """The bytes of text that came out of a file so far, and the file's own."""
+
+    name: str
+    held: int
+    read: int = 0
+
+    def of(self, column: Any) -> Iterator[bytes | None]:
+        """Each row's bytes; one at a time, since a dictionary's entry may stand in any number of rows."""
+        import pyarrow as pa
+        import pyarrow.types as kind
+        from pyarrow import compute
+
+        for number in range(len(column)):
+            row = column.slice(number, 1)
+            if kind.is_dictionary(row.type):
+                row = row.dictionary_decode()
+            self.read += compute.binary_length(row)[0].as_py() or 0
+            check_text(self.read, self.held, self.name)
+            yield row.cast(pa.large_binary())[0].as_py()
+
+
+def _count_column(counter: DocumentCounter, column: Any, row: int, texts: _Texts) -> None:
     """Counts a batch of a column of text or of lists of integers; `row` is the number of its first row."""
-    import pyarrow as pa
-    import pyarrow.types as kind
-
-    if kind.is_dictionary(column.type):
-        column = column.dictionary_decode()
     if _is_ids(column.type):
-        _count_lists(counter, column, row)
+        for start, part in runs(column):
+            _count_lists(counter, part, row + start)
         return
-    for number, data in enumerate(column.cast(pa.large_binary()).to_pylist(), row):
+    for number, data in enumerate(texts.of(column), row):
         try:
             if data is None:
                 raise BadDocument("the row holds nothing; needed text")
@@ -180,6 +199,10 @@ def _count_column(counter: DocumentCounter, column: Any, row: int) -> None:
 def _count_lists(counter: DocumentCounter, column: Any, row: int) -> None:
     import pyarrow as pa
 
+    lengths = row_lengths(column)
+    if lengths.max() > MOST_VALUES:  # a row by itself
+        counter.bad(row, BadDocument(f"the row has {lengths.max()} ids; at most {MOST_VALUES} are read: split it"))
+        return
     values = column.flatten()  # of the rows in this slice, without those that are null
     if column.null_count or values.null_count:
         for number, value in enumerate(column.to_pylist(), row):
@@ -189,13 +212,7 @@ def _count_lists(counter: DocumentCounter, column: Any, row: int) -> None:
                 counter.bad(number, error)
         return
     ids = values.cast(pa.int64(), safe=False).to_numpy()  # uint64 beyond int64 turns negative, hence is refused
-    ends = np.cumsum(column.value_lengths().to_numpy() if hasattr(column, "value_lengths") else _lengths(column))
-    counter.add_ids(np.split(ids, ends[:-1]), list(range(row, row + len(column))))
-
-
-def _lengths(column: Any) -> np.ndarray:
-    """The lengths of fixed-size lists."""
-    return np.full(len(column), column.type.list_size, dtype=np.int64)
+    counter.add_ids(np.split(ids, np.cumsum(lengths)[:-1]), list(range(row, row + len(column))))
 
 
 def _count_value(counter: DocumentCounter, value: Any, row: int) -> None:
@@ -236,19 +253,6 @@ def _batch_rows(schema: Any, column: str) -> int:
     return _ID_ROWS if _is_ids(schema.field(column).type) else _TEXT_ROWS
 
 
-def _rows_held(metadata: Any, groups: range, column: str, path: str) -> int:
-    """Rows whose values, by what their row groups say, are few enough to be held at once. Raises _Broken for one that
-    is too long."""
-    most = 0.0
-    for group in map(metadata.row_group, groups):
-        for part in map(group.column, range(group.num_columns)):
-            if part.path_in_schema.split(".")[0] == column and group.num_rows > 0:
-                most = max(most, part.num_values / group.num_rows)
-    if most > _MOST_VALUES:
-        raise _Broken(f"{Path(path).name} has rows of {most:.0f} ids; at most {_MOST_VALUES} are read at once")
-    return max(1, int(_VALUES // max(most, 1)))
-
-
 def _is_ids(found: Any) -> bool:
     import pyarrow.types as kind
 
@@ -271,7 +275,7 @@ def _readable(path: str) -> Iterator[None]:
     try:
         yield
     except errors as error:
-        raise _Broken(f"{Path(path).name} is damaged or cut short ({error})") from error
+        raise Broken(f"{Path(path).name} is damaged or cut short ({error})") from error
 
 
 def _parquet_file(path: str) -> Any:
@@ -300,7 +304,7 @@ def _parquet(path: Path, settings: Settings) -> list[Piece]:
     try:
         with _readable(str(path)):
             metadata = _parquet_file(str(path)).metadata
-    except _Broken as error:
+    except Broken as error:
         if not settings.skip_bad:
             raise ValueError(f"{path}: {error}. Fetch the file again, or skip what is bad (skip_bad).") from error
         return [_whole(path)]
