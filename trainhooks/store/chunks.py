@@ -72,6 +72,7 @@ def read_chunk(store: PlaceStore, name: str, metadata: ArrayMetadata, number: in
     except FileNotFoundError:
         raise StoreError(f"{store.place} has lost {key}; `trainhooks verify` says what it held.") from None
     frame = unsealed(content, where=where)
+    del content  # as large as the chunk where its numbers cannot be compressed
     try:
         return np.frombuffer(_NUMBERS.decode(frame), dtype=_dtype(metadata)).reshape(_chunk_shape(metadata))
     except (RuntimeError, ValueError) as error:

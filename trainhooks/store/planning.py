@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
+import numpy as np
+
 from trainhooks.store.layout import Layout
 from trainhooks.store.precision import BFLOAT16_MANTISSA_BITS, FLOAT32_MANTISSA_BITS
-from trainhooks.store.schema import SMALL_CHUNK_BYTES, file_count, inner_rows, required_bytes
+from trainhooks.store.schema import array_specs, file_count, inner_rows, required_bytes
 from trainhooks.store.writing import Writing
 
 # live profile on consecutive steps of real runs (benchmarks/RESULTS.md); how far they will be
@@ -85,6 +88,8 @@ def block_bytes(layout: Layout) -> int:
 
 
 def fold_bytes(layout: Layout, *, threads: int) -> int:
-    """Inner chunks that are encoded ahead, each beside its source, and a chunk of a small array, old and new."""
+    """Inner chunks that are encoded ahead, each beside its source, and the largest other chunk: old, new, encoded."""
     inner = 4 * layout.block * inner_rows(layout) * layout.dim if layout.snapshots else 0
-    return 2 * (2 * threads + 1) * inner + 3 * SMALL_CHUNK_BYTES
+    others = (spec for spec in array_specs(layout) if spec.shards is None and spec.dtype != "string")
+    largest = max(math.prod(spec.chunks) * np.dtype(spec.dtype).itemsize for spec in others)
+    return 2 * (2 * threads + 1) * inner + 3 * largest
