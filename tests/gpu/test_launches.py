@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAUNCHES = {12: 940, 48: 960}  # by layers, at most
-SNAPSHOT_AND_PROBE = 560
+LAUNCHES = {12: 820, 48: 840}  # by layers, at most
+SNAPSHOT_AND_PROBE = 440
 HEAD = 4 * 50304 * 64
 
 

@@ -80,27 +80,29 @@ def fit_row_norms(scored: Scored, rows: Rows) -> RowNormFit:
     finite = scored.row_norms.isfinite()
     keep = (real & finite[at]).double()
     total = keep.sum()
-    x = scored.row_norms.where(finite, 0)[at] * keep
-    y = rows.y[:, 0][at] * keep
-    x, x_noise = _about_mean(x, keep, total)
-    y, y_noise = _about_mean(y, keep, total)
+    x = scored.row_norms.masked_fill(~finite, 0)[at]
+    both, (x_noise, y_noise) = _about_mean(torch.stack([x, rows.line_y[0]]), keep, total)
+    x, y = both
     # sums over all rows but each fold's
-    n, sx, sy, sxx, sxy = (v.sum() - v.sum(1) for v in (keep, x, y, x * x, x * y))
-    spread = sxx - sx.square() / n
-    slope = torch.where(spread > x_noise, (sxy - sx * sy / n) / spread, 0)
-    error = (y - (sy / n + slope * (-sx / n))[:, None] - slope[:, None] * x).square() * keep
-    baseline = (y - (sy / n)[:, None]).square() * keep
+    sums = torch.stack([keep, x, y, x * x, x * y]).sum(2)
+    n, sx, sy, sxx, sxy = sums.sum(1, keepdim=True) - sums
+    mean_x, mean_y = sx / n, sy / n
+    spread = sxx - sx * mean_x
+    slope = ((sxy - sx * mean_y) / spread).masked_fill(~(spread > x_noise), 0)
+    from_mean = y - mean_y[:, None]
+    error = from_mean - slope[:, None] * (x - mean_x[:, None])
+    wrong, apart = (torch.stack([error, from_mean]).square_() * keep).sum((1, 2))
     agreement = spearman_by_fold(rows, scored.row_norms[:, None], finite=finite)[0]
     return RowNormFit(
-        heldout_spearman=(agreement * slope.sign()).where(slope != 0, torch.nan).nanmean(),
-        heldout_r2=(1 - error.sum() / baseline.sum()).where(y.square().sum() > y_noise, torch.nan),
+        heldout_spearman=(agreement * slope.sign()).masked_fill(slope == 0, torch.nan).nanmean(),
+        heldout_r2=(1 - wrong / apart).masked_fill(~(y.square().sum() > y_noise), torch.nan),
     )
 
 
 def _about_mean(values: Tensor, keep: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Values less their mean, 0 where they are not kept, and the sum of squares that rounding that mean can leave."""
-    mean = values.sum() / total
-    return (values - mean) * keep, rounding_square(mean, total)
+    """Values less their mean [value], 0 where they are not kept, and what rounding the mean can leave of squares."""
+    mean = (values * keep).sum((1, 2)) / total
+    return (values - mean[:, None, None]) * keep, rounding_square(mean, total)
 
 
 def token_covariates(token_texts: Sequence[str]) -> Float64[Tensor, "vocab 3"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -9,7 +10,7 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import average_ranks, pearson, spearman
+from trainhooks.probe.ranks import average_ranks, pearson
 from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums
@@ -216,23 +217,20 @@ def _figures(
     fitted: Tensor,
 ) -> ProbeFit:
     weights = finite.double() if rows.root_weights is None else finite * rows.root_weights.square()
-    baseline = _by_row(found.trained_mean, rows)
-    error = weights @ (rows.y - predicted).square()
-    spread = weights @ (rows.y - baseline).square()
+    guesses = torch.stack([predicted, _by_row(found.trained_mean, rows), fitted], 1)
+    residual = (guesses - rows.y[:, None]).square_().flatten(1)
+    error, spread, inside = (weights @ residual).view(3, -1)
     varies = total.varies()
-    square = total.square.where(varies, torch.nan)
     n, k = total.rows, found.rank
-    r2 = 1 - (weights @ (rows.y - fitted).square()) / square
-    at, real = rows.table
-    y, guess = rows.y.T[:, at], predicted.T[:, at]
+    r2 = (1 - inside / total.square).masked_fill_(~varies, torch.nan)
     learnt = found.trained_varies.T  # what a constant target teaches is rounding, and so is what it correlates with
-    by_fold = pearson(y, guess, weights=weights[at] * real), spearman_by_fold(rows, predicted, finite=finite)
-    linear, ranked = (values.where(learnt[: len(values)], torch.nan).nanmean(1) for values in by_fold)
+    by_fold = _agreement_by_fold(rows, predicted, finite=finite)
+    linear, ranked = by_fold.masked_fill_(~learnt, torch.nan).nanmean(-1)
     return ProbeFit(
         r2=r2,
-        adjusted_r2=torch.where(n > k + 1, 1 - (1 - r2) * (n - 1) / (n - 1 - k), torch.nan),
+        adjusted_r2=(1 - (1 - r2) * (n - 1) / (n - 1 - k)).masked_fill_(n <= k + 1, torch.nan),
         null_r2=k / (n - 1),
-        heldout_r2=(1 - error / spread).where(varies, torch.nan),
+        heldout_r2=(1 - error / spread).masked_fill_(~varies, torch.nan),
         heldout_mse=error / total.weight,
         heldout_pearson=linear,
         heldout_spearman=ranked,
@@ -251,12 +249,33 @@ def spearman_by_fold(
 ) -> Float64[Tensor, "target fold"]:
     """Spearman's correlation of the first targets with what is predicted of them, over each fold's finite rows."""
     at, real = rows.table
+    ranks, keep = _ranks_by_fold(rows, predicted.T[:, at], finite=finite)
+    return pearson(*ranks, weights=(real if keep is None else keep).double())
+
+
+def _agreement_by_fold(
+    rows: Rows, predicted: Float64[Tensor, "row target"], *, finite: Bool[Tensor, "row"]
+) -> Float64[Tensor, "2 target fold"]:
+    """Pearson's correlation, weighted, and Spearman's, over each fold's finite rows."""
+    at, real = rows.table
     guess = predicted.T[:, at]
+    ranks, keep = _ranks_by_fold(rows, guess, finite=finite)
+    weights = (real if keep is None else keep).double()
+    if rows.root_weights is not None:
+        weights = torch.stack([weights * rows.root_weights.square()[at], weights])[:, None]
+    return pearson(torch.stack([rows.line_y, ranks[0]]), torch.stack([guess, ranks[1]]), weights=weights)
+
+
+def _ranks_by_fold(
+    rows: Rows, guess: Float64[Tensor, "target fold longest"], *, finite: Bool[Tensor, "row"]
+) -> tuple[Sequence[Tensor], Bool[Tensor, "fold longest"] | None]:
+    """Average ranks of the first targets and of what is guessed, and which rows they are of (None: all real ones)."""
+    at, real = rows.table
     # on a device the question would wait, and ranks are cheap there
     if finite.device.type == "cpu" and finite.numpy().all():
-        guess_ranks = average_ranks(guess.masked_fill(~real, torch.inf))
-        return pearson(rows.target_ranks[: len(guess)], guess_ranks, weights=real.double())
-    return spearman(rows.y.T[: len(guess), at], guess, keep=real & finite[at])
+        return (rows.target_ranks[: len(guess)], average_ranks(guess.masked_fill(~real, torch.inf))), None
+    keep = real & finite[at]
+    return average_ranks(torch.stack([rows.line_y[: len(guess)], guess]).masked_fill_(~keep, torch.inf)).unbind(), keep
 
 
 def squeeze(fit: ProbeFit, *, target: int = 0) -> ProbeFit:

@@ -89,6 +89,11 @@ class Rows:
         return self.ids[self.table[0]]
 
     @cached_property
+    def line_y(self) -> Float64[Tensor, "target fold longest"]:
+        """The targets as `table` lays them out."""
+        return self.y.T[:, self.table[0]]
+
+    @cached_property
     def line_targets(self) -> Float64[Tensor, "fold columns longest"]:
         """[1, y less its mean] times the weights' roots as `table` lays them out, 0 where it is not real."""
         at, real = self.table
@@ -114,8 +119,8 @@ class Rows:
     @cached_property
     def target_ranks(self) -> Float64[Tensor, "target fold longest"]:
         """Average ranks of the targets in each fold as `table` lays them out; what is not real is ranked behind."""
-        at, real = self.table
-        return average_ranks(self.y.T[:, at].masked_fill(~real, torch.inf))
+        _, real = self.table
+        return average_ranks(self.line_y.masked_fill(~real, torch.inf))
 
     def blocks(self, dim: int) -> list[tuple[int, slice]]:
         """(fold, slice) of nearly equal blocks of one fold each, small enough for a cache."""

@@ -49,24 +49,26 @@ def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coeff
     `cholesky_slope`'s `with_rank`.
     """
     slope_of = least_norm_slope if exact else cholesky_slope
-    total, trained = sums.total(), sums.without_each()
-    whole, folds = slope_of(total, with_rank=with_rank), slope_of(trained, with_rank=False)
+    moments = sums.total_and_without_each()
+    found = slope_of(moments, with_rank=with_rank)
+    intercept = _intercept(moments, found.slope)
+    # a target that only the fold has varied leaves the difference of two equal sums
+    varies = moments.varies() & (moments.square > 64 * sums.eps * moments.square[0])
     return Coefficients(
-        slope=whole.slope,
-        intercept=_intercept(total, whole.slope),
-        fold_slope=folds.slope,
-        fold_intercept=_intercept(trained, folds.slope),
-        trained_mean=trained.mean_y,
-        # a target that only the fold has varied leaves the difference of two equal sums
-        trained_varies=trained.varies() & (trained.square > 64 * sums.eps * total.square),
-        rank=whole.rank,
-        pivot=torch.minimum(folds.pivot.min(), whole.pivot),
+        slope=found.slope[0],
+        intercept=intercept[0],
+        fold_slope=found.slope[1:],
+        fold_intercept=intercept[1:],
+        trained_mean=moments.mean_y[1:],
+        trained_varies=varies[1:],
+        rank=found.rank[0],
+        pivot=found.pivot.min(),
     )
 
 
 def _intercept(moments: Moments, slope: Tensor) -> Tensor:
     intercept = moments.mean_y - (moments.mean_x[..., None, :] @ slope)[..., 0, :]
-    return torch.where(moments.rows[..., None] > 0, intercept, torch.nan)
+    return intercept.masked_fill(moments.rows[..., None] <= 0, torch.nan)
 
 
 def usable_columns(moments: Moments) -> Bool[Tensor, "*batch dim"]:
@@ -99,11 +101,11 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
 
     A ridge tau (`tolerance`), above the rounding noise in the matrix's spectrum, keeps the factorisation alive;
     two refinement steps then take it out, up to (tau / (lambda + tau))^3 for an eigenvalue lambda: 1e-6 relative
-    at lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false; not for a batch). NaN
-    where the matrix holds NaN.
+    at lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false; of a batch the first has
+    one). NaN where the matrix holds NaN.
     """
     usable = usable_columns(moments)
-    scale = torch.where(usable, _diagonal(moments.gram).where(usable, 1).rsqrt(), 0)[..., None]
+    scale = _diagonal(moments.gram).rsqrt().masked_fill_(~usable, 0)[..., None]
     correlation = (moments.gram * scale).mul_(scale.mT)
     tau = tolerance(moments)
     _diagonal(correlation).copy_(1 + tau * usable.double())
@@ -111,13 +113,15 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     target = moments.moment * scale
     slope = torch.cholesky_solve(target, factor)
     for _ in range(2):
-        slope = slope + torch.cholesky_solve(target - correlation @ slope + tau * slope, factor)
+        left = (target - correlation @ slope).add_(slope, alpha=tau)
+        slope = slope + torch.cholesky_solve(left, factor)
     rank = torch.zeros_like(moments.rows)
     if with_rank:
-        rank = _rank(torch.cholesky_inverse(factor), tau=tau, usable=usable)
-    solved = info == 0
-    slope = (slope * scale).where(solved[..., None, None], torch.nan)
-    return Slope(slope=slope, rank=rank.where(solved, torch.nan), pivot=_diagonal(factor).amin(-1).square())
+        one = factor.flatten(0, -3)[0] if factor.ndim > 2 else factor
+        rank.view(-1)[0] = _rank(torch.cholesky_inverse(one), tau=tau, usable=usable.view(-1, usable.shape[-1])[0])
+    failed = info != 0
+    slope = (slope * scale).masked_fill_(failed[..., None, None], torch.nan)
+    return Slope(slope=slope, rank=rank.masked_fill_(failed, torch.nan), pivot=_diagonal(factor).amin(-1).square())
 
 
 def _rank(inverse: Tensor, *, tau: float, usable: Tensor) -> Tensor:
@@ -129,8 +133,8 @@ def _rank(inverse: Tensor, *, tau: float, usable: Tensor) -> Tensor:
     """
     g = (tau * inverse).float()  # its eigenvalues are 1 - f, in [0, 1] but for noise: float32 will do
     square = g @ g
-    below = 10 * (square * g).sum() - 15 * (square * square).sum() + 6 * (square * (square @ g)).sum()
-    return (usable.sum() - below.double()).round()
+    step = torch.addmm(g, square, g, beta=10, alpha=6).sub_(square, alpha=15)
+    return (usable.sum() - (step.mul_(square)).sum().double()).round()
 
 
 def tolerance(moments: Moments) -> float:

@@ -157,6 +157,12 @@ class ProbeSums:
             eps=self.eps,
         )
 
+    def total_and_without_each(self) -> Moments:
+        """`total`, then `without_each`: one batch [1 + fold]."""
+        whole, each = self.total(), self.without_each()
+        names = [f.name for f in fields(Moments) if f.name != "eps"]
+        return Moments(**{n: torch.cat([getattr(whole, n)[None], getattr(each, n)]) for n in names}, eps=self.eps)
+
 
 def _noise(mean: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     # squares below the smallest normal number have lost their digits: a spread of 1e-19 in float32
