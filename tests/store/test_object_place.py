@@ -17,6 +17,8 @@ import pytest
 
 from trainhooks.sinks import Record, StoreSink
 from trainhooks.store import Layout, StoreError, StoreWriter, Writing, open_store
+from trainhooks.store.copying import snapshot
+from trainhooks.store.kept import kept_place
 from trainhooks.store.object_place import ObjectPlace
 from trainhooks.store.place import LocalPlace, open_place
 from trainhooks.store.tries import tried_again
@@ -392,3 +394,26 @@ def test_urls_and_paths_are_told_apart(tmp_path):
         open_place("nonsense://bucket")
     with pytest.raises(StoreError, match="outlives its process"):
         open_place("memory://")
+
+
+def test_what_a_cut_takes_is_kept_by_the_server_and_comes_back(url, sparse_run, tmp_path, monkeypatch):
+    writer = StoreWriter(url, sparse_run.layout)
+    sparse_run.append(writer, range(14))
+    writer.abandon()
+    with monkeypatch.context() as patch:
+        patch.setattr("trainhooks.store.kept.MOST_COPIED", 0)  # none of its bytes may pass through here
+        writer = StoreWriter(url, sparse_run.layout, mode="resume", restart_step=5)
+    sparse_run.append(writer, range(6, 8))
+    writer.close()
+    assert verify(url).sound
+    assert "8 records of attempt 0, steps 6 to 13" in open_store(url).kept[0]
+    snapshot(kept_place(url), out=tmp_path / "copy")
+    copy = open_store(tmp_path / "copy")
+    assert verify(tmp_path / "copy").problems == ()
+    assert copy.steps.tolist() == list(range(14))
+    np.testing.assert_array_equal(copy.output_embedding(12), sparse_run.matrix(12))
+    writer = StoreWriter(url, sparse_run.layout, mode="resume", restart_step=7)
+    sparse_run.append(writer, range(8, 16))
+    writer.close()
+    assert open_store(url).kept == []
+    assert not [key for key in ObjectPlace(url).list() if ".kept-" in key]

@@ -53,8 +53,10 @@ def verify(store: str, *, repair: Flag = False, json: Flag = False) -> None:
 
 
 @command
-def snapshot(store: str, *, out: Path) -> None:
+def snapshot(store: str, *, out: Path, kept: Flag = False, attempt: int | None = None) -> None:
     """Copy a store as of its last commit, with its journal, also while a run writes it: a sound backup.
+
+    With --kept, the store as it was before a run went on from an older checkpoint, later records and all.
 
     Parameters
     ----------
@@ -62,11 +64,18 @@ def snapshot(store: str, *, out: Path) -> None:
         Path or URL of a store.
     out
         The new folder; it appears when the copy is whole.
+    kept
+        Copy the records that are kept aside; `inspect` lists them.
+    attempt
+        With --kept: whose records. By default those that reach furthest.
     """
     from trainhooks.store import open_store
     from trainhooks.store.copying import snapshot as copy_store
+    from trainhooks.store.kept import kept_place
 
-    copy_store(store, out=out)
+    if attempt is not None and not kept:
+        raise ValueError(f"--attempt {attempt} chooses among the records that are kept aside; give --kept with it.")
+    copy_store(kept_place(store, attempt) if kept else store, out=out)
     copied = open_store(out)
     last = f"last step {copied.steps[-1]}" if len(copied.steps) else "no record yet"
     say(f"{shown(out)}: {len(copied.steps)} records, {last}, {copied.disk_bytes / 1e6:,.1f} MB")

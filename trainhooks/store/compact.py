@@ -25,6 +25,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.fence import FencedPlace
 from trainhooks.store.integrity import check_files
 from trainhooks.store.journal import drop_cut_short, list_pieces
+from trainhooks.store.kept import hold
 from trainhooks.store.layout import SNAPSHOT, Layout
 from trainhooks.store.lock import Lock
 from trainhooks.store.place import Checksummed, LocalPlace, Place, open_place
@@ -174,6 +175,7 @@ def _replace(store: PlaceStore, root: Root, key: str, shard: Shard, *, profile: 
         store.place.put(NOTE, json.dumps({key: [file.size, f"{file.crc32:08x}"]}).encode())
         return key
 
+    hold(store, root, [key])
     store.put_streamed(key, write)
     return _commit(store, root)
 

@@ -73,9 +73,19 @@ class FencedPlace(Place):
         """See `Place.view`."""
         return self._there(lambda: self._place.view(key))
 
-    def size(self) -> int:
+    def size(self, prefix: str = "") -> int:
         """See `Place.size`."""
-        return self._place.size()
+        return self._place.size(prefix)
+
+    def room(self) -> int | None:
+        """See `Place.room`."""
+        return self._place.room()
+
+    def link(self, key: str, other: str) -> bool:
+        """See `Place.link`."""
+        with self._place.alone():  # in there nobody takes the store over
+            self._check()
+            return self._place.link(key, other)
 
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""

@@ -18,6 +18,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import of_length, write_metadata
 from trainhooks.store.integrity import check_files, chunk_length
 from trainhooks.store.journal import complete_entries, list_pieces
+from trainhooks.store.kept import BRANCH, drop_surplus, keep, settle_branches
 from trainhooks.store.layout import GROUP, SNAPSHOT_STEP, STEP, TOKEN_COUNT, TOKEN_TEXT, Layout, differences
 from trainhooks.store.place import JOURNAL, LOCK, TEMPORARY, LocalPlace, Place, is_url, open_place
 from trainhooks.store.proof import last_chunks, misfits
@@ -112,7 +113,8 @@ def resume(
 
     `recorded` is the last record that the run had made by then; where the store ends before it, the gap is noted.
 
-    The journal's files that are cut no longer count; the caller deletes them.
+    The journal's files that are cut no longer count; the caller deletes them. The records that they and the arrays
+    lose are kept aside before the cut is committed, see `trainhooks.store.kept`.
 
     Raises StoreError where there is no store, or its layout is another one (every difference is listed).
     """
@@ -130,7 +132,8 @@ def resume(
     for key in [key for key, why in suspect.items() if why == "proven"]:
         store.relist(key)
         del suspect[key]
-    root = _cut(root, layout, store, restart_step=restart_step, recorded=recorded)
+    before, listed = root, dict(store.files)
+    root, lost = _cut(root, layout, store, restart_step=restart_step, recorded=recorded)
     drop_beyond(store, root)
     left = [f"{key} is {why}" for key, why in suspect.items() if key in store.files]
     if left:
@@ -139,7 +142,11 @@ def resume(
             + "\n- ".join(left)
             + "\n`trainhooks verify --repair` cuts stale chunks away; or go on from a step before them."
         )
+    branches = settle_branches(place, before)
+    if lost:
+        keep(PlaceStore(place, files=listed), before, root, lost, branches)
     root, _ = commit(place, root, store.files)
+    drop_surplus(place, root)
     make_as_committed(store, root)
     root, _ = commit(place, root, store.files)
     drop_manifests(place, but=root.manifest)
@@ -185,7 +192,10 @@ def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
     return read_rows(store, name, root.arrays[name])
 
 
-def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None, recorded: int | None) -> Root:
+def _cut(
+    root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None, recorded: int | None
+) -> tuple[Root, list[int]]:
+    """The root after the cut, not committed yet, and the steps of the records that go."""
     last = np.inf if restart_step is None else restart_step
     steps = folded_steps(store, root, STEP)
     records = int((steps <= last).sum())
@@ -194,6 +204,7 @@ def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | N
     folded = int(max(steps, default=-1))
     entries = complete_entries(list_pieces(store.place), root.restarts, (folded, int(max(snapshot_steps, default=-1))))
     kept = [entry.step for entry in entries if folded < entry.step <= last]
+    lost = sorted({int(step) for step in steps[records:]} | {entry.step for entry in entries if entry.step > last})
     waiting = len(kept)
     end = max([*(int(step) for step in steps[:records][-1:]), *kept], default=None)
     before, now = root.provenance, layout.provenance
@@ -208,7 +219,8 @@ def _cut(root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | N
     if recorded is not None and (end is None or end < recorded):
         gaps = (*gaps, Gap(restart.attempt, end, recorded))
     restarts = (*root.restarts, restart)
-    return replace(root, attempt=restart.attempt, restarts=restarts, gaps=gaps, complete=False, arrays=arrays)
+    cut = replace(root, attempt=restart.attempt, restarts=restarts, gaps=gaps, complete=False, arrays=arrays)
+    return cut, lost
 
 
 def _gaps_before(gaps: tuple[Gap, ...], step: int | None) -> tuple[Gap, ...]:
@@ -236,9 +248,9 @@ def is_taken(place: Place, *, overwrite: bool) -> bool:
 
 
 def _remove_contents(place: Place, *, but: str) -> None:
-    """Delete the arrays, the journal and the manifests but one; other files stay."""
+    """Delete the arrays, the journal, what was kept aside, and the manifests but one; other files stay."""
     for name in list(place.children()):
-        ours = name in (JOURNAL, NOTE) or (MANIFEST.fullmatch(name) and name != but)
+        ours = name in (JOURNAL, NOTE) or BRANCH.fullmatch(name) or (MANIFEST.fullmatch(name) and name != but)
         if ours or place.exists(f"{name}/{METADATA}"):
             place.delete(name)
 

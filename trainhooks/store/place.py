@@ -94,8 +94,16 @@ class Place(ABC):
         """A whole file, mapped where the medium can; it stays readable when the file is deleted or replaced."""
 
     @abstractmethod
-    def size(self) -> int:
-        """Bytes of all files; those that go meanwhile do not count."""
+    def size(self, prefix: str = "") -> int:
+        """Bytes of all files below the folder `prefix`; those that go meanwhile do not count."""
+
+    def room(self) -> int | None:
+        """Bytes that are free; None where the medium knows no end."""
+        return None
+
+    @abstractmethod
+    def link(self, key: str, other: str) -> bool:
+        """Give a file a second key, without its bytes passing through here; False where the medium cannot."""
 
     @abstractmethod
     def exists(self, key: str) -> bool:
@@ -245,13 +253,30 @@ class LocalPlace(Place):
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
-    def size(self) -> int:
+    def size(self, prefix: str = "") -> int:
         """See `Place.size`."""
         total = 0
-        for key in self.list():
+        for key in self.list(prefix):
             with suppress(FileNotFoundError):
                 total += (self.path / key).lstat().st_size
         return total
+
+    def room(self) -> int | None:
+        """See `Place.room`."""
+        return shutil.disk_usage(self.path).free
+
+    def link(self, key: str, other: str) -> bool:
+        """See `Place.link`: a hard link; no file of a store is ever changed in place."""
+        target = self._inside(other)
+        made = self._make_folder(target.parent)
+        try:
+            os.link(self._inside(key), target, follow_symlinks=False)
+        except FileNotFoundError:
+            raise
+        except OSError:  # this file system has none, or no more of them for this file
+            return False
+        self._unsynced |= {target.parent, *(folder.parent for folder in made)}
+        return True
 
     def make(self) -> None:
         """See `Place.make`."""

@@ -18,6 +18,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.fold import stacked
 from trainhooks.store.integrity import check_claims, check_files
 from trainhooks.store.journal import JournalPiece, JournalRecord, check_chain, complete_entries, list_pieces
+from trainhooks.store.kept import kept_branches
 from trainhooks.store.layout import (
     GROUP,
     LABEL_COUNTS,
@@ -197,6 +198,12 @@ class Store:
     def attributes(self) -> dict[str, Any]:
         """The provenance that the run gave."""
         return dict(self._root.provenance)
+
+    @property
+    def kept(self) -> list[str]:
+        """What cuts took from the store and is kept aside until the run has come past it: a line each."""
+        place = self._zarr.place
+        return [f"{branch}. {branch.remedy(place)}" for branch in kept_branches(place, self._root)]
 
     @property
     def restarts(self) -> list[dict[str, Any]]:

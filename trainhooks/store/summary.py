@@ -53,6 +53,7 @@ def summarize(store: Store, *, variables: Sequence[Variable]) -> dict[str, Any]:
         "raw_bytes": raw,
         "restarts": store.restarts,
         "gaps": store.gaps,
+        "kept": store.kept,
         "variables": about,
         "provenance": store.attributes,
     }

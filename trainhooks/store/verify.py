@@ -13,6 +13,7 @@ from trainhooks.store.compact import NOTE, replacing
 from trainhooks.store.errors import StoreError
 from trainhooks.store.integrity import Files, check_claims, fits, metadata_damaged, unlisted_chunks
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
+from trainhooks.store.kept import kept_branches
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.lock import holder_of
 from trainhooks.store.place import JOURNAL, TEMPORARY, Place, open_place
@@ -133,6 +134,8 @@ class _Look:
             self._note(".lock", f"{self.holder} writes this store", "Look again when it has ended")
         for gap in self.root.gaps:
             self._note(METADATA, str(gap), "Nothing else is missing; a run from an older checkpoint makes them again")
+        for branch in kept_branches(self.place, self.root):
+            self._note(branch.name, str(branch), branch.remedy(self.place))
         try:
             check_claims(self.place, self.root, waiting=len(self._pieces))
         except StoreError as error:

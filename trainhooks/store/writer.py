@@ -25,6 +25,7 @@ from trainhooks.store.journal import (
     list_pieces,
     write_piece,
 )
+from trainhooks.store.kept import drop_passed, kept_branches
 from trainhooks.store.labour import Labour
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.lock import Lock
@@ -64,7 +65,7 @@ class StoreWriter:
         layout: Layout,
         *,
         mode: str = "create",
-        restart_step: int | None = None,
+        restart_step: int | np.integer | None = None,
         recorded: int | None = None,
         durability: str = "process",
         pieces: int = 1,
@@ -74,8 +75,8 @@ class StoreWriter:
             raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
         if restart_step is not None and mode != "resume":
             raise ValueError(f'restart_step={restart_step} needs mode="resume", got mode={mode!r}.')
-        if restart_step is not None and restart_step < 0:
-            raise ValueError(f"got restart_step={restart_step}; steps are 0 or more. Nothing was changed.")
+        if restart_step is not None:
+            restart_step = _whole_step(restart_step)
         if min(pieces, threads) < 1:
             raise ValueError(f"got pieces={pieces} and threads={threads}; both must be 1 or more.")
         self.place: Place = open_place(path, durability=durability)
@@ -117,6 +118,7 @@ class StoreWriter:
             self._take_up(self._whole_entries())
             clean(self.place, keep=tuple(self._pending.values()))
             self._last = max([self._folded_step, *(entry.step for entry in self._pending.values())])
+            self._kept = kept_branches(self.place, self._root) if mode == "resume" else []
             self.fold()
         except BaseException:
             self._lock.release()
@@ -234,6 +236,8 @@ class StoreWriter:
         self._folded_step = max([self._folded_step, *(entry.step for entry in unfolded)])
         self._folded_snapshot = max([self._folded_snapshot, *(entry.step for entry in waiting)])
         self._forget(pending)
+        if self._kept:
+            self._kept = drop_passed(self.place, self._kept, reached=self._folded_step)
 
     def _fold(self, unfolded: Sequence[Entry], waiting: Sequence[Entry]) -> None:
         grown: dict[str, dict[str, Any]] = {}
@@ -357,3 +361,10 @@ class StoreWriter:
                 f"cannot {action} the store {self.place}: {error}. Check that the folder is writable and the disk "
                 "has room; acknowledged records are safe in the store."
             ) from error
+
+
+def _whole_step(step: int | np.integer) -> int:
+    whole = int(operator.index(step))
+    if not 0 <= whole < 1 << 63:
+        raise ValueError(f"got restart_step={step!r}; steps are 0 or more and below 2^63. Nothing was changed.")
+    return whole
