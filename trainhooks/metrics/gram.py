@@ -15,7 +15,8 @@ from trainhooks.probe.products import exact_products, mirrored, upper_strips
 from trainhooks.probe.rows import even_slices, shifted_blocks
 
 HOST_BLOCK = 1024  # rows that stay in a core's cache: 1,024 took a quarter of the time of 8,192
-DEVICE_BLOCK = 16384
+DEVICE_BLOCK = 16384  # rows in one product
+DEVICE_ELEMENTS = 1 << 24  # more rows at once where they are short: what counts is the number of operations
 FLUSH_ROWS = 4096
 """Rows whose products are added up in float32 before they join the float64 sum: a d x d addition costs time too."""
 
@@ -64,16 +65,19 @@ class ProductSum:
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add A'B of one block."""
-        self._part.addmm_(a.T, b)
-        self._rows += len(a)
-        if self._rows >= FLUSH_ROWS:
-            self._flush()
+        for part in even_slices(0, len(a), limit=DEVICE_BLOCK):
+            self._part.addmm_(a[part].T, b[part])
+            self._count(part)
 
     def add_square(self, a: Tensor) -> None:
         """Add A'A of one block, the upper triangle alone: use `square_total`."""
-        for strip in upper_strips(a.shape[1]):
-            self._part[strip, strip.start :].addmm_(a[:, strip].T, a[:, strip.start :])
-        self._rows += len(a)
+        for part in even_slices(0, len(a), limit=DEVICE_BLOCK):
+            for strip in upper_strips(a.shape[1]):
+                self._part[strip, strip.start :].addmm_(a[part, strip].T, a[part, strip.start :])
+            self._count(part)
+
+    def _count(self, part: slice) -> None:
+        self._rows += part.stop - part.start
         if self._rows >= FLUSH_ROWS:
             self._flush()
 
@@ -116,7 +120,8 @@ def kept_ids(
 
 def row_slices(rows: Tensor, *, ids: Tensor | None) -> list[slice]:
     """The blocks of rows, or of `ids`, that are worked on at once."""
-    limit = HOST_BLOCK if rows.device.type == "cpu" else DEVICE_BLOCK
+    on_device = max(DEVICE_BLOCK, DEVICE_ELEMENTS // max(1, rows.shape[1]))
+    limit = HOST_BLOCK if rows.device.type == "cpu" else on_device
     return even_slices(0, len(rows) if ids is None else len(ids), limit=limit)
 
 

@@ -32,10 +32,11 @@ def linear_cka(
 
 def cka_from_grams(grams: CrossGrams, *, debiased: bool = True) -> Float[Tensor, ""]:
     """Linear CKA from sums; see `linear_cka`."""
-    energies = [grams.xy.square().sum(), grams.xx.square().sum(), grams.yy.square().sum()]
+    energies = torch.stack([grams.xy.square().sum(), grams.xx.square().sum(), grams.yy.square().sum()])
     if debiased:
         traces = [(grams.k, grams.l, grams.kl), (grams.k, grams.k, grams.kk), (grams.l, grams.l, grams.ll)]
-        energies = [_unbiased(e, *t, grams.count) for e, t in zip(energies, traces, strict=True)]
+        k, l, kl = map(torch.stack, zip(*traces, strict=True))  # noqa: E741
+        energies = _unbiased(energies, k, l, kl, grams.count)
     cross, self_x, self_y = energies
     defined = (self_x > 0) & (self_y > 0) & ((grams.count >= 4) | (not debiased))
     cka = cross / (self_x.clamp(min=0).sqrt() * self_y.clamp(min=0).sqrt())
@@ -88,12 +89,12 @@ def subspace_overlap(
 
 
 def _unbiased(
-    energy: Float[Tensor, ""],
-    k: Float[Tensor, ""],
-    l: Float[Tensor, ""],  # noqa: E741
-    kl: Float[Tensor, ""],
+    energy: Float[Tensor, "pair"],
+    k: Float[Tensor, "pair"],
+    l: Float[Tensor, "pair"],  # noqa: E741
+    kl: Float[Tensor, "pair"],
     n: Float[Tensor, ""],
-) -> Float[Tensor, ""]:
+) -> Float[Tensor, "pair"]:
     """n (n - 3) times the unbiased HSIC of two centred linear kernels, whose diagonals are k and l.
 
     Song's three terms with the diagonals removed. Centring does not change it (a shift of all rows adds a_i + a_j to

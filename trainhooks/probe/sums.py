@@ -137,8 +137,11 @@ class ProbeSums:
             eps=self.eps,
         )
 
-    def without_each(self) -> Moments:
-        """`without` of every fold at once, a batch [fold]: few large operations where a loop makes many small ones."""
+    def without_each(self, *, out: Float64[Tensor, "fold dim dim"] | None = None) -> Moments:
+        """`without` of every fold at once, a batch [fold]: few large operations where a loop makes many small ones.
+
+        The Gram matrices are written into `out` where it is given.
+        """
         whole = self.total()
         weight = (whole.weight - self.weight) * (self.rows.sum() > self.rows)
         x, y = self.mean_x - whole.mean_x, self.mean_y - whole.mean_y
@@ -150,7 +153,7 @@ class ProbeSums:
             rows=whole.rows - self.rows,
             mean_x=whole.mean_x - share * x,
             mean_y=whole.mean_y - share * y,
-            gram=(whole.gram - self.gram).baddbmm_(scaled, x[:, None, :], alpha=-1),
+            gram=torch.sub(whole.gram, self.gram, out=out).baddbmm_(scaled, x[:, None, :], alpha=-1),
             moment=whole.moment - self.moment - scaled * y[:, None, :],
             square=whole.square - self.square - between * y.square(),
             noise=whole.noise.maximum(64 * self.eps * whole.gram.diagonal()).expand_as(x),
@@ -159,9 +162,13 @@ class ProbeSums:
 
     def total_and_without_each(self) -> Moments:
         """`total`, then `without_each`: one batch [1 + fold]."""
-        whole, each = self.total(), self.without_each()
-        names = [f.name for f in fields(Moments) if f.name != "eps"]
-        return Moments(**{n: torch.cat([getattr(whole, n)[None], getattr(each, n)]) for n in names}, eps=self.eps)
+        whole = self.total()
+        gram = torch.empty(1 + self.folds, *whole.gram.shape, dtype=whole.gram.dtype, device=whole.gram.device)
+        gram[0] = whole.gram
+        each = self.without_each(out=gram[1:])
+        names = [f.name for f in fields(Moments) if f.name not in ("eps", "gram")]
+        joined = {n: torch.cat([getattr(whole, n)[None], getattr(each, n)]) for n in names}
+        return Moments(**joined, gram=gram, eps=self.eps)
 
 
 def _noise(mean: Tensor, weight: Tensor, *, eps: float) -> Tensor:
