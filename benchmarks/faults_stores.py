@@ -174,7 +174,8 @@ def resume(path: Path) -> None:
     try:
         first = (-1 if writer.last_step is None else writer.last_step) + 1
         for step in range(first, first + 3):
-            writer.append(step, {"loss": step}, snapshot=np.full((6, 2), step, np.float32))
+            sketch = np.full((1, 2), step, np.float32)
+            writer.append(step, {"loss": step}, snapshot=np.full((6, 2), step, np.float32), sketch=sketch)
         writer.close()
     finally:
         writer.abandon()
@@ -211,7 +212,7 @@ def wrong_numbers(path: Path, original: Path, *, ended: bool = True, short: bool
     wanted: dict[str, tuple[Callable[[], Any], np.ndarray]] = {
         "loss": (lambda: store["loss"], steps),
         "end": (lambda: store["end"], end),
-        "sketch": (lambda: store.sketch[: 5 if len(steps) > 5 else None, 0, 0], steps[:5]),
+        "sketch": (lambda: store.sketch[:, 0, 0], steps),
         "token_count": (lambda: store.token_counts, np.arange(6)),
         "snapshots": (lambda: _matrices(store)[:, 5, 1], store.snapshot_steps),
         "path": (lambda: store.token_path(3)[:, 0], store.snapshot_steps),
