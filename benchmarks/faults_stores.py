@@ -99,19 +99,24 @@ def _other_json(path: Path, file: Path, content: bytes, rng: random.Random) -> s
     if file == path / "zarr.json":
         file.write_bytes(seal(json.loads(text)))
         return f"{SEALED} json"
+    if file.parent == path and reseal_manifest(path, file, text):
+        return f"{SEALED} json"
+    file.write_bytes(text)
+    return "json"
+
+
+def reseal_manifest(path: Path, file: Path, text: bytes) -> bool:
+    """Put another manifest in the place of `file`, and have the root name it; False where there is no such root."""
     name = f".manifest-{zlib.crc32(text):08x}.json"
     try:
         root = json.loads((path / "zarr.json").read_bytes())
         root["attributes"]["trainhooks"]["manifest"] = name
-    except (OSError, ValueError, TypeError, KeyError):  # changed before, into no root
-        root = None
-    if file.parent != path or root is None:
-        file.write_bytes(text)
-        return "json"
+    except (OSError, ValueError, TypeError, KeyError):  # changed before
+        return False
     file.unlink()
     (path / name).write_bytes(text)
     (path / "zarr.json").write_bytes(seal(root))
-    return f"{SEALED} json"
+    return True
 
 
 def _changed(document: Any, rng: random.Random) -> object:

@@ -1,17 +1,20 @@
 """Mutated stores and files: a result or an error of this package, never another; and what was found once."""
 
 import json
+import shutil
 import sys
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
+from trainhooks.store.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
 from faults_files import TARGETS, fuzz
-from faults_stores import LAYOUT, make, reseal_piece, wrong_numbers
+from faults_stores import LAYOUT, make, reseal_manifest, reseal_piece, seal, wrong_numbers
 
 
 @pytest.mark.filterwarnings("ignore")  # a mutated file may be warned of
@@ -67,6 +70,30 @@ def test_a_record_that_does_not_fit_the_layout_is_refused(tmp_path, name, other,
     header["x" if other is None else name] = header.pop(name) | (other or {})
     reseal_piece(file, header, content[8 + length :])
     with pytest.raises(StoreError, match=problem):
+        TARGETS[use].use(path)
+
+
+def test_a_text_array_of_another_checksum_is_no_number(tmp_path):
+    path = make(tmp_path / "run.zarr", close=False)
+    root = json.loads((path / "zarr.json").read_bytes())
+    manifest = path / root["attributes"]["trainhooks"]["manifest"]
+    document = json.loads(manifest.read_bytes())
+    document["files"]["group/c/0"][1] = "00000000"
+    assert reseal_manifest(path, manifest, json.dumps(document).encode())
+    assert any("group/c/0" in problem.key for problem in verify(path).problems)
+    for use in ("open", "repair", "resume"):
+        shutil.copytree(path, tmp_path / use)
+        with suppress(StoreError):
+            TARGETS[use].use(tmp_path / use)
+
+
+@pytest.mark.parametrize("use", ["open", "verify", "repair", "resume", "compact"])
+def test_an_array_may_go_without_attributes(tmp_path, use):
+    path = make(tmp_path / "run.zarr", close=False)
+    root = json.loads((path / "zarr.json").read_bytes())
+    del root["consolidated_metadata"]["metadata"]["loss"]["attributes"]
+    (path / "zarr.json").write_bytes(seal(root))
+    with suppress(StoreError):  # some of them say that they cannot
         TARGETS[use].use(path)
 
 

@@ -250,7 +250,11 @@ def _declared_root(document: Mapping[str, Any], declared: Mapping[str, Any]) -> 
         complete=bool(declared["complete"]),
         dropped=_whole(declared["dropped"]),
         manifest=str(declared["manifest"]),
-        arrays=dict(document["consolidated_metadata"]["metadata"]),
+        # Zarr lets an array go without attributes
+        arrays={
+            name: {"attributes": {}, **metadata}
+            for name, metadata in document["consolidated_metadata"]["metadata"].items()
+        },
     )
     if not MANIFEST.fullmatch(root.manifest):
         raise ValueError(f"a manifest is not called {root.manifest!r}")
