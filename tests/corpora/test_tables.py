@@ -179,6 +179,30 @@ def test_streamed_data_sets(tmp_path, tokenizer):
         table_pieces("dataset:name", settings)
 
 
+@pytest.mark.parametrize("rule", RULES, ids=LabelRule.words)
+def test_streamed_parquet(tmp_path, tokenizer, rule, monkeypatch):
+    pytest.importorskip("datasets")
+    folder = tmp_path / "corpus"
+    folder.mkdir()
+    for shard in range(3):
+        parquet(
+            folder / f"train-{shard}.parquet", pa.table({"n": range(20), "text": TEXTS[20 * shard : 20 * shard + 20]})
+        )
+    source, settings = f"dataset:{folder}:train", settings_of(tmp_path, rule=rule)
+    pieces = table_pieces(source, settings)
+    assert len(pieces) == (3 if rule.window is None else 1)
+    same(total(pieces, settings), twin(tokenizer, TEXTS, settings))
+    with pytest.raises(ValueError, match=r"train-0.parquet has the columns n, text; needed 'body'"):
+        total(pieces, settings_of(tmp_path, text_field="body"))
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.MOST_VALUES", 10)
+    monkeypatch.setattr("trainhooks.corpora.table_sizes.DENSEST_VALUES", 0)
+    with pytest.raises(ValueError, match=r"train-0.parquet claims 11 values"):
+        total(pieces, settings)
+    (folder / "train-0.parquet").write_bytes(b"PAR1 and no more")
+    with pytest.raises(ValueError, match="is damaged or cut short"):
+        pieces[0].tally(settings)
+
+
 def test_what_is_no_table(tmp_path):
     assert not is_table(tmp_path)
     with pytest.raises(ValueError, match="is no table"):

@@ -99,15 +99,9 @@ class TablePiece:
         """The number of the first row, and the column in batches."""
         if self.path.lower().endswith(".parquet"):
             file = _parquet_file(self.path)
-            column = _column(file.schema_arrow, name, self.path)
             before = sum(file.metadata.row_group(group).num_rows for group in range(self.start))
             groups = range(self.start, file.num_row_groups if self.end is None else self.end)
-            size = min(
-                _batch_rows(file.schema_arrow, column),
-                rows_at_once(file.metadata, groups, column, Path(self.path).name),
-            )
-            rows = file.iter_batches(batch_size=size, row_groups=list(groups), columns=[column])
-            return before, (batch.column(column) for batch in rows)
+            return before, _parquet_column(file, groups, name, self.path)
         schema, rows = _arrow_batches(self.path)
         column = _column(schema, name, self.path)
         size = _batch_rows(schema, column)
@@ -135,27 +129,42 @@ class StreamPiece:
         counter = DocumentCounter(settings, lambda row: f"{self.key}, row {row}")
         number = 0
         try:
-            for table in self._tables():
-                name = _column(table.schema, settings.text_field, self.source)
-                for column in table.column(name).chunks:
-                    _count_column(counter, column, number, _Texts(self.key, None))
-                    number += len(column)
+            for column, texts in self._columns(settings.text_field):
+                _count_column(counter, column, number, texts)
+                number += len(column)
         except Broken as error:
             counter.bad(number, error)
         return counter.finish()
 
-    def _tables(self) -> Iterator[Any]:
-        """The rows as Arrow tables of a few: Python's numbers would take ten times the memory."""
+    def _columns(self, wanted: str) -> Iterator[tuple[Any, _Texts]]:
+        """The rows' column, a few at a time, in Arrow's form: Python's numbers would take ten times the memory."""
         builder, split = _builder(self.source)
-        if hasattr(builder.config, "batch_size"):  # of Parquet: else a whole row group is held
-            builder.config.batch_size = _TEXT_ROWS
+        if builder.name == "parquet":  # `datasets` unpacks a row group whole, whatever batches it is asked for
+            for file in list(map(str, builder.config.data_files[split]))[self.index :: self.shards]:
+                yield from _remote_parquet(file, wanted)
+            return
         rows = builder.as_streaming_dataset(split=split).with_format("arrow")
         if self.shards > 1:
             rows = rows.shard(num_shards=self.shards, index=self.index)
+        texts = _Texts(self.key, None)
         try:
-            yield from rows.iter(batch_size=_TEXT_ROWS)
+            for table in rows.iter(batch_size=_TEXT_ROWS):
+                yield from ((part, texts) for part in table.column(_column(table.schema, wanted, self.source)).chunks)
+        except _NoColumn:
+            raise
         except (ValueError, OSError, _datasets().exceptions.DatasetsError) as error:  # Arrow's are ValueErrors
             raise Broken(f"the data set cannot be read on ({error})") from error
+
+
+def _remote_parquet(path: str, wanted: str) -> Iterator[tuple[Any, _Texts]]:
+    """The column of a Parquet file at a path or an address that fsspec knows, a few rows at a time."""
+    import fsspec  # type: ignore[import-untyped]
+
+    with _readable(path), fsspec.open(path, "rb") as source:
+        texts = _Texts(Path(path).name, source.seek(0, os.SEEK_END))
+        file = _parquet_file(source)
+        for column in _parquet_column(file, range(file.num_row_groups), wanted, path):
+            yield column, texts
 
 
 @dataclass
@@ -281,7 +290,16 @@ def _readable(path: str) -> Iterator[None]:
         raise Broken(f"{Path(path).name} is damaged or cut short ({error})") from error
 
 
-def _parquet_file(path: str) -> Any:
+def _parquet_column(file: Any, groups: range, wanted: str, path: str) -> Iterator[Any]:
+    """The wanted column in batches. Raises ValueError where there is none, Broken for what claims too much."""
+    column = _column(file.schema_arrow, wanted, path)
+    held = rows_at_once(file.metadata, groups, column, Path(path).name)
+    size = min(_batch_rows(file.schema_arrow, column), held)
+    rows = file.iter_batches(batch_size=size, row_groups=list(groups), columns=[column])
+    return (batch.column(column) for batch in rows)
+
+
+def _parquet_file(path: Any) -> Any:
     import pyarrow.parquet
 
     # buffered: a column's pages come one after the other, not a row group at once
