@@ -242,8 +242,8 @@ CLAIMS: dict[str, Claim] = {
         lambda f: (f / "a.jsonl").write_bytes(b"[" * (60 << 20) + b"\n"),
         lambda f: count(f, "a.jsonl"),
     ),
-    "JSON lines, one of 20 million objects": (
-        lambda f: (f / "a.jsonl").write_bytes(b'{"text":[' + b"{}," * (20 << 20) + b"{}]}\n"),
+    "JSON lines, one of 12 million objects": (
+        lambda f: (f / "a.jsonl").write_bytes(b'{"text":[' + b"{}," * (12 << 20) + b"{}]}\n"),
         lambda f: count(f, "a.jsonl"),
     ),
     "hub that drips": (_nothing, _dripping_hub),

@@ -251,7 +251,8 @@ def _sound(path: Path, original: Path, found: Verified) -> str:
 
 def _mended(path: Path, original: Path, done: list[str]) -> str:
     """What repair made up, or cut off without a line that says so."""
-    return wrong_numbers(path, original, short=any(" is cut to " in line for line in done))
+    ended = not any(" as missing" in line for line in done)
+    return wrong_numbers(path, original, ended=ended, short=any(" is cut to " in line for line in done))
 
 
 def _exported(path: Path, original: Path, done: object) -> str:

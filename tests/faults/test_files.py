@@ -1,6 +1,7 @@
 """Mutated stores and files: a result or an error of this package, never another; and what was found once."""
 
 import json
+import re
 import shutil
 import sys
 from contextlib import suppress
@@ -56,6 +57,7 @@ def test_an_empty_shard_is_no_shard_of_missing_values(tmp_path):
     [
         ("output_embedding", None, "it names the rows 0:6 of a matrix and has none"),
         ("output_embedding", {"shape": [3, 4]}, r"needed float32 \(6, 2\)"),
+        ("output_embedding", {"shape": [], "data_offsets": [0, 48]}, r"needed float32 \(6, 2\)"),
         ("sketch", {"shape": [2, 1]}, r"needed float32 \(1, 2\)"),
         ("loss", {"dtype": "I64"}, r"'loss' is int64 \(\), needed float64 \(\)"),
     ],
@@ -69,6 +71,8 @@ def test_a_record_that_does_not_fit_the_layout_is_refused(tmp_path, name, other,
     header = json.loads(content[8 : 8 + length])
     header["x" if other is None else name] = header.pop(name) | (other or {})
     reseal_piece(file, header, content[8 + length :])
+    (found,) = [one for one in verify(path).problems if "snapshot-" in one.key]
+    assert re.search(problem, found.what)
     with pytest.raises(StoreError, match=problem):
         TARGETS[use].use(path)
 
@@ -95,6 +99,15 @@ def test_an_array_may_go_without_attributes(tmp_path, use):
     (path / "zarr.json").write_bytes(seal(root))
     with suppress(StoreError):  # some of them say that they cannot
         TARGETS[use].use(path)
+
+
+def test_repair_says_that_a_store_is_no_longer_complete(tmp_path):
+    path = make(tmp_path / "run.zarr", close=True)
+    shard = path / "output_embedding/c/1/0/0"
+    shard.write_bytes(shard.read_bytes() * 2)  # each inner chunk is whole, and the file is not the one that is listed
+    done = TARGETS["repair"].use(path)
+    assert any("is cut to 2 entries" in line for line in done)
+    assert any("end read as missing until a run ends in it" in line for line in done)
 
 
 def test_another_number_is_found(tmp_path):

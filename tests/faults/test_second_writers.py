@@ -151,11 +151,11 @@ def test_a_repair_that_stood_still_hears_that_its_store_was_taken(writers, tmp_p
     second.end()
     seen_from_afar(SHORT)
 
-    def taken(place):  # between the lock and the first change
+    def taken(*given):  # between the lock and the first change
         holder = json.loads((path / ".lock").read_text()) | {"token": "another's"}
         (path / ".lock").write_text(json.dumps(holder))
         (path / ".cut.partial").write_bytes(b"")
-        return plain(place)
+        return plain(*given)
 
     from trainhooks.store import repair as module
 

@@ -120,7 +120,7 @@ def _cut_stale(store: PlaceStore, root: Root, done: list[str]) -> Root:
 
     Raises StoreError where such a chunk is of an array that is written once.
     """
-    is_last = last_chunks(root)
+    is_last, was_complete = last_chunks(root), root.complete
     lengths = {STEP: root.records, SNAPSHOT_STEP: root.snapshots}
     for key, why in misfits(store, root, lambda key: True).items():
         name = key.partition("/")[0]
@@ -139,7 +139,11 @@ def _cut_stale(store: PlaceStore, root: Root, done: list[str]) -> Root:
             first = int(key.partition("/c/")[2].split("/")[0]) * chunk_length(metadata)
             lengths[dims] = min(lengths[dims], first)
             done.append(f"{key} is {why}, of another moment than the root: {dims} is cut to {first} entries at most")
-    return _shortened(store, root, lengths[STEP], lengths[SNAPSHOT_STEP])
+    cut = _shortened(store, root, lengths[STEP], lengths[SNAPSHOT_STEP])
+    whole_run = [variable.name for variable in cut.layout.variables if variable.whole_run]
+    if was_complete and not cut.complete and whole_run:
+        done.append(f"the store is no longer complete: {', '.join(whole_run)} read as missing until a run ends in it")
+    return cut
 
 
 def _shortened(store: PlaceStore, root: Root, records: int, snapshots: int) -> Root:

@@ -267,6 +267,11 @@ class _Look:
             except StoreError as error:
                 self._problem(piece.key, f"step {piece.step} is torn: {error}", "--repair drops it")
                 continue
+            try:
+                file.check_fits(self.root.layout)
+            except StoreError as error:  # as it was written, but not for this store: nobody but its owner drops it
+                self._problem(piece.key, f"step {piece.step} does not fit the store: {error}", "--repair refuses it")
+                continue
             whole.append(file)
             if matrix is not None:
                 rows = np.isnan(unpack(matrix) if matrix.dtype == np.uint16 else matrix).any(axis=1).sum()
