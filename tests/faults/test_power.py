@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from trainhooks.store import Layout, StoreWriter, open_store
+from trainhooks.store import Layout, StoreError, StoreWriter, open_store
 from trainhooks.store.place import LocalPlace
 from trainhooks.store.repair import repair
 from trainhooks.store.verify import verify
@@ -58,6 +58,43 @@ def test_the_tail_may_be_lost_and_never_the_store(tmp_path, ways):
     if ways[1] == "whole":
         (path / ".lock").unlink()  # its writer lives: this process
     check(path, 8)
+
+
+@pytest.mark.parametrize("way", ["gone", "empty", "zeros", "cut"])
+@pytest.mark.parametrize("closed", [False, True])
+def test_a_root_that_is_torn_has_a_spare(tmp_path, way, closed):
+    writer = StoreWriter(tmp_path / "run.zarr", LAYOUT)
+    append(writer, range(10))
+    writer.close() if closed else writer.abandon()
+    lose(writer.path / "zarr.json", way)
+    (problem,) = verify(writer.path).problems
+    assert problem.key == "zarr.json"
+    assert "--repair" in str(problem)
+    with pytest.raises(StoreError, match=r"--repair` puts \.root\.json in its place"):
+        open_store(writer.path)
+    check(writer.path, 10)
+    if closed:
+        assert verify(writer.path).sound
+
+
+def test_a_root_of_another_format_is_not_replaced(tmp_path):
+    writer = StoreWriter(tmp_path / "run.zarr", LAYOUT)
+    writer.close()
+    root = writer.path / "zarr.json"
+    newer = root.read_bytes().replace(b'"format": 1', b'"format": 2')
+    root.write_bytes(newer)
+    with pytest.raises(StoreError, match="has format 2"):
+        repair(writer.path)
+    assert root.read_bytes() == newer
+
+
+def test_without_a_spare_a_torn_root_is_said_to_be_lost(tmp_path):
+    writer = StoreWriter(tmp_path / "run.zarr", LAYOUT)
+    writer.close()
+    (writer.path / ".root.json").unlink()
+    (writer.path / "zarr.json").write_bytes(b"")
+    with pytest.raises(StoreError, match="Restore it from a copy"):
+        repair(writer.path)
 
 
 def test_every_commit_stands_on_what_is_synced(tmp_path, monkeypatch):

@@ -6,9 +6,11 @@ from types import SimpleNamespace
 
 import pytest
 
-from trainhooks.store import StoreError, StoreWriter
+from trainhooks.store import StoreError, StoreWriter, open_store
 from trainhooks.store.lock import HEARTBEAT_SECONDS, WATCH_SECONDS, holder_of
 from trainhooks.store.place import LOCK, LocalPlace
+from trainhooks.store.repair import repair
+from trainhooks.store.verify import verify
 
 
 def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path):
@@ -106,6 +108,33 @@ def test_a_damaged_lock_admits_nobody(run, tmp_path):
     lock.write_bytes(b"x" + lock.read_bytes()[1:])
     with pytest.raises(StoreError, match="delete that file"):
         StoreWriter(writer.path, run.layout, mode="resume")
+
+
+@pytest.mark.parametrize(
+    "content", [b"", b"{", b"x}", b"[1]}", b"{}", b'{"beat": 1e999}', b"9" * 5000, b"\xff}", b"[" * 9000 + b"}"]
+)
+def test_repair_gets_past_a_lock_that_names_nobody(run, tmp_path, monkeypatch, content):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    run.append(writer, range(3))
+    lock = writer.path / LOCK
+    lock.write_bytes(content)
+    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", 0.0)
+    monkeypatch.setattr("trainhooks.store.lock.HEARTBEAT_SECONDS", 1e6)
+    assert any("names nobody" in str(note) for note in verify(writer.path).notes)
+    repair(writer.path)
+    assert verify(writer.path).problems == ()
+    assert open_store(writer.path).steps.tolist() == [0, 1, 2]
+    with pytest.raises(StoreError, match="another writer has taken"):  # the first one hears it before it writes
+        writer.close()
+
+
+def test_a_garbled_lock_that_changes_is_somebodys(run, tmp_path, monkeypatch):
+    writer = StoreWriter(tmp_path / "s.zarr", run.layout)
+    lock = writer.path / LOCK
+    lock.write_bytes(b"x}")
+    monkeypatch.setattr("trainhooks.store.lock.time.sleep", lambda seconds: lock.write_bytes(b"y}"))
+    with pytest.raises(StoreError, match="takes the store over after a minute"):
+        repair(writer.path)
 
 
 def test_a_commit_looks_at_the_lock_file_itself(run, tmp_path):

@@ -428,11 +428,11 @@ def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):
     run.append(writer, [31])
     kinds = ["shard" if key.startswith("output_embedding/c") else key.rpartition("/")[2] for key in keys[1:]]
     assert kinds[0] == "shard"
-    assert kinds[-2].startswith(".manifest-")
-    assert keys[-1] == "zarr.json"
+    assert kinds[-3].startswith(".manifest-")
+    assert keys[-2:] == [".root.json", "zarr.json"]
     first_metadata = kinds.index("zarr.json")
-    assert set(kinds[first_metadata:-2]) == {"zarr.json"}
-    assert json.loads((writer.path / kinds[-2]).read_text())["files"].keys() >= set(keys[1:-2])
+    assert set(kinds[first_metadata:-3]) == {"zarr.json"}
+    assert json.loads((writer.path / kinds[-3]).read_text())["files"].keys() >= set(keys[1:-3])
     assert journal_files(writer.path) == []
 
 
@@ -464,7 +464,7 @@ def test_the_manifest_lists_every_file(run, write):
     listed = json.loads(manifest.read_text())["files"]
     there = {file.relative_to(path).as_posix() for file in path.rglob("*") if file.is_file()}
     kept = {key for key in there if key.startswith(".kept-")}
-    assert set(listed) == there - {"zarr.json", manifest.name} - kept
+    assert set(listed) == there - {"zarr.json", ".root.json", manifest.name} - kept
     for key, (size, checksum) in listed.items():
         content = (path / key).read_bytes()
         assert (size, checksum) == (len(content), f"{zlib.crc32(content):08x}"), key

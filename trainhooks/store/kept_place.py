@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.place import JOURNAL, LOCK, Checksummed, Data, Place
-from trainhooks.store.root import METADATA
+from trainhooks.store.root import METADATA, SPARE
 
 BRANCH_ROOT = "root.json"  # not zarr.json: readers of Zarr would take the folder for a group
 Result = TypeVar("Result")
@@ -52,7 +52,7 @@ class KeptPlace(Place):
 
     def exists(self, key: str) -> bool:
         """See `Place.exists`."""
-        return self._place.exists(self._own(key)) or (key not in (METADATA, LOCK) and self._place.exists(key))
+        return self._place.exists(self._own(key)) or (key not in (METADATA, SPARE, LOCK) and self._place.exists(key))
 
     def list(self, prefix: str = "") -> Iterator[str]:
         """See `Place.list`."""

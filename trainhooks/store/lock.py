@@ -54,7 +54,7 @@ class Holder:
         try:
             document = json.loads(text)
             return Holder(**{one.name: document[one.name] for one in fields(Holder) if one.name in document})
-        except (ValueError, TypeError):
+        except (ValueError, TypeError, OverflowError, RecursionError):
             return None
 
     def encode(self) -> bytes:
@@ -118,14 +118,17 @@ class Lock:
     host, another container) is watched for a minute at most, by this process' own monotonic clock: no two clocks are
     compared. Where it gives a sign of life the store is its own; where it gives none it is taken over.
 
+    A lock file that is cut short binds nobody. One that is garbled names nobody, and is refused; with `mend` it is
+    watched as if its holder were out of sight: a living writer of a garbled lock hears it at its next sign of life.
+
     Raises StoreError, which names the holder, where another writer holds the store.
     """
 
-    def __init__(self, place: Place) -> None:
+    def __init__(self, place: Place, *, mend: bool = False) -> None:
         me = process_start(os.getpid()) or ""
         self._place = place
         self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time(), _namespace())
-        self._content = self._take()
+        self._content = self._take(mend=mend)
         self._stop = Flag()
         self.lost = False
         self._end = weakref.finalize(self, _release, place, self._holder.token, os.getpid(), self._stop)
@@ -165,35 +168,41 @@ class Lock:
         else:
             self.lost = True
 
-    def _take(self) -> bytes:
+    def _take(self, *, mend: bool) -> bytes:
         content = self._holder.encode()
         while not self._place.put_if(LOCK, content, current=None):
             try:
                 found = self._place.read(LOCK)
             except FileNotFoundError:
                 continue
-            holder = Holder.parse(found)
-            if holder is None and not _torn(found):
-                raise StoreError(
-                    f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. "
-                    "Make sure that nobody does, and delete that file."
-                )
-            if holder is not None and (holder.runs if holder.in_sight else self._beats(holder, found)):
-                unseen = "" if holder.in_sight else f" It cannot be seen from here, but {LOCK} shows that it lives."
-                raise StoreError(
-                    f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
-                    f"recorder first, or write to another path.{unseen}"
-                )
+            self._check_free(found, mend=mend)
             if self._place.put_if(LOCK, content, current=found):
                 break
         return content
 
-    def _beats(self, holder: Holder, content: bytes) -> bool:
+    def _check_free(self, found: bytes, *, mend: bool) -> None:
+        """Raise StoreError where a lock file binds somebody, or may."""
+        holder = Holder.parse(found)
+        if holder is None:
+            if _torn(found) or (mend and not self._beats("a process that it does not name", found)):
+                return
+            raise StoreError(
+                f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. Make sure that nobody does; "
+                "`trainhooks verify --repair` then takes the store over after a minute, or delete that file."
+            )
+        if holder.runs if holder.in_sight else self._beats(str(holder), found):
+            unseen = "" if holder.in_sight else f" It cannot be seen from here, but {LOCK} shows that it lives."
+            raise StoreError(
+                f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
+                f"recorder first, or write to another path.{unseen}"
+            )
+
+    def _beats(self, holder: str, content: bytes) -> bool:
         """Whether a holder out of sight is heard of while it is watched."""
         logger.warning(
             "%s was left by %a, which cannot be seen from here: watching for %.0f s whether it lives.",
             f"{self._place}/{LOCK}",
-            str(holder),
+            holder,
             WATCH_SECONDS,
         )
         until = time.monotonic() + WATCH_SECONDS
@@ -225,6 +234,14 @@ def holder_of(place: Place) -> Holder | None:
         return None
     lives = holder.runs if holder.in_sight else abs(time.time() - holder.beat) < READERS_SECONDS
     return holder if lives else None
+
+
+def is_garbled(place: Place) -> bool:
+    """Whether there is a lock file that names nobody."""
+    try:
+        return Holder.parse(place.read(LOCK)) is None
+    except FileNotFoundError:
+        return False
 
 
 def _release(place: Place, token: str, pid: int, stop: Flag) -> None:

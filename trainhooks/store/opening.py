@@ -26,6 +26,7 @@ from trainhooks.store.record import missing_value
 from trainhooks.store.root import (
     MANIFEST,
     METADATA,
+    SPARE,
     Gap,
     Restart,
     Root,
@@ -236,7 +237,7 @@ def is_taken(place: Place, *, overwrite: bool) -> bool:
     if isinstance(place, LocalPlace) and place.path.exists() and not place.path.is_dir():
         raise StoreError(f"{place} is a file; a store is a folder. Choose another path.")
     # what a creation leaves that was stopped at once is nothing
-    if all(name == LOCK or MANIFEST.fullmatch(name) or name.endswith(".partial") for name in place.children()):
+    if all(name in (LOCK, SPARE) or MANIFEST.fullmatch(name) or name.endswith(".partial") for name in place.children()):
         return False
     if not is_store(place):
         raise StoreError(f"{place} holds files and is not a trainhooks store. Choose an empty or a new folder.")

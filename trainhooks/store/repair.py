@@ -16,7 +16,17 @@ from trainhooks.store.lock import Lock
 from trainhooks.store.opening import drop_beyond, folded_steps
 from trainhooks.store.place import TEMPORARY, Place, open_place
 from trainhooks.store.proof import last_chunks, misfits, shows_its_end
-from trainhooks.store.root import METADATA, Root, commit, drop_manifests, read_manifest, read_root
+from trainhooks.store.root import (
+    METADATA,
+    SPARE,
+    Root,
+    commit,
+    drop_manifests,
+    mend_spare,
+    read_manifest,
+    read_root,
+    restore_root,
+)
 from trainhooks.store.writer import StoreWriter
 from trainhooks.store.zarr_store import PlaceStore
 
@@ -24,21 +34,29 @@ from trainhooks.store.zarr_store import PlaceStore
 def repair(path: str | Path | Place) -> list[str]:
     """Settle what was interrupted, drop what is torn, and fold the journal; returns what was done, a line each.
 
-    Journal files that are damaged go, and what was written in part. An array's own metadata are written anew from the
-    root's. A lost manifest is made anew where every chunk shows that it is whole up to the committed end. A chunk that
-    is whole, but neither as committed nor what the journal adds to it, is of another moment: the store is cut to before
-    it, so that records may be missing, and no number is another one than the run's. An interrupted compaction is
-    finished. A run that was not closed is rolled back to its last commit and its journal is folded; that counts as a
-    resumption in `restarts`, and the run can go on. Damaged chunks cannot be mended: their checksums go on to say so.
+    A root that is gone or damaged is replaced by its spare copy. A lock file that names nobody is watched for a minute,
+    and taken over where nobody beats. Journal files that are damaged go, and what was written in part. An array's own
+    metadata are written anew from the root's. A lost manifest is made anew where every chunk shows that it is whole up
+    to the committed end. A chunk that is whole, but neither as committed nor what the journal adds to it, is of another
+    moment: the store is cut to before it, so that records may be missing, and no number is another one than the run's.
+    An interrupted compaction is finished. A run that was not closed is rolled back to its last commit and its journal
+    is folded; that counts as a resumption in `restarts`, and the run can go on. Damaged chunks cannot be mended: their
+    checksums go on to say so.
 
-    Raises StoreError where the root itself is damaged, a lost manifest cannot be proven, or a writer holds the store.
+    Raises StoreError where the root and its spare copy are damaged, a lost manifest cannot be proven, or a writer holds
+    the store.
     """
     place = open_place(path, durability="power")
-    root = read_root(place)
+    if not (place.exists(METADATA) or place.exists(SPARE)):
+        read_root(place)
     done: list[str] = []
-    lock = Lock(place)
+    lock = Lock(place, mend=True)
     held = FencedPlace(place, lock.confirm)
     try:
+        if restore_root(held):
+            done.append(f"put {SPARE}, the root's spare copy, in place of {METADATA}")
+        elif mend_spare(held):
+            done.append(f"wrote {SPARE}, the root's spare copy, anew")
         root = read_root(held)  # as it is now that nobody else writes
         done += _drop_torn(held, root)
         store = PlaceStore(held, files=_manifest(held, root, done))

@@ -23,6 +23,7 @@ from trainhooks.store.place import Place, open_place
 FORMAT = 1
 KEY = "trainhooks"
 METADATA = "zarr.json"
+SPARE = ".root.json"
 MANIFEST = re.compile(r"\.manifest-(?P<crc32>[0-9a-f]{8})\.json")
 _UNSUMMED = b'"checksum": "00000000"'
 _SUM = re.compile(rb'"checksum": "([0-9a-f]{8})"')
@@ -132,9 +133,50 @@ def commit(place: Place, root: Root, files: Mapping[str, tuple[int, str]]) -> tu
     place.settle()  # or a power cut could leave a root whose files are gone
     text = json.dumps(root.to_json(), allow_nan=False).encode()
     sealed = text.replace(_UNSUMMED, b'"checksum": "%08x"' % zlib.crc32(text), 1)
+    # all that it names is there by now: it may count wherever the root itself has gone bad
+    size += place.put(SPARE, sealed).size
     size += place.put(METADATA, sealed).size
     place.settle()  # before anybody deletes what the root before this one needs
     return root, size
+
+
+def restore_root(place: Place) -> bool:
+    """Put the spare copy where the root is gone or damaged; whether it was needed.
+
+    Raises StoreError, about the root, where no spare is whole, and where the root is as it was written: of another
+    format, or made to declare what no store has.
+    """
+    try:
+        read_root(place)
+    except TornRootError as damage:
+        try:
+            read_root(place, key=SPARE)
+        except StoreError:
+            raise damage from None
+        place.put(METADATA, place.read(SPARE))
+        place.settle()
+        return True
+    return False
+
+
+def mend_spare(place: Place) -> bool:
+    """Write the spare copy anew where it is damaged and the root is not; whether that was so."""
+    if not spare_is_torn(place):
+        return False
+    place.put(SPARE, place.read(METADATA))
+    place.settle()
+    return True
+
+
+def spare_is_torn(place: Place) -> bool:
+    """Whether there is a spare copy of the root that is not what was written; stores of before have none."""
+    if not place.exists(SPARE):
+        return False
+    try:
+        read_root(place, key=SPARE)
+    except StoreError:
+        return True
+    return False
 
 
 def drop_manifests(place: Place, *, but: str) -> None:
@@ -191,20 +233,24 @@ def is_store(where: str | Path | Place) -> bool:
         return False
 
 
-def read_root(place: Place) -> Root:
-    """The committed root of the store at `place`.
+class TornRootError(StoreError):
+    """The root is gone, or is not the bytes that were written."""
+
+
+def read_root(place: Place, *, key: str = METADATA) -> Root:
+    """The committed root of the store at `place`; with `key` SPARE its spare copy.
 
     Raises StoreError, with every problem found, where there is no store, or one of another format, or a damaged one.
     """
     try:
-        text = place.read(METADATA)
+        text = place.read(key)
         document = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
-        raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.") from None
+        raise TornRootError(f"no store at {place}: it has no {key}. {_remedy(place, 'Check the path.')}") from None
     except StoreError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise StoreError(f"cannot read {place}/{METADATA}: {error}. Restore it from a copy.") from error
+        raise TornRootError(f"cannot read {place}/{key}: {error}. {_remedy(place)}") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None
     declared = attributes.get(KEY) if isinstance(attributes, dict) else None
     if not isinstance(declared, dict):
@@ -218,17 +264,21 @@ def read_root(place: Place) -> Root:
         )
     found = _SUM.search(text)
     if found is None or int(found[1], 16) != zlib.crc32(_SUM.sub(_UNSUMMED, text, count=1)):
-        raise StoreError(f"{place}/{METADATA} is damaged: its checksum does not fit. Restore it from a copy.")
-    return _parse(place, document, declared)
+        raise TornRootError(f"{place}/{key} is damaged: its checksum does not fit. {_remedy(place)}")
+    return _parse(place, document, declared, key=key)
 
 
-def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any]) -> Root:
+def _remedy(place: Place, otherwise: str = "Restore it from a copy.") -> str:
+    return f"`trainhooks verify --repair` puts {SPARE} in its place." if place.exists(SPARE) else otherwise
+
+
+def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any], *, key: str) -> Root:
     try:
         root = _declared_root(document, declared)
         problems = array_problems(root.layout, root.arrays, records=root.records, snapshots=root.snapshots)
     except MALFORMED as error:
         raise StoreError(
-            f"{place}/{METADATA} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
+            f"{place}/{key} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
     if problems:
         raise StoreError(

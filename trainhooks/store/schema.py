@@ -133,8 +133,8 @@ def required_bytes(layout: Layout, *, records: int, snapshots: int) -> int:
 
 
 def file_count(layout: Layout, *, records: int, snapshots: int) -> int:
-    """Files of a store that is closed: chunks and shards, each array's metadata, the root and the manifest."""
-    count = 2
+    """Files of a closed store: chunks and shards, each array's metadata, the root, its spare copy, the manifest."""
+    count = 3
     for spec in array_specs(layout):
         shape = spec.shape(records=records, snapshots=snapshots)
         tiles = zip(shape, spec.shards or spec.chunks, strict=True)

@@ -15,11 +15,11 @@ from trainhooks.store.integrity import Files, check_claims, fits, metadata_damag
 from trainhooks.store.journal import JournalPiece, Piece, check_chain, complete_entries, list_pieces, survives
 from trainhooks.store.kept import kept_branches
 from trainhooks.store.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
-from trainhooks.store.lock import holder_of
-from trainhooks.store.place import JOURNAL, TEMPORARY, Place, open_place
+from trainhooks.store.lock import holder_of, is_garbled
+from trainhooks.store.place import JOURNAL, LOCK, TEMPORARY, Place, open_place
 from trainhooks.store.precision import unpack
 from trainhooks.store.proof import is_newer
-from trainhooks.store.root import METADATA, read_manifest, read_root
+from trainhooks.store.root import METADATA, SPARE, read_manifest, read_root, spare_is_torn
 from trainhooks.store.schema import inner_rows, shard_rows
 from trainhooks.store.shards import Shard, ShardShape, unsealed
 from trainhooks.store.zarr_store import PlaceStore, read_array
@@ -77,7 +77,7 @@ def verify(path: str | Path | Place) -> Verified:
     Raises StoreError where there is no store of this format at all; a damaged one is reported, not raised.
     """
     place = open_place(path)
-    if not place.exists(METADATA):
+    if not (place.exists(METADATA) or place.exists(SPARE)):
         raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.")
     try:
         look = _Look(place)
@@ -89,7 +89,7 @@ def verify(path: str | Path | Place) -> Verified:
             look = _Look(place, again=None if look.restarted() else found)
             found = look.all()
     except StoreError as error:
-        why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may still be whole")
+        why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may be whole")
         return Verified(str(place), problems=(why,))
     return _unjudged(found) if look.outdated() else found
 
@@ -131,7 +131,11 @@ class _Look:
 
     def all(self) -> Verified:
         if self.holder is not None and self._again is None:
-            self._note(".lock", f"{self.holder} writes this store", "Look again when it has ended")
+            self._note(LOCK, f"{self.holder} writes this store", "Look again when it has ended")
+        if is_garbled(self.place) and self._again is None:
+            self._note(LOCK, "is damaged: it names nobody", "--repair takes it over where nobody writes for a minute")
+        if spare_is_torn(self.place) and self._again is None:
+            self._problem(SPARE, "is damaged: the root's spare copy", "--repair writes it anew; nothing else needs it")
         for gap in self.root.gaps:
             self._note(METADATA, str(gap), "Nothing else is missing; a run from an older checkpoint makes them again")
         for branch in kept_branches(self.place, self.root):
