@@ -80,7 +80,7 @@ plan = recorder.plan()
 gate, journal = threading.Event(), StoreWriter.journal
 StoreWriter.journal = lambda *args, **kwargs: (gate.wait(), journal(*args, **kwargs))[1]
 Labour.begin_tile = looking(Labour.begin_tile)
-chunks.sealed, chunks._read_chunk = looking(chunks.sealed), looking(chunks._read_chunk)
+chunks.sealed, chunks.read_chunk = looking(chunks.sealed), looking(chunks.read_chunk)
 most = before = anonymous()
 with recorder:
     for number in range(RECORDS):
