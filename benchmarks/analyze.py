@@ -27,11 +27,11 @@ import numpy as np
 import torch
 
 from trainhooks.analyze import analyze
+from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.metrics.base import State
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import find_output_embedding
-from trainhooks.suites.checkpoint import open_checkpoint
 
 HEAD = "embed_out.weight"
 

@@ -26,7 +26,7 @@ import numpy as np
 
 from trainhooks.corpora.base import LabelRule, Settings
 from trainhooks.corpora.counting import count_corpus
-from trainhooks.corpora.opening import open_sources
+from trainhooks.corpora.sources import open_sources
 
 VOCAB = 50304
 RULES = {"every position": LabelRule(), "windows of 2049": LabelRule(window=2049)}

@@ -38,7 +38,7 @@ from torch import nn
 
 import trainhooks as th
 from trainhooks.store import StoreError, open_store
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.verify import verify
 
 VOCAB, DIM, CHECKPOINT_EVERY, STEPS = 96, 8, 7, 400
 LONGEST_SECONDS = 10.0

@@ -25,12 +25,12 @@ import torch
 from faults_readers import REFUSED, read_checkpoint
 from faults_stores import make, read, seal
 
+from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.base import Settings
 from trainhooks.corpora.counting import count_corpus
-from trainhooks.corpora.opening import open_sources
+from trainhooks.corpora.sources import open_sources
 from trainhooks.store import StoreError
-from trainhooks.suites.checkpoint import open_checkpoint
-from trainhooks.tokens import TokenCounts
 
 VOCAB = 50304
 PEAK_BYTES, SECONDS, DRIP_SECONDS = 1.5e9, 20, 70

@@ -11,12 +11,12 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.base import Settings
 from trainhooks.corpora.megatron import megatron_pieces
-from trainhooks.report.source import open_matrix
-from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.checkpoint import open_checkpoint
-from trainhooks.tokens import TokenCounts
+from trainhooks.probe_report.source import open_matrix
 
 TENSORS = {"embed.weight": torch.arange(12.0).reshape(4, 3), "other": torch.ones(2, dtype=torch.bfloat16)}
 REFUSED = (ValueError, CheckpointError, FileNotFoundError)

@@ -16,12 +16,12 @@ from typing import Any
 import numpy as np
 from safetensors.numpy import load_file
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, Store, StoreError, StoreWriter, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.export import export_step
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import Verified, verify
-from trainhooks.variable import Variable
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.export import export_step
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import Verified, verify
 
 LAYOUT = Layout(
     vocab=6,

@@ -17,9 +17,9 @@ from pathlib import Path
 
 import numpy as np
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.verify import verify
-from trainhooks.variable import Variable
+from trainhooks.store.maintenance.verify import verify
 
 
 def make(path: Path) -> None:

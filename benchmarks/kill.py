@@ -27,9 +27,9 @@ from pathlib import Path
 import numpy as np
 
 from trainhooks.store import BackgroundWriter, Layout, StoreError, StoreWriter, Writing, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.profiles import ARCHIVE, LIVE
-from trainhooks.store.verify import verify
+from trainhooks.store.format.profiles import ARCHIVE, LIVE
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.verify import verify
 
 BLOCK, VOCAB, DIM = 4, 96, 8
 STORE_KILLS = 10  # then the next store

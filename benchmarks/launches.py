@@ -26,8 +26,9 @@ from torch.utils._pytree import tree_leaves
 
 import trainhooks as th
 from trainhooks.metrics.defaults import default_metrics
-from trainhooks.sketch import Sketcher
-from trainhooks.transfer import Freight, PinnedLane
+from trainhooks.numerics.sketch import Sketcher
+from trainhooks.recording.plan import Freight
+from trainhooks.recording.staging import PinnedLane
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "gpu"))
 import pretended_device

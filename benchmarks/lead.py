@@ -25,18 +25,18 @@ from pathlib import Path
 import numpy as np
 from lead_runs import make_runs
 
-from trainhooks.convergence import analyze_run
-from trainhooks.convergence.decomposition import Decomposition, Products
-from trainhooks.convergence.draws import PERMUTATIONS, TWINS
-from trainhooks.convergence.labellings import (
+from trainhooks.lead import analyze_run
+from trainhooks.lead.claims import LEVEL
+from trainhooks.lead.decomposition import Decomposition, Products
+from trainhooks.lead.draws import PERMUTATIONS, TWINS
+from trainhooks.lead.labellings import (
     Coordinates,
     permuted_labellings,
     resampling_weights,
     singular_basis,
     unit_labelling,
 )
-from trainhooks.convergence.lead import Onsets, p_value, percentiles
-from trainhooks.convergence.speech import LEVEL
+from trainhooks.lead.lead import Onsets, p_value, percentiles
 from trainhooks.store import open_store
 
 CUTS, EVERY, Q, DRAWS, BOUND = (80, 120, 160), 4, 0.5, 99, 0.07

@@ -23,8 +23,9 @@ from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.lead_parts import LeadParts
-from trainhooks.metrics.spectrum import Spectrum, singular_spectrum
+from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.model import OutputEmbedding
+from trainhooks.numerics.spectrum import singular_spectrum
 from trainhooks.probe import fit_probe, frequency_target, probe_sparsity, probe_sums
 
 

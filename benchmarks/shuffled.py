@@ -28,9 +28,9 @@ from scipy.stats import ttest_ind
 from trainhooks.demo.corpus import load_corpus, windows
 from trainhooks.demo.loops import Training, train_plain
 from trainhooks.demo.models import PRESETS, build_model
-from trainhooks.runs import analyze_store
+from trainhooks.lead.from_store import analyze_store
+from trainhooks.lead.verdict import verdict
 from trainhooks.store import open_store
-from trainhooks.verdict import verdict
 
 STREAM_SEED = 0
 LEAST_SEEDS = 3

@@ -29,8 +29,8 @@ import zarr
 from zarr.codecs import BloscCodec, Crc32cCodec, TransposeCodec
 
 from trainhooks.store import open_store, round_mantissa
-from trainhooks.store.profiles import LIVE
-from trainhooks.store.shards import ShardShape, write_shard
+from trainhooks.store.format.profiles import LIVE
+from trainhooks.store.format.shards import ShardShape, write_shard
 
 INNER_ROWS, BLOCK = 64, 32
 

@@ -18,8 +18,8 @@ from pathlib import Path
 import numpy as np
 
 from trainhooks.store import open_store, round_mantissa
-from trainhooks.store.profiles import ARCHIVE, LIVE, Profile
-from trainhooks.store.shards import ShardShape, write_shard
+from trainhooks.store.format.profiles import ARCHIVE, LIVE, Profile
+from trainhooks.store.format.shards import ShardShape, write_shard
 
 INNER_ROWS, BLOCK = 64, 32
 

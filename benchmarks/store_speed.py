@@ -21,10 +21,10 @@ import torch
 from safetensors.torch import save_file
 
 from trainhooks.store import SNAPSHOT, BackgroundWriter, Layout, StoreWriter, Writing, open_store
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.precision import round_mantissa
-from trainhooks.store.profiles import LIVE
-from trainhooks.store.schema import inner_rows
+from trainhooks.store.format.precision import round_mantissa
+from trainhooks.store.format.profiles import LIVE
+from trainhooks.store.format.schema import inner_rows
+from trainhooks.store.storage.local import LocalPlace
 
 
 def matrices(vocab: int, dim: int) -> Iterator[np.ndarray]:

@@ -6,9 +6,13 @@ HF Trainer are in `trainhooks.integrations` and are imported from there, so that
 
 from typing import TYPE_CHECKING
 
-from trainhooks.lazy import lazy_names
+from trainhooks.core.lazy import lazy_names
 
 if TYPE_CHECKING:
+    from trainhooks.analyze.average_probability import AverageProbabilityResult, average_probability
+    from trainhooks.core.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
+    from trainhooks.core.token_counts import TokenCounts
+    from trainhooks.core.variable import Variable
     from trainhooks.metrics.base import Metric, State
     from trainhooks.metrics.covariate_baseline import CovariateBaseline
     from trainhooks.metrics.defaults import default_metrics
@@ -16,14 +20,10 @@ if TYPE_CHECKING:
     from trainhooks.metrics.lead_parts import LeadParts
     from trainhooks.metrics.probability_probe import ProbabilityProbe
     from trainhooks.model import OutputEmbedding, find_output_embedding
-    from trainhooks.probability import AverageProbabilityResult, average_probability
     from trainhooks.probe import ProbeFit, fit_probe
-    from trainhooks.recorder import Recorder
-    from trainhooks.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
+    from trainhooks.recording.recorder import Recorder
     from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
     from trainhooks.store import Store, Writing, open_store
-    from trainhooks.tokens import TokenCounts
-    from trainhooks.variable import Variable
 else:
     __getattr__, __dir__ = lazy_names(
         __name__,
@@ -36,14 +36,14 @@ else:
             "trainhooks.metrics.lead_parts": "LeadParts",
             "trainhooks.metrics.probability_probe": "ProbabilityProbe",
             "trainhooks.model": "OutputEmbedding find_output_embedding",
-            "trainhooks.probability": "AverageProbabilityResult average_probability",
+            "trainhooks.analyze.average_probability": "AverageProbabilityResult average_probability",
             "trainhooks.probe": "ProbeFit fit_probe",
-            "trainhooks.recorder": "Recorder",
-            "trainhooks.schedule": "Every EveryStep LogSpaced Schedule Steps",
+            "trainhooks.recording.recorder": "Recorder",
+            "trainhooks.core.schedule": "Every EveryStep LogSpaced Schedule Steps",
             "trainhooks.sinks": "JsonLinesSink MemorySink Record Sink StoreSink TensorBoardSink",
             "trainhooks.store": "Store Writing open_store",
-            "trainhooks.tokens": "TokenCounts",
-            "trainhooks.variable": "Variable",
+            "trainhooks.core.token_counts": "TokenCounts",
+            "trainhooks.core.variable": "Variable",
         },
     )
 

@@ -10,9 +10,9 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
-from trainhooks.variable import Variable
 
 VOCAB, DIM = 60, 8
 OFTEN = torch.arange(1, VOCAB + 1, dtype=torch.int64).flip(0).numpy() * 7

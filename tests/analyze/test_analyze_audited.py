@@ -7,12 +7,12 @@ from analyzed import OFTEN, write_checkpoint, write_suite
 from safetensors.torch import load_file, save_file
 
 from trainhooks.analyze import analyze
-from trainhooks.audit import audit_suite
-from trainhooks.runs import analyze_store
+from trainhooks.checkpoints.audit.audit import audit_suite
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.suite import list_suite
+from trainhooks.lead.from_store import analyze_store
+from trainhooks.lead.verdict import verdict
 from trainhooks.store import open_store
-from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.listing import list_suite
-from trainhooks.verdict import verdict
 
 STEPS = (0, 1, 2, 4, 8, 16)
 

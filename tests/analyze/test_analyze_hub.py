@@ -15,7 +15,6 @@ from trainhooks.store import open_store
 pytest.importorskip("transformers")
 pytest.importorskip("huggingface_hub")
 ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT / "tests" / "suites"))
 
 from hub_server import Handler, Hub, commit, describe, serving  # noqa: E402
 from test_text import CONTEXT, COUNTS, WORDS, neox, save  # noqa: E402

@@ -11,10 +11,11 @@ from analyzed import OFTEN, write_checkpoint, write_suite
 
 from trainhooks.analyze import analyze
 from trainhooks.cli import app
-from trainhooks.runs import analyze_store
+from trainhooks.core.formatting import plain
+from trainhooks.core.token_counts import TokenCounts
+from trainhooks.lead.from_store import analyze_store
+from trainhooks.lead.verdict import verdict
 from trainhooks.store import open_store
-from trainhooks.tokens import TokenCounts
-from trainhooks.verdict import plain, verdict
 
 STEPS = (0, 2, 4, 8, 16, 32, 48, 64)
 

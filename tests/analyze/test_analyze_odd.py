@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from trainhooks import ProbabilityProbe
 from trainhooks.analyze import analyze
+from trainhooks.checkpoints.suite import Suite
 from trainhooks.cli.analyze import analyze as command
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.store import open_store
-from trainhooks.suites.listing import Suite
-from trainhooks.tokens import TokenCounts
 
 STEPS = (0, 1, 2, 4, 8, 16)
 

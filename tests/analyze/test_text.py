@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 import torch
 
+from trainhooks.analyze.average_probability import average_probability
 from trainhooks.analyze.text import TextProbe, measure_text, unigram_kl
-from trainhooks.plan import human
-from trainhooks.probability import average_probability
-from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.listing import Entry, Suite, list_suite
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.suite import Entry, Suite, list_suite
+from trainhooks.core.formatting import human
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

@@ -10,10 +10,11 @@ import numpy as np
 import pytest
 from test_arrays import VOCAB, ids, plain
 
-from trainhooks.corpora import arrays, counting, partial
+from trainhooks.corpora import arrays, counting
+from trainhooks.corpora import resume as partial
 from trainhooks.corpora.base import LabelRule, Settings, Tally
 from trainhooks.corpora.counting import count_corpus
-from trainhooks.corpora.opening import open_sources
+from trainhooks.corpora.sources import open_sources
 
 SETTINGS = Settings(vocab_size=VOCAB)
 

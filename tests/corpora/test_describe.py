@@ -12,16 +12,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from trainhooks.corpora.belonging import AGREEMENT_NEEDED, belonging_warnings, spelling_agreement
-from trainhooks.corpora.describe import (
-    describe_counts,
-    entropy,
-    ids_for_share,
-    kl_divergence,
-    top_shares,
-    zipf,
-)
-from trainhooks.tokens import TokenCounts
+from trainhooks.core.token_counts import TokenCounts
+from trainhooks.corpora.describe import describe_counts, entropy, ids_for_share, kl_divergence, top_shares, zipf
+from trainhooks.corpora.tokenizer_match import AGREEMENT_NEEDED, belonging_warnings, spelling_agreement
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[3] / "shared" / "data"))
 PYTHIA = DATA / "counts" / "pythia-unigrams.npy"

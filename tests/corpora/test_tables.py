@@ -5,7 +5,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
-from corpora.bpe import byte_level, nasty, same, total, twin
+from bpe import byte_level, nasty, same, total, twin
 
 from trainhooks.corpora import tables
 from trainhooks.corpora.base import LabelRule, Settings

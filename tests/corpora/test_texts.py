@@ -8,10 +8,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import zstandard
-from corpora.bpe import byte_level, nasty, same, spaces, total, twin
+from bpe import byte_level, nasty, same, spaces, total, twin
 from tokenizers import AddedToken, Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from trainhooks.corpora import cutting, texts
+from trainhooks.corpora import splitting as cutting
+from trainhooks.corpora import texts
 from trainhooks.corpora.base import LabelRule, Settings
 from trainhooks.corpora.documents import DocumentCounter, load_tokenizer
 from trainhooks.corpora.texts import is_text, text_pieces

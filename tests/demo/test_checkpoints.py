@@ -7,10 +7,10 @@ import pytest
 import torch
 from rich.console import Console
 
+from trainhooks.checkpoints.suite import list_suite
+from trainhooks.core.schedule import Steps
 from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
 from trainhooks.demo.run import run_demo
-from trainhooks.schedule import Steps
-from trainhooks.suites.listing import list_suite
 
 pytestmark = pytest.mark.filterwarnings(
     "ignore:.*does not have many workers",  # Lightning's advice on data loading

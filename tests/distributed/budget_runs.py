@@ -12,9 +12,10 @@ from loops import batches
 from torch import nn
 
 import trainhooks as th
-from trainhooks import cost, timetable
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
-from trainhooks.variable import Variable
+from trainhooks.recording import metric_runner as timetable
+from trainhooks.recording import timing as cost
 
 REVIEW = 4  # updates between two looks, in place of `cost.REVIEW_STEPS`
 STOP, LAST = 30, 40

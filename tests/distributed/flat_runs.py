@@ -14,8 +14,8 @@ from torch import nn
 from torch.distributed.fsdp import FullyShardedDataParallel
 
 import trainhooks as th
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
-from trainhooks.variable import Variable
 
 CPU = torch.device("cpu")  # named, because FullyShardedDataParallel looks for an accelerator otherwise
 

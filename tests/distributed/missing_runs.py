@@ -12,7 +12,7 @@ from loops import DIM, VOCAB, batches
 from torch import nn
 
 import trainhooks as th
-from trainhooks import meeting
+from trainhooks.model import rendezvous as meeting
 
 
 def two_ranks(rank: int, world: int, folder: Path) -> None:

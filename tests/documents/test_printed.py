@@ -30,9 +30,9 @@ ELSEWHERE = {
     "make demo": "the demo has tests of its own (tests/demo)",
     "make test": "runs this test",
     "pip install": "the installed package is what runs here; tests/test_package.py builds and installs it",
-    "torchrun": "tests/test_recipes.py runs the recipe",
+    "torchrun": "tests/scenarios/test_recipes.py runs the recipe",
 }
-ELSEWHERE_PAGES = {"docs/loops.md": "tests/test_docs_loops.py runs it with a model and a loader of its own"}
+ELSEWHERE_PAGES = {"docs/loops.md": "tests/documents/test_loops_page.py runs it with a model and a loader of its own"}
 FAULTY = (
     2  # the exit code of an audit that found something: pythia's step1 repeats step0, and most steps are not served
 )

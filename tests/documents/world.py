@@ -1,20 +1,15 @@
 """A folder in which everything that the docs' commands name is there, and a hub that stands for the real one."""
 
 import struct
-import sys
 from pathlib import Path
 
 import numpy as np
 import torch
+from bpe import byte_level
+from hub_server import Hub
 from safetensors.torch import save
 
 import trainhooks as th
-
-TESTS = Path(__file__).parents[1]
-sys.path[:0] = [str(TESTS / name) for name in ("corpora", "suites")]
-
-from bpe import byte_level  # noqa: E402
-from hub_server import Hub  # noqa: E402
 
 PYTHIA_IDS, PYTHIA_ROWS = 50277, 50304
 HUB_STEPS = (0, 1, 2, 8, 64, 512, 1000)

@@ -16,8 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from trainhooks.store import Layout, StoreError, StoreWriter, lock, place
-from trainhooks.variable import Variable
+from trainhooks.core.variable import Variable
+from trainhooks.store import Layout, StoreError, StoreWriter
+from trainhooks.store.storage import base as place
+from trainhooks.store.storage import lock
 
 VOCAB, DIM = 6, 3
 OWNERS = {"first": 0.0, "second": 1000.0}

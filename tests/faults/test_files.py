@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.verify import verify
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from trainhooks.store import BackgroundWriter, Layout, StoreError, StoreWriter, Writing, open_store
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.verify import verify
 
 MOST_SECONDS = 10  # none of these takes a tenth of it, unless it hangs
 FILES = ("store/background.py", "store/room.py", "store/lock.py", "store/flag.py", "store/labour.py", "/threading.py")

@@ -6,11 +6,11 @@ import shutil
 import numpy as np
 import pytest
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import verify
-from trainhooks.variable import Variable
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
+from trainhooks.store.storage.local import LocalPlace
 
 LAYOUT = Layout(vocab=5, dim=2, groups=(), sketch_size=0, variables=(Variable("loss"),), block=4)
 
@@ -120,7 +120,7 @@ def test_every_commit_stands_on_what_is_synced(tmp_path, monkeypatch):
 
 def test_files_are_on_the_disk_before_they_have_names(tmp_path, monkeypatch):
     done = []
-    monkeypatch.setattr("trainhooks.store.place.sync", lambda descriptor: done.append("sync"))
+    monkeypatch.setattr("trainhooks.store.storage.local.sync", lambda descriptor: done.append("sync"))
     replace = type(tmp_path).replace
     monkeypatch.setattr(type(tmp_path), "replace", lambda self, to: done.append(to.name) or replace(self, to))
     StoreWriter(tmp_path / "run.zarr", LAYOUT).close()

@@ -13,9 +13,9 @@ import numpy as np
 import pytest
 
 from trainhooks.store import StoreError, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
 
 SCRIPT = Path(__file__).parent / "second_writer.py"
 LONG, SHORT = 60.0, 0.5  # seconds that another's lock is watched: a living one is heard of at once, a stopped one never
@@ -65,8 +65,8 @@ def writers(request):
 def seen_from_afar(monkeypatch):
     """This process, too, is out of the others' sight, and watches no longer than a moment."""
     for name, value in {"_namespace": lambda: "pid:[3]", "_LOOK_SECONDS": 0.02, "HEARTBEAT_SECONDS": 0.05}.items():
-        monkeypatch.setattr(f"trainhooks.store.lock.{name}", value)
-    return lambda seconds: monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", seconds)
+        monkeypatch.setattr(f"trainhooks.store.storage.lock.{name}", value)
+    return lambda seconds: monkeypatch.setattr("trainhooks.store.storage.lock.WATCH_SECONDS", seconds)
 
 
 def refused(answer, text: str) -> bool:
@@ -157,7 +157,7 @@ def test_a_repair_that_stood_still_hears_that_its_store_was_taken(writers, tmp_p
         (path / ".cut.partial").write_bytes(b"")
         return plain(*given)
 
-    from trainhooks.store import repair as module
+    from trainhooks.store.maintenance import repair as module
 
     plain = module._drop_torn
     monkeypatch.setattr(module, "_drop_torn", taken)

@@ -5,10 +5,10 @@ import random
 import numpy as np
 import pytest
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import verify
-from trainhooks.variable import Variable
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
 
 LAYOUT = Layout(
     vocab=5,
@@ -116,7 +116,7 @@ def torn_copies(count, *, seed, folder):
 
 @pytest.mark.parametrize("seed", range(3))
 def test_no_torn_copy_gives_another_number_after_repair(tmp_path, monkeypatch, seed):
-    monkeypatch.setattr("trainhooks.store.place.sync", lambda descriptor: None)
+    monkeypatch.setattr("trainhooks.store.storage.local.sync", lambda descriptor: None)
     outcomes, wrong = torn_copies(8, seed=seed, folder=tmp_path)
     assert wrong == []
     assert outcomes["sound"] > 0

@@ -9,7 +9,7 @@ from loops import VOCAB, TinyLM, batches
 from torch import nn
 
 import trainhooks as th
-from trainhooks.transfer import CudaStreams, PinnedLane
+from trainhooks.recording.staging import CudaStreams, PinnedLane
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 

@@ -6,13 +6,13 @@ import subprocess
 import sys
 from pathlib import Path
 
-HERE = Path(__file__).parent
+TESTS = Path(__file__).parents[1]
 
 
 def test_no_hook_waits():
-    path = os.pathsep.join([str(HERE.parents[1]), os.environ.get("PYTHONPATH", "")])
+    path = os.pathsep.join([str(TESTS.parent), os.environ.get("PYTHONPATH", "")])
     run = subprocess.run(
-        [sys.executable, str(HERE / "pretended_device.py")],
+        [sys.executable, str(TESTS / "support" / "fake_device.py")],
         check=False,
         capture_output=True,
         text=True,

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks.integrations import host
-from trainhooks.recorder import Recorder
+from trainhooks.recording.recorder import Recorder
 
 VOCAB, CONTEXT = 200, 16
 

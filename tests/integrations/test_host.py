@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from trainhooks.core.schedule import Every
 from trainhooks.integrations.host import AFTER_FAILURE_SECONDS, HostedRecorder, HostLog
 from trainhooks.integrations.trained_labels import causal_labels
-from trainhooks.recorder import WAIT_SECONDS
-from trainhooks.schedule import Every
+from trainhooks.recording.recorder import WAIT_SECONDS
 from trainhooks.sinks import MemorySink, Record
 
 

@@ -8,8 +8,8 @@ import torch
 from conftest import seen_labels
 from torch.utils.data import DataLoader
 
+from trainhooks.core.schedule import Every
 from trainhooks.integrations.lightning import TrainHooks
-from trainhooks.schedule import Every
 from trainhooks.sinks import MemorySink
 from trainhooks.store import open_store
 

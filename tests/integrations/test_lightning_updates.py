@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset
 
+from trainhooks.core.schedule import EveryStep, Steps
 from trainhooks.integrations.lightning import TrainHooks
 from trainhooks.metrics.probability_probe import ProbabilityProbe
-from trainhooks.schedule import EveryStep, Steps
 from trainhooks.sinks import MemorySink
 from trainhooks.store import open_store
 

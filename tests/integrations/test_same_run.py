@@ -12,8 +12,8 @@ import pytest
 import torch
 from shared_run import Run
 
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.store import open_store
-from trainhooks.tokens import TokenCounts
 
 STEPS, BATCH = 4, 2  # 2 windows of 16 labels: a power of two, so that 1/k and 1/labels round alike
 

@@ -7,8 +7,8 @@ import torch
 from conftest import seen_labels
 from transformers import Trainer, TrainerCallback, TrainingArguments
 
+from trainhooks.core.schedule import Every
 from trainhooks.integrations.transformers import TrainHooks
-from trainhooks.schedule import Every
 from trainhooks.sinks import MemorySink
 from trainhooks.store import open_store
 

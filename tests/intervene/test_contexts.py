@@ -1,9 +1,9 @@
 import pytest
 import torch
-from intervene.planted_lm import llama, target, texts
+from synthetic_lm import llama, target, texts
 
-from trainhooks.intervene.bins import frequency_bins
 from trainhooks.intervene.contexts import blocks, collect_contexts, read_documents, split_documents
+from trainhooks.intervene.frequency_bins import frequency_bins
 
 
 def test_head_times_hidden_is_the_models_own_output():

@@ -3,12 +3,12 @@ import math
 import jaxtyping
 import pytest
 import torch
-from intervene.planted_deletion import planted
+from synthetic_deletion import planted
 
-from trainhooks.intervene import curves
-from trainhooks.intervene.compensate import VARIANTS, build_codes, edited_head, rank_code
-from trainhooks.intervene.curves import deletion_curves, thinned
-from trainhooks.intervene.orders import deletion_orders, probability_slope, second_moment
+from trainhooks.intervene.deletion import curves
+from trainhooks.intervene.deletion.curves import deletion_curves, thinned
+from trainhooks.intervene.deletion.orders import deletion_orders, probability_slope, second_moment
+from trainhooks.intervene.deletion.variants import VARIANTS, build_codes, edited_head, rank_code
 
 
 def evaluate(*, fractions=(0.25, 0.5, 1.0), bias=None, **options):

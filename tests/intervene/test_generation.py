@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from intervene.planted_lm import llama, neox, target, texts
+from synthetic_lm import llama, neox, target, texts
 
 from trainhooks.intervene import generation
 from trainhooks.intervene.generation import (

@@ -2,10 +2,10 @@ import json
 
 import pytest
 import torch
-from intervene.planted_lm import llama, neox, target, word_tokenizer
+from synthetic_lm import llama, neox, target, word_tokenizer
 
+from trainhooks.corpora.tokenizers import load_tokenizer
 from trainhooks.intervene.target import load_target
-from trainhooks.intervene.tokenizer import load_tokenizer
 
 
 def test_another_head_leaves_the_model_as_it_was():

@@ -1,9 +1,9 @@
 import jaxtyping
 import pytest
 import torch
-from intervene.planted_deletion import planted
+from synthetic_deletion import planted
 
-from trainhooks.intervene.orders import ORDERS, deletion_orders, probability_slope, rising, second_moment
+from trainhooks.intervene.deletion.orders import ORDERS, deletion_orders, probability_slope, rising, second_moment
 
 
 def test_orders_are_permutations_sorted_by_their_definition():

@@ -2,15 +2,15 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from intervene.planted_deletion import planted
-from intervene.planted_lm import llama, neox, target, texts
+from synthetic_deletion import planted
+from synthetic_lm import llama, neox, target, texts
 
-from trainhooks.intervene.compensate import VARIANTS, edited_head
+from trainhooks.corpora.tokenizers import Tokenizer
 from trainhooks.intervene.contexts import Contexts, collect_contexts
-from trainhooks.intervene.orders import ORDERS, deletion_orders, probability_slope
-from trainhooks.intervene.prune import check_savable, code_labels, prune, pruned_target
+from trainhooks.intervene.deletion.orders import ORDERS, deletion_orders, probability_slope
+from trainhooks.intervene.deletion.prune import check_savable, code_labels, prune, pruned_target
+from trainhooks.intervene.deletion.variants import VARIANTS, edited_head
 from trainhooks.intervene.target import Target
-from trainhooks.intervene.tokenizer import Tokenizer
 
 
 def halves(**options):

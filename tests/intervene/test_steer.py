@@ -4,19 +4,21 @@ import math
 import numpy as np
 import pytest
 import torch
-from intervene.planted_lm import llama, neox, planted, target, texts
 from scipy.optimize import brentq
+from synthetic_lm import llama, neox, planted, target, texts
 
-from trainhooks.intervene.apply import apply_edit, mean_probability
+from trainhooks.core.token_counts import TokenCounts
+from trainhooks.intervene.bootstrap import document_draws, log_ratio_draws
 from trainhooks.intervene.contexts import collect_contexts
-from trainhooks.intervene.directions import SOLVED, least_spread, make_directions, probability_slope
-from trainhooks.intervene.effects import document_draws, effects, log_ratio_draws
 from trainhooks.intervene.outputs import outputs, token_log_p
-from trainhooks.intervene.samples import few_sample_curve
-from trainhooks.intervene.solve import find_joint_scales, find_scales, joint_log_p
-from trainhooks.intervene.steer import Bench, has_constant_gauge, steer
-from trainhooks.intervene.steering import run_steering, token_frequency
-from trainhooks.tokens import TokenCounts
+from trainhooks.intervene.slope import probability_slope
+from trainhooks.intervene.steering.directions import SOLVED, least_spread, make_directions
+from trainhooks.intervene.steering.edits import Bench, has_constant_gauge, steer
+from trainhooks.intervene.steering.effects import effects
+from trainhooks.intervene.steering.few_samples import few_sample_curve
+from trainhooks.intervene.steering.real_pass import apply_edit, mean_probability
+from trainhooks.intervene.steering.report import run_steering, token_frequency
+from trainhooks.intervene.steering.scales import find_joint_scales, find_scales, joint_log_p
 
 
 @pytest.fixture(scope="module")

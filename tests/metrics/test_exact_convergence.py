@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 import torch
 from metric_states import Tiny, make_state
-from metric_twins import draw
+from naive_metrics import draw
 
-from trainhooks.metrics.exact_convergence import ExactConvergence, reference_bytes, squared_distances
+from trainhooks.metrics.exact_convergence import ExactConvergence, reference_bytes
+from trainhooks.numerics.distances import squared_distances
 
 
 def flat(tensors) -> np.ndarray:
@@ -25,7 +26,7 @@ def nudge(model: Tiny, seed: int) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16])
 def test_squared_distances_match_their_twin(dtype, monkeypatch):
-    monkeypatch.setattr("trainhooks.metrics.exact_convergence.SLAB", 100)
+    monkeypatch.setattr("trainhooks.numerics.distances.SLAB", 100)
     now = [draw(40, 7).to(dtype), draw(3, seed=1).to(dtype), torch.zeros(0, dtype=dtype)]
     then = [draw(40, 7, seed=2).to(dtype), draw(3, seed=3).to(dtype), torch.zeros(0, dtype=dtype)]
     expected = [float((a.double() - b.double()).square().sum()) for a, b in zip(now, then, strict=True)]

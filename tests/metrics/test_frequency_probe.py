@@ -10,11 +10,11 @@ from safetensors.torch import load_file
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import OutputEmbedding
 from trainhooks.probe import fit_probe, frequency_target, permutation, row_norm_probe, token_mask
-from trainhooks.tokens import TokenCounts
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 

@@ -7,19 +7,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_states import Tiny, make_state
-from metric_twins import centred, cka, draw, rotation, unbiased_hsic
+from naive_metrics import centred, cka, draw, rotation, unbiased_hsic
 
-from trainhooks.metrics import gram
-from trainhooks.metrics.geometry import (
-    HeadGeometry,
-    count_bins,
-    mean_by_bin,
-    mean_row_norm,
-    movement,
-    ratio,
-    row_cosines,
-    row_norms,
-)
+from trainhooks.metrics.geometry import HeadGeometry, mean_row_norm, movement, row_cosines, row_norms
+from trainhooks.numerics import gram
+from trainhooks.numerics.binning import count_bins, mean_by_bin
+from trainhooks.numerics.norms import ratio
 
 FIELDS = ("norm", "reference_norm", "distance", "cosine", "radial", "angular")
 

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 from metric_states import Tiny, after, make_state
-from metric_twins import draw
+from naive_metrics import draw
 
 from trainhooks.metrics.group_convergence import (
     FINAL_VARIABLES,
@@ -14,7 +14,7 @@ from trainhooks.metrics.group_convergence import (
     convergence_to_final,
     log_lag_cosine,
 )
-from trainhooks.sketch import sketch_parameter, standard_error
+from trainhooks.numerics.sketch import sketch_parameter, standard_error
 
 GROUPS = ("whole", "embedding", "block", "norm", "head")
 

@@ -4,10 +4,10 @@ import numpy as np
 import pytest
 import torch
 from metric_states import Tiny, make_state
-from metric_twins import centred, draw, rotation
+from naive_metrics import centred, draw, rotation
 
-from trainhooks.metrics import gram
 from trainhooks.metrics.lead_parts import LeadParts, frequency_parts
+from trainhooks.numerics import gram
 from trainhooks.probe import frequency_target
 
 

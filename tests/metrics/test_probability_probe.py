@@ -8,10 +8,10 @@ from metric_states import Tiny, make_state
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from trainhooks.capture import watch_head_input
 from trainhooks.metrics.base import State
 from trainhooks.metrics.probability_probe import ProbabilityProbe
 from trainhooks.model import OutputEmbedding, find_output_embedding
+from trainhooks.model.hooks import watch_head_input
 from trainhooks.probe import channels, fit_probe, frequency_target, slope_cosine, transfer_r2
 
 VOCAB, DIM = 80, 6

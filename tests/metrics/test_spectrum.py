@@ -7,10 +7,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from metric_states import make_state
-from metric_twins import draw, entropy_rank, rotation, singular_values
+from naive_metrics import draw, entropy_rank, rotation, singular_values
 
-from trainhooks.metrics.gram import centred_gram
-from trainhooks.metrics.spectrum import Spectrum, singular_spectrum, spectrum_from_gram
+from trainhooks.metrics.spectrum import Spectrum
+from trainhooks.numerics.gram import centred_gram
+from trainhooks.numerics.spectrum import singular_spectrum, spectrum_from_gram
 
 SCALARS = ("effective_rank_energy", "effective_rank_amplitude", "stable_rank", "top_share", "top_ratio")
 

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from probe_twins import heldout_r2, planted, refit
+from naive_probe import heldout_r2, planted, refit
 
 from trainhooks.probe import (
     covariate_gain,

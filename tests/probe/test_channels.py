@@ -1,7 +1,7 @@
 import pytest
 import scipy.stats
 import torch
-from probe_twins import planted
+from naive_probe import planted
 
 from trainhooks.probe import channels, fit_probe
 

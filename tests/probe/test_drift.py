@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from probe_twins import planted
+from naive_probe import planted
 
 from trainhooks.probe import fit_probe, slope_cosine, transfer_r2
 

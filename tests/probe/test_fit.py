@@ -5,7 +5,7 @@ import statsmodels.api as sm
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probe_twins import by_fold, heldout_r2, planted, refit
+from naive_probe import by_fold, heldout_r2, planted, refit
 
 from trainhooks.probe import ProbeFit, fit_probe, probe_sums, shrunk_weights, solve_sums, sqrt_weights
 

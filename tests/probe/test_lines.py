@@ -8,15 +8,15 @@ import torch
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import find_output_embedding
+from trainhooks.numerics.rank_correlation import average_ranks, spearman
 from trainhooks.probe import fit_probe
-from trainhooks.probe.ranks import average_ranks, spearman
 
 
 @pytest.fixture
 def as_on_a_device(monkeypatch):
     def change() -> None:
         monkeypatch.setattr("trainhooks.probe.rows.HOSTS", ())
-        monkeypatch.setattr("trainhooks.probe.ranks.HOSTS", ())
+        monkeypatch.setattr("trainhooks.numerics.rank_correlation.HOSTS", ())
         monkeypatch.setattr("trainhooks.probe.rows.LINE_ROWS", 7)
 
     return change

@@ -7,8 +7,8 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 from torch.utils.checkpoint import checkpoint
 
-from trainhooks.capture import watch_head_input
-from trainhooks.probability import average_probability
+from trainhooks.analyze.average_probability import average_probability
+from trainhooks.model.hooks import watch_head_input
 from trainhooks.probe import fit_probe, splitmix64
 from trainhooks.probe.positions import HiddenSample, choose_positions
 from trainhooks.probe.probability import mean_hidden_r2, probability_sums, split_half_reliability

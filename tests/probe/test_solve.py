@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 import torch
-from probe_twins import planted
+from naive_probe import planted
 
 from trainhooks.probe import probe_sums, solve_sums
 from trainhooks.probe.solve import cholesky_slope, least_norm_slope, smallest_eigenvalue, tolerance

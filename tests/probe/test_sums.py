@@ -5,7 +5,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from probe_twins import planted
+from naive_probe import planted
 
 from trainhooks.probe import probe_sums
 

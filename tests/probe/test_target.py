@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.probe import (
     counts_for_rows,
     effective_rows,
@@ -14,7 +15,6 @@ from trainhooks.probe import (
     sqrt_weights,
     token_mask,
 )
-from trainhooks.tokens import TokenCounts
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
 COUNTS = np.array([50, 0, 30, 1, 19, 0])

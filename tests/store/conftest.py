@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreWriter
-from trainhooks.variable import Variable
 
 VOCAB, DIM, GROUPS, SKETCH = 70, 3, ("embedding", "block.0"), 5
 VARIABLES = (
@@ -65,14 +65,14 @@ class Run:
 def synced(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """A file descriptor for each sync, of a file or a folder; syncing itself would only make the tests wait."""
     descriptors: list[int] = []
-    monkeypatch.setattr("trainhooks.store.place.sync", descriptors.append)
+    monkeypatch.setattr("trainhooks.store.storage.local.sync", descriptors.append)
     return descriptors
 
 
 @pytest.fixture(autouse=True)
 def no_heartbeat(monkeypatch: pytest.MonkeyPatch) -> None:
     """No sign of life by the clock: on a slow machine it would put a file among those that tests count."""
-    monkeypatch.setattr("trainhooks.store.lock.HEARTBEAT_SECONDS", 3600.0)
+    monkeypatch.setattr("trainhooks.store.storage.lock.HEARTBEAT_SECONDS", 3600.0)
 
 
 @pytest.fixture

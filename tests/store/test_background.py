@@ -84,7 +84,7 @@ def test_an_error_is_raised_once_and_nothing_durable_is_lost(run, begin, monkeyp
     run.append(writer, range(3))
     writer.flush()
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.place.Checksummed.write", full_disk)
+        patched.setattr("trainhooks.store.storage.base.Checksummed.write", full_disk)
         run.append(writer, [3])
         with pytest.raises(StoreError, match=r"recording has stopped.*No space left.*everything up to step 2"):
             writer.flush()
@@ -100,7 +100,7 @@ def test_the_run_may_go_on_without_its_store(run, begin, monkeypatch):
     run.append(writer, range(3))
     writer.flush()
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.fold.write_shard", full_disk)
+        patched.setattr("trainhooks.store.writing.fold.write_shard", full_disk)
         run.append(writer, [3])
         writer._threads[1].join()
         with pytest.warns(RuntimeWarning, match=r"goes on without it") as said:

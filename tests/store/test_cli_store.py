@@ -9,10 +9,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import trainhooks.cli.store
+import trainhooks.cli.verify
 from trainhooks.cli.base import app
 from trainhooks.store import Layout, StoreWriter, open_store
-from trainhooks.store.planning import plan_store
+from trainhooks.store.maintenance.planning import plan_store
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -107,7 +107,7 @@ def test_the_plan_counts_the_files_that_a_store_has(tmp_path, records):
 
 
 def test_schedules_by_name():
-    parse = trainhooks.cli.store.parse_schedule
+    parse = trainhooks.cli.plan.parse_schedule
     assert parse("every:5").steps(10) == [0, 5, 10]
     assert parse("log").steps(5) == [0, 1, 2, 4]
     assert parse("steps:1,3").steps(9) == [1, 3]

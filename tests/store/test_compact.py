@@ -11,13 +11,14 @@ import zarr
 
 import trainhooks.cli.compact  # noqa: F401 - registers the command
 from trainhooks.cli.base import app
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.compact import NOTE, compact, copy_with_pcodec, replacing, settle
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.profiles import ARCHIVE, LIVE
-from trainhooks.store.root import read_manifest, read_root
-from trainhooks.store.zarr_store import PlaceStore
-from trainhooks.variable import Variable
+from trainhooks.store.format.compaction_note import NOTE, replacing, settle
+from trainhooks.store.format.profiles import ARCHIVE, LIVE
+from trainhooks.store.format.root import read_manifest, read_root
+from trainhooks.store.maintenance.compact import compact, copy_with_pcodec
+from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.zarr_store import PlaceStore
 
 RECORDS = 10
 VOCAB, DIM = 150, 6
@@ -130,7 +131,7 @@ def test_settling_commits_a_shard_that_was_replaced(slow_run, monkeypatch):
         raise Stopped
 
     with monkeypatch.context() as patch:
-        patch.setattr("trainhooks.store.compact.commit", stopped)
+        patch.setattr("trainhooks.store.format.compaction_note.commit", stopped)
         with pytest.raises(Stopped):
             compact(path)
     assert list(replacing(place)) == ["output_embedding/c/0/0/0"]
@@ -223,7 +224,7 @@ def test_the_pcodec_copy_has_the_same_numbers(slow_run):
 def test_an_interrupted_copy_leaves_nothing(slow_run, monkeypatch):
     pytest.importorskip("pcodec")
     path, _ = slow_run
-    monkeypatch.setattr("trainhooks.store.compact._copy_snapshots", lambda *_, **__: 1 / 0)
+    monkeypatch.setattr("trainhooks.store.maintenance.compact._copy_snapshots", lambda *_, **__: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         copy_with_pcodec(path, out=path.with_name("copy.zarr"))
     assert [entry.name for entry in path.parent.iterdir()] == ["run.zarr"]

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.copying import snapshot
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.copying import snapshot
+from trainhooks.store.maintenance.verify import verify
+from trainhooks.store.storage.local import LocalPlace
 
 
 def check(run, path, least):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from trainhooks.store import StoreError, check_place, open_store
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.verify import verify
 
 RUN = """
     import resource, signal, sys, warnings

@@ -14,14 +14,14 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.copying import snapshot
-from trainhooks.store.export import export_step
-from trainhooks.store.journal import write_piece
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.repair import repair
-from trainhooks.store.root import read_root
-from trainhooks.store.verify import verify
+from trainhooks.store.format.journal import write_piece
+from trainhooks.store.format.root import read_root
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.copying import snapshot
+from trainhooks.store.maintenance.export import export_step
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
+from trainhooks.store.storage.local import LocalPlace
 
 OTHER = Layout(vocab=70, dim=3, groups=("embedding", "block.0"), sketch_size=5)
 

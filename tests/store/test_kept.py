@@ -12,14 +12,14 @@ import zarr
 
 from trainhooks.cli import app
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.copying import snapshot
-from trainhooks.store.export import export_step
-from trainhooks.store.fence import FencedPlace
-from trainhooks.store.kept import kept_place
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import verify
+from trainhooks.store.format.kept import kept_place
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.copying import snapshot
+from trainhooks.store.maintenance.export import export_step
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
+from trainhooks.store.storage.fence import FencedPlace
+from trainhooks.store.storage.local import LocalPlace
 
 
 def check(run, path, count):
@@ -271,7 +271,7 @@ def test_where_links_do_not_work_files_are_copied(write, sparse_run, tmp_path, m
 
 def test_what_would_have_to_be_copied_is_bounded(write, sparse_run, monkeypatch):
     no_links(monkeypatch)
-    monkeypatch.setattr("trainhooks.store.kept.MOST_COPIED", 100)
+    monkeypatch.setattr("trainhooks.store.format.kept.MOST_COPIED", 100)
     path = write(sparse_run, records=22)
     with pytest.warns(UserWarning, match=r"steps 10 to 21 that attempt 0 had could not be kept aside .*up to 100"):
         resumed(sparse_run, path, 9, 12)

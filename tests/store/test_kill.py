@@ -48,7 +48,7 @@ def test_an_exception_in_the_loop_leaves_everything_durable(tmp_path):
 
 def test_a_killed_holder_does_not_block_the_next(tmp_path, children, monkeypatch):
     children.kill("record", tmp_path / "s.zarr", seconds=0.0, after=1)
-    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", float("nan"))  # time.sleep refuses: nobody may wait
+    monkeypatch.setattr("trainhooks.store.storage.lock.WATCH_SECONDS", float("nan"))  # sleep refuses it: nobody waits
     writer = StoreWriter(tmp_path / "s.zarr", layout(), mode="resume")
     step = -1 if writer.last_step is None else writer.last_step
     writer.append(step + 1, {}, snapshot=matrix(step + 1))

@@ -3,9 +3,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from trainhooks.core.variable import Variable
 from trainhooks.store import Layout
-from trainhooks.store.layout import differences
-from trainhooks.variable import Variable
+from trainhooks.store.format.layout import differences
 
 
 def test_json_and_back(layout):

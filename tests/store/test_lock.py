@@ -7,10 +7,11 @@ from types import SimpleNamespace
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.lock import HEARTBEAT_SECONDS, WATCH_SECONDS, holder_of
-from trainhooks.store.place import LOCK, LocalPlace
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import verify
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import verify
+from trainhooks.store.storage.base import LOCK
+from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.lock import HEARTBEAT_SECONDS, WATCH_SECONDS, holder_of
 
 
 def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path):
@@ -46,7 +47,7 @@ def watch(monkeypatch):
                 lock.write_text(json.dumps(holder | {"beat": holder["beat"] + 10}))
 
         own = SimpleNamespace(time=lambda: clock, monotonic=lambda: 5e5 + watched[0], sleep=sleep)
-        monkeypatch.setattr("trainhooks.store.lock.time", own)
+        monkeypatch.setattr("trainhooks.store.storage.lock.time", own)
         return watched
 
     return start
@@ -118,8 +119,8 @@ def test_repair_gets_past_a_lock_that_names_nobody(run, tmp_path, monkeypatch, c
     run.append(writer, range(3))
     lock = writer.path / LOCK
     lock.write_bytes(content)
-    monkeypatch.setattr("trainhooks.store.lock.WATCH_SECONDS", 0.0)
-    monkeypatch.setattr("trainhooks.store.lock.HEARTBEAT_SECONDS", 1e6)
+    monkeypatch.setattr("trainhooks.store.storage.lock.WATCH_SECONDS", 0.0)
+    monkeypatch.setattr("trainhooks.store.storage.lock.HEARTBEAT_SECONDS", 1e6)
     assert any("names nobody" in str(note) for note in verify(writer.path).notes)
     repair(writer.path)
     assert verify(writer.path).problems == ()
@@ -132,7 +133,7 @@ def test_a_garbled_lock_that_changes_is_somebodys(run, tmp_path, monkeypatch):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     lock = writer.path / LOCK
     lock.write_bytes(b"x}")
-    monkeypatch.setattr("trainhooks.store.lock.time.sleep", lambda seconds: lock.write_bytes(b"y}"))
+    monkeypatch.setattr("trainhooks.store.storage.lock.time.sleep", lambda seconds: lock.write_bytes(b"y}"))
     with pytest.raises(StoreError, match="takes the store over after a minute"):
         repair(writer.path)
 

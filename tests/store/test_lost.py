@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.compact import compact, replacing
-from trainhooks.store.place import LOCK, LocalPlace
-from trainhooks.store.root import read_manifest, read_root
+from trainhooks.store.format.compaction_note import replacing
+from trainhooks.store.format.root import read_manifest, read_root
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.storage.base import LOCK
+from trainhooks.store.storage.local import LocalPlace
 
 
 def test_every_file_that_is_gone_is_noticed_at_opening(sparse_run, write):
@@ -90,7 +92,7 @@ def test_following_sees_the_end_where_nothing_is_left_to_fold(sparse_run, tmp_pa
 def test_resuming_after_an_interrupted_compaction_settles_it(sparse_run, write, monkeypatch):
     path = write(sparse_run, records=13)
     with monkeypatch.context() as patch:
-        patch.setattr("trainhooks.store.compact._commit", lambda *args: 1 / 0)
+        patch.setattr("trainhooks.store.format.compaction_note._commit", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             compact(path)
     assert replacing(LocalPlace(path))

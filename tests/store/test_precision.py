@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trainhooks.store import round_mantissa
-from trainhooks.store.precision import error_bounds, kept_mantissa_bits, precision_name, round_and_pack, unpack
+from trainhooks.store.format.precision import error_bounds, kept_mantissa_bits, precision_name, round_and_pack, unpack
 
 PATTERNS = st.integers(0, 2**32 - 1)
 
@@ -98,7 +98,7 @@ def test_packing_loses_nothing_but_payloads(patterns, kept):
 def test_packing_does_not_depend_on_tiles_strides_and_shape(monkeypatch):
     values = np.random.default_rng(0).standard_normal((40, 30)).astype(np.float32)
     whole = round_and_pack(values, kept_bits=7)
-    monkeypatch.setattr("trainhooks.store.precision._TILE", 7)
+    monkeypatch.setattr("trainhooks.store.format.precision._TILE", 7)
     np.testing.assert_array_equal(round_and_pack(values, kept_bits=7), whole)
     np.testing.assert_array_equal(round_and_pack(values[::3, 1::2], kept_bits=7), whole[::3, 1::2])
     assert round_and_pack(values[:0], kept_bits=7).shape == (0, 30)

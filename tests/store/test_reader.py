@@ -87,7 +87,7 @@ def test_going_through_the_snapshots_decodes_each_block_once(run, write, monkeyp
 
 
 def test_large_blocks_are_read_in_parts(run, write, monkeypatch):
-    monkeypatch.setattr("trainhooks.store.snapshots.MAX_CACHED_BYTES", 5 * 4 * 70 * 3)
+    monkeypatch.setattr("trainhooks.store.reading.snapshots.MAX_CACHED_BYTES", 5 * 4 * 70 * 3)
     snapshots = open_store(write(run, records=40)).snapshots
     for index in [*range(40), 3, -1, -40]:
         np.testing.assert_array_equal(snapshots[index], run.matrix(index % 40))

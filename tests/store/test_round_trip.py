@@ -10,7 +10,7 @@ import xarray
 import zarr
 
 from trainhooks.store import Layout, StoreWriter, open_store, round_mantissa
-from trainhooks.store.schema import INNER_ROWS
+from trainhooks.store.format.schema import INNER_ROWS
 
 
 def check_against_run(store, run, steps):

@@ -7,7 +7,7 @@ import pytest
 
 import trainhooks.store
 from trainhooks.store import Layout, StoreWriter, required_bytes
-from trainhooks.store.schema import array_specs, shard_rows
+from trainhooks.store.format.schema import array_specs, shard_rows
 
 
 def layout_of(vocab: int, dim: int, block: int = 32) -> Layout:
@@ -35,7 +35,7 @@ def test_chunks_of_small_arrays_are_long_and_of_large_ones_few_blocks(layout):
     specs = {spec.name: spec for spec in array_specs(replace(layout, block=10))}
     assert specs["step"].chunks == specs["probe.heldout_spearman"].chunks == (1020,)
     assert specs["sketch"].chunks == (1020, 2, 5)
-    from trainhooks.variable import Variable
+    from trainhooks.core.variable import Variable
 
     wide = replace(layout, vocab=50304, token_count=None, token_text=None)
     wide = replace(wide, variables=(Variable("norm.rows", dims=("token",), dtype="float32"),))
@@ -90,12 +90,12 @@ def test_the_package_needs_no_torch():
                 names = [node.module]
             for name in names:
                 top = name.split(".")[0]
-                ours = name == "trainhooks.variable" or name.startswith("trainhooks.store")
+                ours = name == "trainhooks.core.variable" or name.startswith("trainhooks.store")
                 assert ours or top in allowed or top in sys.stdlib_module_names, f"{file.name} imports {name}"
 
 
 def test_ten_thousand_steps_of_a_large_vocabulary_are_under_two_thousand_files():
-    from trainhooks.variable import Variable
+    from trainhooks.core.variable import Variable
 
     numbers = tuple(Variable(f"a.n{i}") for i in range(50))
     slopes = tuple(

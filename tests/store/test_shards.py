@@ -11,8 +11,8 @@ import zarr
 from zarr.codecs import Crc32cCodec, TransposeCodec
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.profiles import ARCHIVE, LIVE, Profile, decompress, profile_named
-from trainhooks.store.shards import Shard, ShardShape, recompress_shard, write_shard
+from trainhooks.store.format.profiles import ARCHIVE, LIVE, Profile, decompress, profile_named
+from trainhooks.store.format.shards import Shard, ShardShape, recompress_shard, write_shard
 
 SHAPE = ShardShape(block=4, rows=48, dim=5, inner_rows=16)
 

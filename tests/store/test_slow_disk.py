@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 
 from trainhooks.store import BackgroundWriter, StoreWriter, Writing, open_store
-from trainhooks.store import background as module
-from trainhooks.store.place import LocalPlace
+from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.writing import background as module
 
 PATIENCE_SECONDS = 120  # only what hangs takes so long
 RECORDS_WAITING = 2

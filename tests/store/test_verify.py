@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 
 from trainhooks.store import StoreError, StoreWriter, open_store
-from trainhooks.store.compact import compact
-from trainhooks.store.export import export_step
-from trainhooks.store.place import LocalPlace
-from trainhooks.store.repair import repair
-from trainhooks.store.verify import gaps, verify
+from trainhooks.store.maintenance.compact import compact
+from trainhooks.store.maintenance.export import export_step
+from trainhooks.store.maintenance.repair import repair
+from trainhooks.store.maintenance.verify import gaps, verify
+from trainhooks.store.storage.local import LocalPlace
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 

@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from trainhooks.store import StoreError, StoreWriter, check_place, open_store
-from trainhooks.store.place import LocalPlace
+from trainhooks.store.storage.local import LocalPlace
 
 
 def journal_files(path):
@@ -74,7 +74,7 @@ def test_all_but_the_first_record_can_be_cut(run, write):
 
 def test_a_cut_hides_the_journal_even_before_its_files_are_gone(run, write, monkeypatch):
     path = write(run, records=20, close=False)
-    monkeypatch.setattr("trainhooks.store.writer.clean", lambda *_, **__: None)
+    monkeypatch.setattr("trainhooks.store.writing.writer.clean", lambda *_, **__: None)
     writer = StoreWriter(path, run.layout, mode="resume", restart_step=9)
     assert len(list((path / ".journal").iterdir())) == 20
     assert open_store(path).steps.tolist() == list(range(10))
@@ -90,7 +90,7 @@ def test_an_interrupted_fold_is_repeated(run, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.writer.commit", fail)
+        patched.setattr("trainhooks.store.writing.writer.commit", fail)
         with pytest.raises(StoreError, match="fold step 31 into the arrays"):
             run.append(writer, [31])
     # the arrays have grown, the root has not: 32 records, all from the journal
@@ -110,7 +110,7 @@ def test_an_interrupted_fold_is_repeated(run, tmp_path, monkeypatch):
 def test_the_writer_goes_on_after_a_fold_that_failed(run, tmp_path, monkeypatch):
     writer = StoreWriter(tmp_path / "s.zarr", replace(run.layout, block=4))
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.writer.fold_snapshots", lambda *_, **__: 1 / 0)
+        patched.setattr("trainhooks.store.writing.writer.fold_snapshots", lambda *_, **__: 1 / 0)
         run.append(writer, range(3))
         for step in range(3, 6):
             with pytest.raises(ZeroDivisionError):
@@ -128,7 +128,7 @@ def test_a_failed_record_leaves_no_trace(run, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.place.Checksummed.write", fail)
+        patched.setattr("trainhooks.store.storage.base.Checksummed.write", fail)
         with pytest.raises(StoreError, match=r"cannot write step 1 to .*No space left"):
             run.append(writer, [1])
     assert len(journal_files(writer.path)) == 1
@@ -210,7 +210,7 @@ def test_an_empty_folder_and_missing_parents_are_fine(run, tmp_path):
 def test_an_interrupted_creation_says_so_and_can_be_overwritten(run, tmp_path, monkeypatch):
     path = tmp_path / "s.zarr"
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.opening.array_metadata", lambda *_: 1 / 0)
+        patched.setattr("trainhooks.store.writing.lifecycle.array_metadata", lambda *_: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             StoreWriter(path, run.layout)
     with pytest.raises(StoreError, match=r'start anew with mode="overwrite"'):

@@ -12,17 +12,17 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainhooks.analyze.final import GROUP_VARIABLES, FinalRows
-from trainhooks.analyze.standin import StandIn, stand_in
+from trainhooks.analyze.distance_to_final import GROUP_VARIABLES, FinalRows
+from trainhooks.analyze.skeleton import StandIn, stand_in
 from trainhooks.analyze.text import TextProbe
+from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
+from trainhooks.checkpoints.head_key import HeadKey, head_key
+from trainhooks.checkpoints.suite import Entry, Suite
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.model import NamedTensors, parameter_at
 from trainhooks.store import SNAPSHOT
-from trainhooks.suites.base import Checkpoint, CheckpointError, TensorEntry
-from trainhooks.suites.head import HeadKey, head_key
-from trainhooks.suites.listing import Entry, Suite
-from trainhooks.variable import Variable
 
 HEAD, ALL = "head", "all"
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)

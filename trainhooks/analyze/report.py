@@ -6,9 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from trainhooks.audit import Audit
-from trainhooks.shown import page
-from trainhooks.suites.grid import shortened
+from trainhooks.checkpoints.audit.audit import Audit
+from trainhooks.core.formatting import shortened
+from trainhooks.core.printable import page
 
 
 @dataclass(frozen=True)

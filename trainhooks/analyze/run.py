@@ -14,9 +14,10 @@ import numpy as np
 import torch
 
 from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measured, open_entry, wanted_groups
-from trainhooks.analyze.lead import job_variables
-from trainhooks.analyze.loading import check_models
+from trainhooks.analyze.lead_sums import job_variables
+from trainhooks.analyze.model_loading import check_models
 from trainhooks.analyze.report import AnalysisReport
+from trainhooks.analyze.store_writer import Writer, lacks_lead, made_before
 from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
 from trainhooks.analyze.workers import (
     Outcomes,
@@ -28,17 +29,16 @@ from trainhooks.analyze.workers import (
     local_workers,
     spread,
 )
-from trainhooks.analyze.writing import Writer, lacks_lead, made_before
-from trainhooks.audit import Audit, audit_suite
-from trainhooks.checks import checked_counts, checked_metrics, checked_rows, padded_texts
+from trainhooks.checkpoints.audit.audit import Audit, audit_suite
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.suite import Suite, list_suite
+from trainhooks.core.printable import say
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
+from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.metrics.base import Metric
-from trainhooks.metrics.own import OWN_VARIABLES
-from trainhooks.shown import say
-from trainhooks.sketch import DEFAULT_SIZE
-from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.listing import Suite, list_suite
-from trainhooks.tokens import TokenCounts
+from trainhooks.metrics.record_info import OWN_VARIABLES
+from trainhooks.numerics.sketch import DEFAULT_SIZE
 
 Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]

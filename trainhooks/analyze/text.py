@@ -18,21 +18,21 @@ import torch
 from jaxtyping import Float, Float64, Int64
 from torch import Tensor, nn
 
-from trainhooks.analyze.loading import load_model, tokenizer_file
-from trainhooks.capture import watch_head_input
+from trainhooks.analyze.model_loading import load_model, tokenizer_file
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.suite import Suite
+from trainhooks.core.formatting import human
+from trainhooks.core.token_counts import TokenCounts
+from trainhooks.core.variable import Variable
 from trainhooks.corpora.documents import load_tokenizer
 from trainhooks.metrics.base import State
 from trainhooks.metrics.probability_probe import CHANNEL_VARIABLES, ProbabilityProbe
 from trainhooks.metrics.probability_probe import VARIABLES as PROBE_VARIABLES
 from trainhooks.model import find_output_embedding
-from trainhooks.plan import human
-from trainhooks.probe.products import exact_products
+from trainhooks.model.hooks import watch_head_input
+from trainhooks.numerics.products import exact_products
 from trainhooks.probe.target import counts_for_rows
-from trainhooks.suites.base import CheckpointError
-from trainhooks.suites.checkpoint import open_checkpoint
-from trainhooks.suites.listing import Suite
-from trainhooks.tokens import TokenCounts
-from trainhooks.variable import Variable
 
 CONTEXT_LENGTH = 128
 MAX_POSITIONS = 8192

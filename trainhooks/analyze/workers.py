@@ -16,7 +16,7 @@ from typing import Any
 import torch
 
 from trainhooks.analyze.job import Failed, Job, Measured
-from trainhooks.analyze.walk import Walk, run_chunk
+from trainhooks.analyze.measure import Walk, run_chunk
 
 CHUNK = 8
 TRIES = 2

@@ -1,12 +1,17 @@
 """The command line: `trainhooks ...`. Thin: each command parses, calls the library, prints."""
 
 from trainhooks.cli import analyze as analyze
+from trainhooks.cli import audit as audit
 from trainhooks.cli import compact as compact
 from trainhooks.cli import count as count
+from trainhooks.cli import demo as demo
+from trainhooks.cli import export as export
+from trainhooks.cli import inspect as inspect
+from trainhooks.cli import plan as plan
 from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune
-from trainhooks.cli import runs as runs
+from trainhooks.cli import snapshot as snapshot
 from trainhooks.cli import steer as steer
-from trainhooks.cli import store as store
-from trainhooks.cli import suites as suites
+from trainhooks.cli import verdict as verdict
+from trainhooks.cli import verify as verify
 from trainhooks.cli.base import app as app

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Annotated, Literal
 
 from trainhooks.cli.base import Flag, Positive, command
-from trainhooks.shown import plain_console, say, sayer
+from trainhooks.core.printable import plain_console, say, sayer
 
 FAILED = 2
 
@@ -98,7 +98,7 @@ def analyze(
 
     from trainhooks.analyze import analyze as run
     from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS
-    from trainhooks.tokens import TokenCounts
+    from trainhooks.core.token_counts import TokenCounts
 
     if json is not None and not json.parent.is_dir():
         raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")

@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 from cyclopts import App, Parameter, validators
 
-from trainhooks.shown import say, shown, shown_lines
+from trainhooks.core.printable import say, shown, shown_lines
 
 app = App(
     name="trainhooks",

@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import command
-from trainhooks.shown import say, shown
+from trainhooks.core.printable import say, shown
 
 
 @command
@@ -37,9 +37,9 @@ def compact(
     threads
         How many compress at once; pcodec's copy is written by one.
     """
-    from trainhooks.store.compact import compact as compact_store
-    from trainhooks.store.compact import copy_with_pcodec
-    from trainhooks.store.profiles import profile_named
+    from trainhooks.store.format.profiles import profile_named
+    from trainhooks.store.maintenance.compact import compact as compact_store
+    from trainhooks.store.maintenance.compact import copy_with_pcodec
 
     if (codec == "pcodec") != (out is not None):
         raise ValueError(f"got --codec {codec} and --out {out}; pcodec writes a copy and needs --out, blosc does not.")

@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trainhooks.cli.base import Flag, Positive, Several, command
-from trainhooks.shown import say, shown
+from trainhooks.core.printable import say, shown
 
 if TYPE_CHECKING:
+    from trainhooks.core.token_counts import TokenCounts
     from trainhooks.corpora.base import Settings
     from trainhooks.corpora.counting import Report
-    from trainhooks.tokens import TokenCounts
 
 _NEEDS_SOURCES = "nothing to do: name the files or folders to count and --out COUNTS.npz, or use --describe COUNTS."
 
@@ -140,7 +140,7 @@ def _vocab_size(tokenizer: Path | None, given: int | None) -> int:
         if given is None:
             raise ValueError("how many ids there are is not known: pass --tokenizer tokenizer.json, or --vocab-size V.")
         return given
-    from trainhooks.corpora.belonging import load_tokenizer, tokenizer_vocab_size
+    from trainhooks.corpora.tokenizer_match import load_tokenizer, tokenizer_vocab_size
 
     own = tokenizer_vocab_size(load_tokenizer(tokenizer))
     if given is not None and given < own:
@@ -164,7 +164,7 @@ def _count(
     from dataclasses import replace
 
     from trainhooks.corpora.counting import count_corpus
-    from trainhooks.corpora.opening import open_sources
+    from trainhooks.corpora.sources import open_sources
 
     shown = progress and sys.stderr.isatty()
     partial = out.with_name(f"{out.name}.partial")
@@ -248,9 +248,9 @@ def _take_preset(sources: tuple[str, ...], out: Path, *, json: bool) -> None:
 
 
 def _describe(path: Path, *, against: Path | None, tokenizer: Path | None, json: bool) -> None:
-    from trainhooks.corpora.belonging import belonging_warnings
+    from trainhooks.core.token_counts import TokenCounts
     from trainhooks.corpora.describe import SMOOTHING, describe_counts, kl_divergence
-    from trainhooks.tokens import TokenCounts
+    from trainhooks.corpora.tokenizer_match import belonging_warnings
 
     counts = TokenCounts.load(path)
     found = describe_counts(counts).to_dict()

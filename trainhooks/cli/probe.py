@@ -9,7 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command
-from trainhooks.shown import say
+from trainhooks.core.printable import say
 
 
 @command
@@ -57,7 +57,7 @@ def probe(
     json
         Print JSON instead of text; a figure that is not defined is null.
     """
-    from trainhooks.report import report_source
+    from trainhooks.probe_report import report_source
 
     report = report_source(
         source,

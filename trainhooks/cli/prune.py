@@ -10,7 +10,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
-from trainhooks.shown import say
+from trainhooks.core.printable import say
 
 
 @command
@@ -89,13 +89,13 @@ def prune(
     json
         Print JSON instead of text; a figure that is not defined is null.
     """
-    from trainhooks.intervene.compensate import VARIANTS
+    from trainhooks.core.formatting import finite
     from trainhooks.intervene.contexts import collect_contexts, read_documents, split_documents
+    from trainhooks.intervene.deletion.orders import ORDERS
+    from trainhooks.intervene.deletion.prune import check_savable, code_labels, pruned_target, token_mask_of
+    from trainhooks.intervene.deletion.prune import prune as run_prune
+    from trainhooks.intervene.deletion.variants import VARIANTS
     from trainhooks.intervene.generation import draw_prompts, score_generation, unmodified_text
-    from trainhooks.intervene.orders import ORDERS
-    from trainhooks.intervene.prune import check_savable, code_labels, pruned_target, token_mask_of
-    from trainhooks.intervene.prune import prune as run_prune
-    from trainhooks.intervene.report import finite
     from trainhooks.intervene.target import load_target
 
     options: dict[str, Any] = {
@@ -107,7 +107,7 @@ def prune(
         "seed": seed,
     }
     if over is not None:
-        from trainhooks.intervene.over import moments, prune_along
+        from trainhooks.intervene.along_training import moments, prune_along
 
         refuse_beside_over({"--save": save, "--step": step, "--generate": generate})
         series = moments(

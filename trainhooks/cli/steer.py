@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command, refuse_beside_over
-from trainhooks.shown import say
+from trainhooks.core.printable import say
 
 
 @command
@@ -75,8 +75,8 @@ def steer(
     json
         Print JSON instead of text; a figure that is not defined is null.
     """
-    from trainhooks.intervene.directions import REFERENCES, SOLVED
-    from trainhooks.intervene.steering import run_steering
+    from trainhooks.intervene.steering.directions import REFERENCES, SOLVED
+    from trainhooks.intervene.steering.report import run_steering
 
     where: dict[str, Any] = {
         "text": text,
@@ -93,7 +93,7 @@ def steer(
     }
     found: Any
     if over is not None:
-        from trainhooks.intervene.over import moments, steer_along
+        from trainhooks.intervene.along_training import moments, steer_along
 
         refuse_beside_over({"--save": save, "--step": step, "--counts": counts})
         found = steer_along(moments(model, over=over, **where), **edits, seed=seed)

@@ -17,9 +17,9 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.base import Piece, Settings, Tally
-from trainhooks.corpora.partial import Partial, tokenizer_hash
-from trainhooks.tokens import TokenCounts
+from trainhooks.corpora.resume import Partial, tokenizer_hash
 
 _TASK_BYTES, _TASK_PIECES = 1 << 25, 256  # small files travel together: a tally is as big as the vocabulary
 _WORKER_BYTES = 1 << 30  # below this a worker's start (it imports this package) costs more than it saves
@@ -195,7 +195,7 @@ def _bar(total: int, *, done: int) -> Iterator[_Progress]:
     """A bar on stderr: share of the bytes, tokens a second of this call, time left."""
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
 
-    from trainhooks.shown import plain_console
+    from trainhooks.core.printable import plain_console
 
     columns = BarColumn(), TaskProgressColumn(), TextColumn("{task.fields[rate]}"), TimeRemainingColumn()
     with Progress(TextColumn("counting"), *columns, console=plain_console(stderr=True)) as bar:

@@ -10,7 +10,7 @@ import numpy as np
 from jaxtyping import Float64, Int64
 from scipy.optimize import brentq
 
-from trainhooks.tokens import TokenCounts
+from trainhooks.core.token_counts import TokenCounts
 
 ZIPF_RANKS = (10, 1000)
 SMOOTHING = 0.5

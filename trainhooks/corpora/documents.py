@@ -20,7 +20,7 @@ import numpy as np
 from jaxtyping import Bool, Int64
 
 from trainhooks.corpora.base import MAX_PROBLEMS, Settings, Tally
-from trainhooks.corpora.cutting import BadDocument, cuttable, parts
+from trainhooks.corpora.splitting import BadDocument, cuttable, parts
 
 _BATCH = 1 << 20  # characters encoded in one call
 _BATCH_DOCUMENTS = 4096

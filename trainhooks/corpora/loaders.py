@@ -12,8 +12,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.store import Store, open_store
-from trainhooks.tokens import TokenCounts
 
 _MASKED = torch.iinfo(torch.int64).min  # marks positions that a mask leaves out; no id and no ignore index
 Chosen = tuple[Tensor, bool, str]  # the ids, whether the loss shifts them, and where they stood in the batch

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 
-from trainhooks.tokens import TokenCounts
+from trainhooks.core.token_counts import TokenCounts
 
 PYTHIA_VOCAB = 50277
 PYTHIA_WINDOW = 2049

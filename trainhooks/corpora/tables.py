@@ -18,9 +18,9 @@ from typing import Any
 import numpy as np
 
 from trainhooks.corpora.base import Piece, Settings, Tally
-from trainhooks.corpora.cutting import BadDocument
 from trainhooks.corpora.documents import DocumentCounter
-from trainhooks.corpora.stamps import checksum, place
+from trainhooks.corpora.fingerprints import checksum, place
+from trainhooks.corpora.splitting import BadDocument
 from trainhooks.corpora.table_sizes import MOST_VALUES, Broken, check_text, row_lengths, rows_at_once, runs
 
 PREFIX = "dataset:"

@@ -19,9 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from trainhooks.corpora.base import Piece, Settings, Tally
-from trainhooks.corpora.cutting import BadDocument, chunks, next_cut
 from trainhooks.corpora.documents import DocumentCounter, load_tokenizer
-from trainhooks.corpora.stamps import checksum, place
+from trainhooks.corpora.fingerprints import checksum, place
+from trainhooks.corpora.splitting import BadDocument, chunks, next_cut
 
 LINES = frozenset((".jsonl", ".ndjson"))
 PLAIN = frozenset(

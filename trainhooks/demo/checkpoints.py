@@ -10,8 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from trainhooks.core.schedule import LogSpaced, Schedule
 from trainhooks.demo.corpus import SEPARATOR
-from trainhooks.schedule import LogSpaced, Schedule
 
 _STEP = re.compile(r"step\d+")
 

@@ -21,7 +21,7 @@ from rich.progress import Progress
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from trainhooks.tokens import TokenCounts
+from trainhooks.core.token_counts import TokenCounts
 
 SEPARATOR = "<|endoftext|>"
 COUNTING_RULE = (

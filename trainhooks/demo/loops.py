@@ -15,7 +15,7 @@ from torch.optim import AdamW
 from torch.optim.lr_scheduler import LambdaLR
 from torch.utils.data import DataLoader, Dataset
 
-from trainhooks.recorder import Recorder
+from trainhooks.recording.recorder import Recorder
 
 Hooks = Mapping[str, Any]
 

@@ -11,23 +11,23 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
+from trainhooks.core.printable import draw, plain_console, sayer, shown
+from trainhooks.core.schedule import Every
 from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
 from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
+from trainhooks.lead.from_store import analyze_store
+from trainhooks.lead.verdict import verdict
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.model import find_output_embedding
-from trainhooks.recorder import Recorder
-from trainhooks.runs import analyze_store
-from trainhooks.schedule import Every
-from trainhooks.shown import draw, plain_console, sayer, shown
+from trainhooks.recording.recorder import Recorder
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, check_place, open_store
-from trainhooks.verdict import verdict
 
 
 def run_demo(

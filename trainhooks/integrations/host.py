@@ -14,8 +14,8 @@ from torch import Tensor, nn
 
 from trainhooks.integrations.trained_labels import LabelFunction, labels_of, no_labels
 from trainhooks.metrics.base import Metric
-from trainhooks.recorder import WAIT_SECONDS, Recorder
-from trainhooks.restart import load_metric_states, metric_states
+from trainhooks.recording.recorder import WAIT_SECONDS, Recorder
+from trainhooks.recording.resume import load_metric_states, metric_states
 from trainhooks.sinks import Record, Sink
 from trainhooks.sinks.host_tags import host_scalars
 

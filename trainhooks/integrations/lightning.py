@@ -16,8 +16,8 @@ from torch import Tensor
 from trainhooks.integrations.batch_losses import BatchLosses
 from trainhooks.integrations.host import HostedRecorder
 from trainhooks.integrations.trained_labels import LabelFunction
-from trainhooks.moved import Mark
-from trainhooks.recorder import Recorder
+from trainhooks.model.movement_check import Mark
+from trainhooks.recording.recorder import Recorder
 
 
 def _callback_class() -> Any:

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainhooks.capture import watch_forward
 from trainhooks.integrations.host import HostedRecorder
 from trainhooks.integrations.trained_labels import LabelFunction
 from trainhooks.integrations.trainer_batches import BatchWatch, Tag, calling_trainer, labels_of_trainer
-from trainhooks.recorder import Recorder
+from trainhooks.model.hooks import watch_forward
+from trainhooks.recording.recorder import Recorder
 
 try:
     from transformers import TrainerCallback

@@ -13,8 +13,8 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trainhooks.capture import watch_head_input
 from trainhooks.intervene.target import Target
+from trainhooks.model.hooks import watch_head_input
 
 SUFFIXES = frozenset((".txt", ".text", ".md", ".rst", ".py", ".jsonl", ".ndjson"))
 BLOCK_ELEMENTS = 1 << 24

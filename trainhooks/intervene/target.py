@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor, nn
 
-from trainhooks.intervene.tokenizer import Tokenizer, load_tokenizer
+from trainhooks.corpora.tokenizers import Tokenizer, load_tokenizer
 from trainhooks.model import OutputEmbedding, find_output_embedding
 
 

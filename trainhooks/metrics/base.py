@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -12,10 +12,11 @@ import numpy as np
 from jaxtyping import Float, Int
 from torch import Tensor, nn
 
-from trainhooks.distributed import Ranks, is_sharded, whole
+from trainhooks.core.errors import SettingsError as SettingsError  # noqa: PLC0414 - its public place
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.model import OutputEmbedding
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
+from trainhooks.model.distributed import Ranks, is_sharded, whole
 
 
 @dataclass(frozen=True)
@@ -24,7 +25,7 @@ class State:
 
     `output_embedding` is `head.matrix` [vocab, dim], detached. `initial_head` and `previous_head` are its
     values at the first record and at the one before (float32), `sketch` and its kin one linear sketch a parameter
-    group (see `trainhooks.sketch`); each is None unless a metric's `needs` names it, and the previous ones are
+    group (see `trainhooks.numerics.sketch`); each is None unless a metric's `needs` names it, and the previous ones are
     None at the first record. `learning_rate_sum` is the sum of the learning rates of the updates since the
     previous record, None where no learning rate is known.
 
@@ -33,7 +34,7 @@ class State:
     (`DTensor`s in `groups` and gradients) every rank computes every metric, and rank 0's values are kept.
 
     `shared` is what the metrics of this record share, by key: one leaves here what another would compute again
-    (see `trainhooks.metrics.head_sums`). It is true of these values only, so give an altered state an empty one.
+    (see `trainhooks.metrics.shared_sums`). It is true of these values only, so give an altered state an empty one.
     """
 
     step: int
@@ -63,10 +64,6 @@ class State:
             self.shared["output_embedding"] = whole(self.head.matrix)
         gathered: Tensor = self.shared["output_embedding"]
         return gathered
-
-
-class SettingsError(ValueError):
-    """A metric's settings do not fit the model: an error of the call, raised at the first record, never a NaN."""
 
 
 @contextmanager
@@ -139,3 +136,14 @@ class Metric(ABC):
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:  # noqa: B027 - most metrics have no state
         """Take back what `state_dict` gave."""
+
+
+HEADS = frozenset({"initial_head", "previous_head"})
+
+
+NEEDS = HEADS | {"sketch", "hidden"}
+
+
+def kept_heads(needs: Iterable[str]) -> int:
+    """How many float32 output embeddings are kept for these needs."""
+    return len(HEADS & set(needs))

@@ -10,19 +10,21 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.folds import FOLDS, HELD_OUT
-from trainhooks.metrics.head_sums import HeadRows, share_probe_sums, shared_probe_pass
-from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
+from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT
+from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.shared_sums import share_probe_sums, shared_probe_pass
+from trainhooks.numerics.products import exact_products
+from trainhooks.numerics.row_blocks import zero_rows
+from trainhooks.numerics.row_sums import HeadRows
 from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
-from trainhooks.probe.products import exact_products
-from trainhooks.probe.rows import Pass, Rows, kept_blocks, project_rows, sum_rows, zero_rows
+from trainhooks.probe.rows import Pass, Rows, kept_blocks, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import as_counts
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
 
 COVARIATES = "token id, length of the text in bytes, leading space"
 

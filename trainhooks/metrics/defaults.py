@@ -7,15 +7,15 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-from trainhooks.capture import on_host
+from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.group_convergence import GroupConvergence
 from trainhooks.metrics.spectrum import Spectrum
+from trainhooks.numerics.host import on_host
 from trainhooks.probe import token_mask
-from trainhooks.tokens import TokenCounts
 
 
 @on_host()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from typing import Any
 
@@ -10,35 +10,21 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from trainhooks.distributed import Ranks, joined, share, share_of
-from trainhooks.metrics.base import Metric, SettingsError, State
-from trainhooks.metrics.geometry import ratio
-from trainhooks.metrics.norms import squared_norms, unique_tensors
+from trainhooks.core.errors import SettingsError
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
+from trainhooks.metrics.base import Metric, State
 from trainhooks.model import named_parameters
-from trainhooks.schedule import Schedule
-from trainhooks.segments import gathered_sums
-from trainhooks.variable import Variable
-
-SLAB = 1 << 22
+from trainhooks.model.distributed import Ranks, joined, share, share_of
+from trainhooks.numerics.distances import squared_distances
+from trainhooks.numerics.norms import ratio, squared_norms, unique_tensors
+from trainhooks.numerics.segments import gathered_sums
 
 
 def reference_bytes(tensors: Iterable[Tensor]) -> int:
     """Bytes of the copies that `ExactConvergence` keeps of these parameters: initial and previous, in their dtype."""
     unique = {id(tensor): tensor for tensor in tensors}
     return 2 * sum(tensor.numel() * tensor.element_size() for tensor in unique.values())
-
-
-def squared_distances(tensors: Sequence[Tensor], references: Sequence[Tensor]) -> Float[Tensor, "tensor"]:
-    """|theta - reference|^2 of each pair, on the first tensor's device; references may lie on the host.
-
-    Differences are taken in float32 or wider, in slabs of at most 4 million elements, fused over the slabs of a tensor.
-    """
-    totals = []
-    for tensor, reference in zip(tensors, references, strict=True):
-        sums = [squared_norms(torch._foreach_sub(*pair)).sum() for pair in _slabs(tensor, reference)]
-        total = torch.stack(sums).sum() if sums else squared_norms([tensor])[0]
-        totals.append(total.to(tensors[0].device))
-    return torch.stack(totals) if totals else squared_norms([])
 
 
 class ExactConvergence(Metric):
@@ -216,17 +202,6 @@ class _Copy:
 def _empty_like(tensor: Tensor, device: torch.device) -> Tensor:
     pinned = device.type == "cpu" and tensor.is_cuda
     return torch.empty(tensor.shape, dtype=tensor.dtype, device=device, pin_memory=pinned)
-
-
-def _slabs(tensor: Tensor, reference: Tensor) -> Iterator[tuple[list[Tensor], list[Tensor]]]:
-    now, then = tensor.detach().reshape(-1), reference.reshape(-1)
-    for piece, kept in zip(now.split(SLAB), then.split(SLAB), strict=True):
-        if piece.numel():
-            yield [_wide(piece)], [_wide(kept.to(piece.device, non_blocking=True))]
-
-
-def _wide(piece: Tensor) -> Tensor:
-    return piece.float() if piece.dtype in (torch.float16, torch.bfloat16) else piece
 
 
 def _declare(rows: Sequence[str]) -> tuple[Variable, ...]:

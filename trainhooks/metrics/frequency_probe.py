@@ -9,21 +9,22 @@ import torch
 from jaxtyping import Bool
 from torch import Tensor
 
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.head_sums import HeadRows, share_probe_pass, share_probe_sums
-from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
+from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
+from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.shared_sums import share_probe_pass, share_probe_sums
+from trainhooks.numerics.hashing import permutation
+from trainhooks.numerics.products import exact_products
+from trainhooks.numerics.row_sums import HeadRows
 from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_rows
 from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
-from trainhooks.probe.order import permutation
-from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import Rows, sum_rows
 from trainhooks.probe.solve import solve_sums
 from trainhooks.probe.target import as_counts
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
 
 PERMUTED = "the target permuted over tokens in the order of splitmix64(id)"
 NORM = "one feature, the norm of the centred row"

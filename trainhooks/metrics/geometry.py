@@ -10,14 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from trainhooks.metrics.base import Metric, SettingsError, State
-from trainhooks.metrics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
-from trainhooks.metrics.head_sums import HeadRows, HeadSums, RowsOfMask, head_sums, initial_mean, sum_head
-from trainhooks.metrics.movement import Comparison, Movement, RowPairs, compare
-from trainhooks.metrics.norms import accumulator
-from trainhooks.metrics.similarity import cka_from_grams
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
+from trainhooks.core.errors import SettingsError
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
+from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.shared_sums import RowsOfMask, head_sums, initial_mean
+from trainhooks.numerics.binning import count_bins, mean_by_bin
+from trainhooks.numerics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
+from trainhooks.numerics.movement import Comparison, Movement, RowPairs, compare
+from trainhooks.numerics.norms import ratio
+from trainhooks.numerics.row_sums import HeadRows, HeadSums, sum_head
+from trainhooks.numerics.similarity import cka_from_grams
 
 
 @dataclass(frozen=True)
@@ -76,33 +79,6 @@ def row_cosines(
     ids = kept_ids(current, mask=mask)
     cosines = compare(current, [reference], ids=ids, means=None).pairs[0].cosines()
     return _by_id(cosines, ids, rows=len(current), outside=float("nan"))
-
-
-def count_bins(counts: Int[Tensor, "vocab"], *, bins_per_decade: int = 1) -> Int[Tensor, "vocab"]:
-    """Log-spaced bins of token counts: bin b holds counts c with 10^(b/n) <= c < 10^((b+1)/n); -1 where c < 1.
-
-    Raises ValueError where n = `bins_per_decade` is below 1.
-    """
-    if bins_per_decade < 1:
-        raise ValueError(f"{bins_per_decade} bins a decade of counts: pass 1 or more.")
-    edges = torch.tensor([10.0 ** (b / bins_per_decade) for b in range(19 * bins_per_decade)], dtype=torch.float64)
-    return torch.bucketize(counts.double().cpu(), edges, right=True).to(counts.device) - 1
-
-
-def mean_by_bin(values: Float[Tensor, "vocab"], bins: Int[Tensor, "vocab"], *, count: int) -> Float[Tensor, "bin"]:
-    """Mean of the values in each of bins 0 ... `count` - 1, float64; NaN in an empty bin.
-
-    Values that are NaN (rows without a direction) and rows in bin -1 are left out. Adds in a fixed order, so that
-    repeated calls agree to the bit on every device.
-    """
-    wide = values.to(accumulator(values.device))
-    known = ~wide.isnan()
-    # one bin at a time: scattered additions come in any order on an accelerator
-    means = []
-    for b in range(count):
-        inside = known & (bins == b)
-        means.append(torch.where(inside, wide, torch.zeros_like(wide)).sum() / inside.sum())
-    return torch.stack(means) if means else wide.new_zeros(0)
 
 
 class HeadGeometry(Metric):
@@ -219,11 +195,6 @@ HEAD_VARIABLES = (
     Variable("geometry.cosine_to_previous", description="<E, E_previous> / (|E| |E_previous|), both centred"),
     Variable("geometry.cka_to_previous", description="debiased linear CKA of E and E_previous"),
 )
-
-
-def ratio(value: Float[Tensor, "*shape"], norm: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:
-    """value / norm, and NaN (never inf) where the norm is 0."""
-    return torch.where(norm > 0, value / norm, torch.full_like(value, float("nan")))
 
 
 def _bin_variables(count: int) -> tuple[Variable, ...]:

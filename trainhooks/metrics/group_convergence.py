@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.geometry import ratio
-from trainhooks.metrics.norms import GROUP_NORMS, group_norms
-from trainhooks.schedule import Schedule
-from trainhooks.sketch import cosine, distance
-from trainhooks.variable import Variable
+from trainhooks.model.distributed import Ranks
+from trainhooks.numerics.norms import group_norms, ratio
+from trainhooks.numerics.sketch import cosine, distance
+from trainhooks.store import Store
 
 RECORDS_AT_ONCE = 64
 ESTIMATE = (
@@ -185,3 +187,24 @@ def _check_steps(sketches: Tensor, steps: Tensor) -> None:
         raise ValueError(f"{len(sketches)} records of sketches and {len(steps)} steps: pass one step for each record.")
     if len(steps) > 1 and not bool((steps.diff() > 0).all()):
         raise ValueError("the steps of the records must rise: sort the records by step and keep each step once.")
+
+
+GROUP_NORMS = "group_norms"  # in `State.shared` where the model is sharded: the norms over all ranks
+
+
+def sharded_group_norms(groups: Mapping[str, Sequence[tuple[str, Tensor]]], *, ranks: Ranks) -> Float[Tensor, "group"]:
+    """`group_norms` of a sharded model, from the squares of each rank's parts (collective)."""
+    parts = {id(tensor): ranks.part(tensor) for members in groups.values() for _, tensor in members}
+    held: dict[str, list[Tensor]] = {}
+    for group, members in groups.items():
+        mine = (parts[id(tensor)] for _, tensor in members)
+        held[group] = [part.values for part in mine if part is not None]
+    return ranks.sum(group_norms(held).square()).sqrt()
+
+
+NORM = "convergence.norm"
+
+
+def kept_norms(store: Store) -> np.ndarray | None:
+    """The groups' exact norms at each record [record, group]; None where the store has none."""
+    return np.array(store[NORM], dtype=np.float64) if NORM in store.names else None

@@ -10,16 +10,17 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.gram import kept_ids, row_slices, working_dtype
-from trainhooks.metrics.head_sums import HeadRows, head_sums, initial_mean
-from trainhooks.metrics.norms import accumulator
-from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
-from trainhooks.probe.products import exact_products
-from trainhooks.probe.rows import shifted_blocks
+from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.shared_sums import head_sums, initial_mean
+from trainhooks.numerics.gram import kept_ids, row_slices, working_dtype
+from trainhooks.numerics.norms import accumulator
+from trainhooks.numerics.products import exact_products
+from trainhooks.numerics.row_blocks import shifted_blocks
+from trainhooks.numerics.row_sums import HeadRows
 from trainhooks.probe.target import as_counts
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
 
 
 @dataclass(frozen=True)

@@ -9,22 +9,17 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from trainhooks.core.schedule import Schedule
+from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.folds import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.target_rows import PerEmbedding, RowChoice
+from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
+from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.model.distributed import Ranks
 from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
 from trainhooks.probe.positions import MAX_POSITIONS, POSITIONS_PER_SEQUENCE, HiddenSample
-from trainhooks.probe.probability import (
-    ProbabilitySums,
-    add_over_ranks,
-    mean_hidden_r2,
-    probability_sums,
-    split_half_reliability,
-)
-from trainhooks.schedule import Schedule
-from trainhooks.variable import Variable
+from trainhooks.probe.probability import ProbabilitySums, mean_hidden_r2, probability_sums, split_half_reliability
 
 ALGEBRAIC = (
     "log P is linear in E by construction, so an untrained model reaches R^2 near 1: no evidence alone, read it beside "
@@ -232,3 +227,15 @@ def _channel_figures(
         folds=FOLDS,
     )
     return {f"channel.{name}": value for name, value in vars(found).items() if value is not None}
+
+
+def add_over_ranks(sums: ProbabilitySums, *, ranks: Ranks) -> ProbabilitySums:
+    """The sums over the positions of all ranks (collective); of ranks that see the same batches one counts."""
+    if ranks.alone:
+        return sums
+    log_sum = sums.log_sum if ranks.has_data else torch.full_like(sums.log_sum, -torch.inf)
+    most = ranks.largest(log_sum)
+    shift = torch.where(most.isfinite(), most, 0)  # -inf everywhere stays -inf
+    counted = [part * ranks.has_data for part in (sums.hidden_sum, sums.positions, sums.excluded)]
+    hidden_sum, positions, excluded = (ranks.sum(part) for part in counted)
+    return ProbabilitySums(ranks.sum((log_sum - shift).exp()).log() + shift, hidden_sum, positions, excluded)

@@ -7,8 +7,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor, nn
 
-from trainhooks.distributed import is_sharded, whole
 from trainhooks.model.candidates import kept
+from trainhooks.model.distributed import is_sharded, whole
 from trainhooks.model.wrappers import clean_name
 
 

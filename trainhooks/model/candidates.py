@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrize import is_parametrized
 
-from trainhooks.head_names import HEADS, is_named
+from trainhooks.model.head_names import HEADS, is_named
 from trainhooks.model.wrappers import clean_name
 
 FUSED_LOSS = "LinearCrossEntropyLoss"  # torch's own: the head is its `linear`

@@ -14,9 +14,9 @@ from types import MethodType
 import torch
 from torch import Tensor, nn
 
-from trainhooks.distributed import is_sharded
+from trainhooks.model.distributed import is_sharded
 from trainhooks.model.wrappers import unwrapped
-from trainhooks.probe.products import exact_products
+from trainhooks.numerics.products import exact_products
 
 TUNERS = {"BaseTunerLayer", "AuxiliaryTrainingWrapper"}  # peft's layers around a matrix
 INSIDE = ("base_layer", "original_module", "token_adapter")  # where these have it

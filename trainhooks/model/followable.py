@@ -8,8 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainhooks.distributed import is_sharded
 from trainhooks.model.candidates import kept
+from trainhooks.model.distributed import is_sharded
 from trainhooks.model.effective import (
     adds_bias,
     computed_by,

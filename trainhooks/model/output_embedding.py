@@ -8,10 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from trainhooks.distributed import is_sharded, whole
 from trainhooks.model.blocks_and_norm import last_norm, norm_offset
 from trainhooks.model.candidates import candidates_told, heads, is_matrix, kept
 from trainhooks.model.core import check_model, core_model, named_parameters
+from trainhooks.model.distributed import is_sharded, whole
 from trainhooks.model.effective import computed_by, dequantized, innermost, outermost
 from trainhooks.model.followable import bias_of, entering, how_followed, is_own
 

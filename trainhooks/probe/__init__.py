@@ -1,5 +1,7 @@
 """The log-linear probe of an output embedding: targets, sums that add, fits, baselines, sparsity and drift."""
 
+from trainhooks.numerics.hashing import permutation, splitmix64
+from trainhooks.numerics.rank_correlation import average_ranks, pearson, spearman
 from trainhooks.probe.baselines import (
     CovariateGain,
     NeverLabels,
@@ -14,8 +16,6 @@ from trainhooks.probe.ceiling import noise_ceiling, small_share
 from trainhooks.probe.channels import Channels, channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, probe_sums
-from trainhooks.probe.order import permutation, splitmix64
-from trainhooks.probe.ranks import average_ranks, pearson, spearman
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sparsity import (
     LEAST_ROTATIONS,

@@ -10,8 +10,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
+from trainhooks.numerics.rank_correlation import rounding_square
 from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe, spearman_by_fold
-from trainhooks.probe.ranks import rounding_square
 from trainhooks.probe.rows import Rows, refuse_rows
 
 BLOCK_ROWS = 2048

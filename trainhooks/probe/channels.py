@@ -8,9 +8,9 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from trainhooks.numerics.rank_correlation import spearman
 from trainhooks.probe.baselines import beside
 from trainhooks.probe.fit import fit_probe
-from trainhooks.probe.ranks import spearman
 
 
 @dataclass(frozen=True)

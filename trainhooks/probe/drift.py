@@ -6,8 +6,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
+from trainhooks.numerics.products import exact_products
 from trainhooks.probe.fit import ProbeFit, as_columns, build_rows
-from trainhooks.probe.products import exact_products
 from trainhooks.probe.rows import project_rows, sum_rows
 
 

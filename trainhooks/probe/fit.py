@@ -9,8 +9,8 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
-from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import average_ranks, pearson
+from trainhooks.numerics.products import exact_products
+from trainhooks.numerics.rank_correlation import average_ranks, pearson
 from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums

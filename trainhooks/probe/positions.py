@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Float, Int64
 from torch import Tensor
 
-from trainhooks.probe.order import splitmix64
+from trainhooks.numerics.hashing import splitmix64
 
 POSITIONS_PER_SEQUENCE = 128
 MAX_POSITIONS = 1024

@@ -8,9 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from trainhooks.distributed import Ranks
-from trainhooks.probe.products import exact_products
-from trainhooks.probe.ranks import pearson
+from trainhooks.numerics.products import exact_products
+from trainhooks.numerics.rank_correlation import pearson
 
 BLOCK_ELEMENTS = 1 << 23
 """Logits formed at once, 34 MB in float32; two more blocks of that size are needed beside them."""
@@ -50,18 +49,6 @@ class ProbabilitySums:
     def mean_hidden(self) -> Float64[Tensor, "dim"]:
         """mu, the mean state that enters the head [dim]; NaN without positions."""
         return self.hidden_sum / self.positions
-
-
-def add_over_ranks(sums: ProbabilitySums, *, ranks: Ranks) -> ProbabilitySums:
-    """The sums over the positions of all ranks (collective); of ranks that see the same batches one counts."""
-    if ranks.alone:
-        return sums
-    log_sum = sums.log_sum if ranks.has_data else torch.full_like(sums.log_sum, -torch.inf)
-    most = ranks.largest(log_sum)
-    shift = torch.where(most.isfinite(), most, 0)  # -inf everywhere stays -inf
-    counted = [part * ranks.has_data for part in (sums.hidden_sum, sums.positions, sums.excluded)]
-    hidden_sum, positions, excluded = (ranks.sum(part) for part in counted)
-    return ProbabilitySums(ranks.sum((log_sum - shift).exp()).log() + shift, hidden_sum, positions, excluded)
 
 
 @torch.no_grad()

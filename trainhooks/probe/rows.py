@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -11,8 +11,9 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int64, Shaped
 from torch import Tensor
 
-from trainhooks.probe.products import mirrored, upper_strips
-from trainhooks.probe.ranks import average_ranks
+from trainhooks.numerics.products import mirrored, upper_strips
+from trainhooks.numerics.rank_correlation import average_ranks
+from trainhooks.numerics.row_blocks import _take, even_slices, shifted_blocks, zero_rows
 from trainhooks.probe.sums import ProbeSums, centred_sums
 
 BLOCK_ELEMENTS = 3_200_000
@@ -296,40 +297,6 @@ def kept_blocks(
         yield fold, where, first.rows_less_shift[where]
 
 
-def shifted_blocks(
-    *matrices: Shaped[Tensor, "vocab _"],
-    shifts: Sequence[Tensor],
-    ids: Tensor | None,
-    slices: Sequence[slice],
-) -> Iterator[tuple[slice, tuple[Tensor, ...]]]:
-    """Each slice of the rows of every matrix less its shift, in the shift's dtype, row w the same token in all.
-
-    `ids` are the rows to take, in their order; None takes them as they lie, without a gather. The blocks stand in
-    buffers that are used again: take what is needed before the next, or work in them.
-    """
-    longest = max((where.stop - where.start for where in slices), default=0)
-    buffers = [shift.new_empty(longest, len(shift)) for shift in shifts]
-    for where in slices:
-        blocks = tuple(buffer[: where.stop - where.start] for buffer in buffers)
-        for matrix, shift, block in zip(matrices, shifts, blocks, strict=True):
-            _take(matrix, ids, where, out=block)
-            block.sub_(shift)
-        yield where, blocks
-
-
-def zero_rows(block: Float[Tensor, "row dim"], bad: Bool[Tensor, "row"]) -> None:
-    """Set the marked rows of a block to 0, in place and without waiting for a device."""
-    # on the bits, since 0 times NaN is NaN and `masked_fill_` takes five times as long on the host
-    bits = torch.int64 if block.dtype == torch.float64 else torch.int32
-    block.view(bits).bitwise_and_(bad.to(bits).sub_(1)[:, None])
-
-
-def even_slices(start: int, stop: int, *, limit: int) -> list[slice]:
-    """The fewest nearly equal slices of at most `limit` rows that cover start ... stop."""
-    size, count = stop - start, -(-(stop - start) // limit)
-    return [slice(start + size * i // count, start + size * (i + 1) // count) for i in range(count)]
-
-
 def _fold_blocks(
     embedding: Tensor, rows: Rows, shift: Tensor, *, into: Tensor | None = None
 ) -> Iterator[tuple[int, slice, Tensor]]:
@@ -352,15 +319,6 @@ def _line_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple
     for where in even_slices(0, max(rows.fold_sizes), limit=min(LINE_ROWS, max(1, LINE_ELEMENTS // (folds * dim)))):
         taken = embedding.index_select(0, rows.line_ids[:, where].flatten())
         yield where, taken.to(shift.dtype).sub_(shift).view(folds, -1, dim)
-
-
-def _take(matrix: Tensor, ids: Tensor | None, where: slice, *, out: Tensor) -> None:
-    if ids is None:
-        out.copy_(matrix[where])
-    elif matrix.dtype == out.dtype:
-        torch.index_select(matrix, 0, ids[where], out=out)
-    else:
-        out.copy_(matrix.index_select(0, ids[where]))
 
 
 def _middle_row(embedding: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:

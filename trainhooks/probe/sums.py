@@ -9,7 +9,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from trainhooks.probe.ranks import rounding_square
+from trainhooks.numerics.rank_correlation import rounding_square
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
-from trainhooks.tokens import TokenCounts
+from trainhooks.core.token_counts import TokenCounts
 
 Counts = TokenCounts | np.ndarray | Tensor
 

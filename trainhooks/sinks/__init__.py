@@ -3,7 +3,7 @@
 from trainhooks.sinks.base import Record, Sink
 from trainhooks.sinks.json_lines import JsonLinesSink
 from trainhooks.sinks.memory import MemorySink
-from trainhooks.sinks.pieces import PieceSink
+from trainhooks.sinks.rank_rows import PieceSink
 from trainhooks.sinks.store import StoreSink
 from trainhooks.sinks.tensorboard import TensorBoardSink
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from trainhooks.store import Layout
-from trainhooks.store.precision import unpack
+from trainhooks.store.format.precision import unpack
 
 MODEL_AXES = ("token", "dim", "sketch_bucket")
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from trainhooks.shown import shown
+from trainhooks.core.printable import shown
 from trainhooks.sinks.base import Record, Sink, entry_labels
 from trainhooks.sinks.event_files import EVENTS, FINAL, own_files, set_aside, take_over
 from trainhooks.sinks.host_tags import host_scalars, prefixed

@@ -3,19 +3,19 @@
 The format is described in `store/SPEC.md`. This package needs no torch.
 """
 
-from trainhooks.store.background import BackgroundWriter
 from trainhooks.store.errors import StoreError
-from trainhooks.store.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
-from trainhooks.store.opening import check_place
-from trainhooks.store.pieces import PieceWriter
-from trainhooks.store.place import is_url
-from trainhooks.store.precision import round_mantissa
-from trainhooks.store.reader import Store, open_store
-from trainhooks.store.root import FORMAT, is_store
-from trainhooks.store.schema import required_bytes
-from trainhooks.store.snapshots import Snapshots
-from trainhooks.store.writer import StoreWriter
-from trainhooks.store.writing import Writing
+from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
+from trainhooks.store.format.precision import round_mantissa
+from trainhooks.store.format.root import FORMAT, is_store
+from trainhooks.store.format.schema import required_bytes
+from trainhooks.store.reading.reader import Store, open_store
+from trainhooks.store.reading.snapshots import Snapshots
+from trainhooks.store.storage.opening import is_url
+from trainhooks.store.writing.background import BackgroundWriter
+from trainhooks.store.writing.lifecycle import check_place
+from trainhooks.store.writing.options import Writing
+from trainhooks.store.writing.rank_pieces import PieceWriter
+from trainhooks.store.writing.writer import StoreWriter
 
 __all__ = [
     "FORMAT",

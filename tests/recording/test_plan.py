@@ -1,0 +1,123 @@
+"""What `plan()` announces, against what a process of its own takes; no clock decides anything."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from trainhooks.recording.plan import all_bytes
+from trainhooks.store import Layout
+
+RUN = """
+import json, re, sys, threading
+from pathlib import Path
+
+import torch
+from torch import nn
+
+import trainhooks as th
+from trainhooks.store import chunks
+from trainhooks.store.labour import Labour
+from trainhooks.store.writer import StoreWriter
+
+VOCAB, DIM, RECORDS = 8192, 128, 39
+settings = {} if sys.argv[2] == "defaults" else {"metrics": []}
+full = sys.argv[2] == "full"
+torch.manual_seed(0)
+torch.set_num_threads(1)
+
+
+class Model(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.embedding, self.lm_head = nn.Embedding(VOCAB, DIM), nn.Linear(DIM, VOCAB, bias=False)
+
+    def forward(self, tokens):
+        return self.lm_head(self.embedding(tokens))
+
+
+def anonymous():
+    return 1000 * int(re.search(r"RssAnon:\\s+(\\d+)", Path("/proc/self/status").read_text())[1])
+
+
+def look():
+    global most
+    most = max(most, anonymous())
+
+
+def looking(plain):
+    def function(*args, **kwargs):
+        look()
+        result = plain(*args, **kwargs)
+        look()
+        return result
+    return function
+
+
+model = Model()
+optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+tokens = torch.randint(0, VOCAB, (2, 8))
+
+
+def update(recorder=None):
+    loss = nn.functional.cross_entropy(model(tokens).flatten(0, 1), tokens.flatten())
+    optimizer.zero_grad()
+    loss.backward()
+    if recorder:
+        recorder.before_update()
+    optimizer.step()
+    if recorder:
+        recorder.after_update(loss=loss.detach())
+
+
+update()
+writing = th.Writing(queue_bytes=64 << 20, backpressure="drop" if full else "block")
+counts = torch.arange(1, VOCAB + 1).numpy()
+recorder = th.Recorder(model, store=sys.argv[1], counts=counts, total_steps=RECORDS, writing=writing, **settings)
+plan = recorder.plan()
+gate, journal = threading.Event(), StoreWriter.journal
+StoreWriter.journal = lambda *args, **kwargs: (gate.wait(), journal(*args, **kwargs))[1]
+Labour.begin_tile = looking(Labour.begin_tile)
+chunks.sealed, chunks.read_chunk = looking(chunks.sealed), looking(chunks.read_chunk)
+most = before = anonymous()
+with recorder:
+    for number in range(RECORDS):
+        recorder.begin_step(tokens)
+        if not full or recorder._outlets.store.dropped:  # the queue is full: nothing was written yet
+            look()
+            gate.set()
+        update(recorder)
+        if gate.is_set():
+            recorder._outlets.store.settle(seconds=500)
+        look()
+look()
+named = ("host_bytes", "device_bytes", "queue_bytes")
+print(json.dumps({"said": {name: getattr(plan, name) for name in named}, "taken": most - before}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc, which is not here")
+@pytest.mark.parametrize("kind", ["defaults", "bare", "full"])
+def test_memory_stays_below_what_is_announced_and_not_far_below(tmp_path, kind):
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", RUN, str(tmp_path / "s.zarr"), kind],
+        capture_output=True,
+        text=True,
+        timeout=500,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    found = json.loads(done.stdout.splitlines()[-1])
+    said, taken = found["said"], found["taken"]
+    announced = said["host_bytes"] + said["device_bytes"]  # the model is on the host
+    assert taken <= announced
+    assert said["queue_bytes"] == 64 << 20
+    used = announced if kind == "full" else announced - said["queue_bytes"]
+    assert used <= 2.5 * taken, found  # allocators differ; 1.2 to 1.8 where this was measured
+
+
+def test_no_more_waits_than_the_run_has_records():
+    layout = Layout(vocab=100, dim=4, groups=("a",), sketch_size=8)
+    assert all_bytes(layout, records=5, snapshots=2) == 5 * 4 * 8 + 2 * 100 * (4 * 4 + 8)

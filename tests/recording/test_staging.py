@@ -1,0 +1,188 @@
+"""The lanes: order, slots taken again, waiting where the ring is full, nothing lost at the end."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from delayed_streams import LateEvent, LateStreams
+
+from trainhooks.recording.plan import Freight
+from trainhooks.recording.staging import RECORDS_AT_ONCE, SLOTS, DirectLane, PinnedLane
+
+MATRIX = torch.arange(12.0).view(4, 3)
+
+
+def lane(*, lag=None, slots=2, together=1):
+    streams = LateStreams(lag=lag)
+    return streams, PinnedLane(streams, slot_bytes=256, slots=slots, records_at_once=together)
+
+
+def send(lane, *numbers, at_once=False):
+    for number in numbers:
+        lane.send([(torch.tensor([float(number)]), torch.float64)], note=number, at_once=at_once)
+
+
+def received(lane, *, wait=False):
+    return [(note, [tensor.tolist() for tensor in tensors]) for note, tensors in lane.arrived(wait=wait)]
+
+
+def test_what_arrives_is_what_was_sent_in_its_dtype_and_nobody_elses():
+    parcels = [
+        (MATRIX.clone(), torch.bfloat16),
+        (torch.tensor(2**40 + 1), torch.int64),
+        (MATRIX.bool(), torch.bool),
+        (MATRIX.bfloat16()[:, 1:], torch.bfloat16),
+        (torch.zeros(0, 5), torch.float32),
+    ]
+    for one in (DirectLane(), lane()[1]):
+        one.send(parcels, note="here", at_once=True)
+        [(note, tensors)] = one.arrived(wait=True)
+        assert note == "here"
+        for (given, dtype), tensor in zip(parcels, tensors, strict=True):
+            assert tensor.dtype == dtype
+            assert torch.equal(tensor, given.to(dtype))
+        one.send(parcels, note="again", at_once=True)
+        assert torch.equal(tensors[0], MATRIX.bfloat16()), "a slot that is taken again is not the receiver's memory"
+
+
+def test_looking_does_not_wait():
+    streams, pinned = lane()
+    send(pinned, 1)
+    assert received(pinned) == []
+    assert streams.host_waits == 0
+    streams.run(1)
+    assert received(pinned) == [(1, [[1.0]])]
+    assert streams.host_waits == 0 == pinned.waits
+
+
+def test_records_come_in_order_and_once():
+    for lag in (None, 0, 1):
+        _, pinned = lane(lag=lag)
+        got = []
+        for number in range(7):
+            send(pinned, number)
+            got += received(pinned)
+        got += received(pinned, wait=True)
+        assert got == [(number, [[float(number)]]) for number in range(7)]
+        assert received(pinned, wait=True) == []
+
+
+def test_a_full_ring_waits_for_the_oldest_alone():
+    streams, pinned = lane(slots=2)
+    send(pinned, 1, 2)
+    assert (streams.host_waits, pinned.waits) == (0, 0)
+    send(pinned, 3)
+    assert (streams.host_waits, pinned.waits, streams.done) == (1, 1, 1)
+    assert received(pinned) == [(1, [[1.0]])]
+    send(pinned, 4)
+    assert (streams.host_waits, pinned.waits, streams.done) == (2, 2, 2)
+    assert [note for note, _ in received(pinned, wait=True)] == [2, 3, 4]
+    assert len(streams.pinned_bytes) == 2, "no slot but the first ones"
+
+
+def test_a_slot_that_is_done_is_taken_without_waiting():
+    streams, pinned = lane(slots=1, lag=0)
+    send(pinned, *range(5))
+    assert (streams.host_waits, pinned.waits) == (0, 0)
+    assert [note for note, _ in received(pinned)] == list(range(5))
+
+
+def test_records_travel_together_unless_one_is_urgent():
+    streams, pinned = lane(together=3, lag=0)
+    send(pinned, 1, 2)
+    assert streams.done == 0
+    send(pinned, 3)
+    assert streams.done == 1
+    send(pinned, 4)
+    send(pinned, 5, at_once=True)
+    assert streams.done == 2
+    send(pinned, 6)
+    assert [note for note, _ in received(pinned)] == [1, 2, 3, 4, 5]
+    assert received(pinned, wait=True) == [(6, [[6.0]])]
+
+
+def test_a_load_larger_than_a_slot_gets_a_larger_one_that_stays():
+    streams, pinned = lane(slots=1, lag=0)
+    large = torch.ones(1000)
+    for note in "ab":
+        pinned.send([(large, torch.float32)], note=note, at_once=True)
+    assert [torch.equal(tensors[0], large) for _, tensors in pinned.arrived()] == [True, True]
+    assert streams.pinned_bytes == [256, 4000]
+
+
+def test_a_copy_is_a_point_in_time_and_its_place_is_taken_again_only_when_it_has_left():
+    streams, pinned = lane()
+    weight = torch.nn.Parameter(MATRIX.clone())
+    for number in (1, 2):
+        copy = pinned.copy(weight, dtype=torch.bfloat16)
+        pinned.send([(copy, torch.bfloat16)], note=number, at_once=True)
+        with torch.no_grad():
+            weight.add_(1)
+    assert streams.host_waits == 0
+    assert streams.holds == 1
+    first, second = (tensors[0] for _, tensors in pinned.arrived(wait=True))
+    assert torch.equal(first, MATRIX.bfloat16())
+    assert torch.equal(second, (MATRIX + 1).bfloat16())
+    assert len(pinned._places) == 1
+
+
+def test_an_interrupt_while_the_ring_is_full_loses_neither_a_record_nor_a_slot(monkeypatch):
+    streams, pinned = lane(slots=2)
+    send(pinned, 1, 2)
+    with monkeypatch.context() as patched:
+
+        def interrupted(event):
+            raise KeyboardInterrupt
+
+        patched.setattr(LateEvent, "synchronize", interrupted)
+        for number in (3, 4):
+            with pytest.raises(KeyboardInterrupt):
+                send(pinned, number)
+    assert [note for note, _ in received(pinned, wait=True)] == [1, 2, 3, 4]
+    send(pinned, 5, 6)
+    assert [note for note, _ in received(pinned, wait=True)] == [5, 6]
+    assert len(streams.pinned_bytes) == 2
+
+
+def test_what_has_landed_is_given_out_before_a_device_that_failed_is_asked(monkeypatch):
+    _, pinned = lane(slots=1)
+    send(pinned, 1, 2)
+
+    def failed(event):
+        raise RuntimeError("device-side assert")
+
+    monkeypatch.setattr(LateEvent, "synchronize", failed)
+    arriving = pinned.arrived(wait=True)
+    assert next(arriving)[0] == 1
+    with pytest.raises(RuntimeError, match="device-side assert"):
+        next(arriving)
+
+
+@pytest.mark.parametrize("pinned", [False, True])
+def test_what_is_kept_is_read_as_it_was(pinned):
+    streams, one = lane() if pinned else (None, DirectLane())
+    initial = one.keep(one.copy(MATRIX, dtype=torch.float32))
+    previous = one.keep(one.copy(MATRIX + 1, dtype=torch.float32))
+    assert torch.equal(one.bring(initial), MATRIX)
+    brought = one.bring(previous)
+    previous = one.keep(one.copy(MATRIX + 2, dtype=torch.float32), over=previous)
+    assert torch.equal(brought, MATRIX + 1), "a record's metrics go on reading while the next is kept"
+    assert torch.equal(one.read(previous), MATRIX + 2)
+    assert torch.equal(one.read(initial), MATRIX)
+    if streams is not None:
+        assert streams.pinned_bytes == [256, 256, MATRIX.nbytes, MATRIX.nbytes]
+
+
+def test_the_plan_of_a_gpu_holds_what_the_lane_allocates():
+    freight = Freight(
+        device=torch.device("cuda", 0), vocab=100, dim=8, stored=torch.bfloat16, kept=0, record=1000
+    )  # fmt: skip
+    assert freight.copied == torch.bfloat16
+    assert freight.device_bytes == 2 * 800 + RECORDS_AT_ONCE * 1000
+    assert freight.pinned_bytes == SLOTS * freight.slot_bytes
+    assert freight.slot_bytes >= 2 * 800 + RECORDS_AT_ONCE * 1000
+    with_gram = replace(freight, apart=512)
+    assert with_gram.slot_bytes == freight.slot_bytes + 512
+    assert with_gram.device_bytes == freight.device_bytes + 512
+    host = Freight(device=torch.device("cpu"), vocab=100, dim=8, stored=torch.float32, kept=2, record=1000)
+    assert (host.device_bytes, host.pinned_bytes) == (3 * 4 * 800, 0)

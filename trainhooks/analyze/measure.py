@@ -1,0 +1,199 @@
+"""Measuring checkpoints one after another: what a live record does, with files in place of a model."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainhooks.analyze.distance_to_final import groups_to_final, head_to_final
+from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, Opened, StandIns, open_entry
+from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
+from trainhooks.analyze.text import Fit
+from trainhooks.checkpoints.suite import Entry
+from trainhooks.lead.lead_sums import cut_index
+from trainhooks.metrics.base import State
+from trainhooks.metrics.record_info import own_values
+from trainhooks.numerics.distances import squared_distances
+from trainhooks.numerics.host import to_host
+from trainhooks.numerics.norms import squared_norms
+from trainhooks.numerics.sketch import sketch_parameter
+
+
+class Walk:
+    """Goes through a job's checkpoints in order of steps; its metrics remember the one before.
+
+    A walk that begins in the middle first measures the checkpoint before (and, for metrics that were given, the first
+    one too), so that its numbers are to the bit those of a walk from the start.
+    """
+
+    def __init__(self, job: Job, *, skip: frozenset[int] = frozenset()) -> None:
+        self._job, self._skip = job, skip
+        metrics = job.metrics()
+        self._metrics = [metric for metric in metrics if "sketch" not in metric.needs]
+        self._rows = job.final_rows
+        self._final_at: Opened | None = None
+        self._standins: StandIns = {}
+        self._initial: tuple[int, Tensor] | None = None
+        self._previous: tuple[int, Tensor] | None = None
+        self._final: Tensor | None = None
+        self._fit: Fit | None = None
+        self._lead: LeadKeeper | None = None
+
+    @torch.no_grad()
+    def measure(self, indices: Sequence[int]) -> Iterator[Measured | Failed]:
+        """The numbers of these entries, ascending; a checkpoint that fails is passed over."""
+        self._go_before(indices[0])
+        for index in indices:
+            entry = self._job.entries[index]
+            try:
+                opened = self._open(entry)
+                text = self._text_values(entry)
+                groups = self._groups(opened)
+                values = self._head_values(entry, opened)
+                host = {**to_host({**values, **groups[0]}), **text}
+                yield Measured(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy())
+            except FAILURES as error:
+                yield Failed(entry.step, f"{type(error).__name__}: {_first_line(error)}")
+
+    def _go_before(self, index: int) -> None:
+        before = [entry for entry in self._job.entries[:index] if entry.step not in self._skip]
+        if self._previous is not None or not before:
+            return
+        self._read_text_before(before)
+        first = next((entry for entry in before if self._can_be_read(entry)), None)
+        if first is None:
+            return
+        self._initial = (first.step, self._open(first).read_head())
+        near = next(entry for entry in reversed(before) if entry is first or self._can_be_read(entry))
+        if self._job.make_metrics is not None and near is not first:
+            self._head_values(first, self._open(first))
+        self._head_values(near, self._open(near))
+
+    def _read_text_before(self, before: Sequence[Entry]) -> None:
+        """The fit that the next transfer starts from: of the nearest checkpoint before that can be measured."""
+        for entry in reversed(before if self._job.text is not None else ()):
+            with suppress(*FAILURES):
+                self._open(entry)
+                self._text_values(entry)
+                return
+
+    def _text_values(self, entry: Entry) -> dict[str, np.ndarray]:
+        """All figures of the checkpoint's model on the text; its fit is the one before from then on."""
+        if self._job.text is None:
+            return {}
+        found, self._fit = self._job.text.measure_after(entry.place, before=self._fit)
+        return {name: np.asarray(value) for name, value in found.items()}
+
+    def _can_be_read(self, entry: Entry) -> bool:
+        try:
+            self._open(entry).read_head()
+        except FAILURES:
+            return False
+        return True
+
+    def _open(self, entry: Entry) -> Opened:
+        return open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape, known=self._standins)
+
+    def _final_opened(self) -> Opened:
+        if self._final_at is None:
+            self._final_at = self._open(self._job.final)
+        return self._final_at
+
+    def _head_values(self, entry: Entry, opened: Opened) -> dict[str, Tensor | float]:
+        """All figures of the output embedding; it is the previous one from then on."""
+        weight = opened.read_head()
+        if self._final is None:
+            self._final = weight if entry.step == self._job.final.step else self._final_opened().read_head()
+        opened.standin.put({opened.standin.head.name: weight, **opened.read_around()})
+        state = State(
+            step=entry.step,
+            model=opened.standin.model,
+            head=opened.standin.head,
+            groups={},
+            initial_head=None if self._initial is None or self._initial[0] == entry.step else self._initial[1],
+            previous_head=None if self._previous is None else self._previous[1],
+        )
+        values = own_values(state, loss=None, learning_rate=None, skipped=False)
+        del values["skipped"]  # not known from a checkpoint
+        for metric in self._metrics:
+            values |= metric.compute(state)
+        values |= head_to_final(weight, self._final, self._rows)
+        self._initial = self._initial or (entry.step, weight)
+        values |= self._lead_values(entry, weight)
+        self._previous = (entry.step, weight)
+        return values
+
+    def _lead_values(self, entry: Entry, weight: Tensor) -> Mapping[str, Tensor]:
+        """What a verdict needs; the ends are read before the first."""
+        if lead_mask(self._job) is None:
+            return {}
+        if self._lead is None:
+            assert self._initial is not None
+            assert self._final is not None
+            first_step, first = self._initial
+            cut_step, cut = self._read_cut(first_step)
+            self._lead = LeadKeeper(self._job, first=first, final=self._final, cut=cut, cut_step=cut_step)
+        return self._lead.values(entry.step, weight)
+
+    def _read_cut(self, first_step: int) -> tuple[int, Tensor | None]:
+        """The last checkpoint within 3/4 of the way, and its step; -1 where it cannot be read or there is none."""
+        entries = [entry for entry in self._job.entries if entry.step >= first_step]
+        index = cut_index([entry.step for entry in entries])
+        if index is None or entries[index].step in self._skip or not self._can_be_read(entries[index]):
+            return -1, None
+        return entries[index].step, self._open(entries[index]).read_head()
+
+    def _groups(self, opened: Opened) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+        """To the final state, norms [group] and sketches [group, sketch], read one parameter after another."""
+        names = list(dict.fromkeys(name for members in self._job.groups.values() for name in members))
+        final = self._final_opened()
+        sums = torch.zeros(3, len(names), dtype=torch.float64)
+        cells = _Cells(self._job)
+        for index, name in enumerate(names):
+            now, then = opened.parameter(name), final.parameter(name)
+            if now.shape != then.shape:
+                raise ValueError(f"{name} is {tuple(now.shape)}, at the final step {tuple(then.shape)}.")
+            if now.dtype != then.dtype:
+                now, then = now.float(), then.float()
+            apart = squared_distances([now], [then])[0]
+            sums[:, index] = torch.stack([*squared_norms([now]), *squared_norms([then]), apart])
+            cells.add(name, now)
+        at = {name: index for index, name in enumerate(names)}
+        picked = [[at[name] for name in members] for members in self._job.groups.values()]
+        by_group = torch.stack([sums[:, held].sum(dim=1) for held in picked], dim=1) if picked else sums[:, :0]
+        values = dict(groups_to_final(by_group[0], by_group[1], apart=by_group[2]))
+        return values, by_group[0].sqrt(), cells.sketch()
+
+
+class _Cells:
+    """Group sketches from parameters that come one at a time, added in the order of `Sketcher`."""
+
+    def __init__(self, job: Job) -> None:
+        self._size, self._groups = job.sketch_size, list(job.groups.values())
+        self._cells: dict[tuple[int, ...], Tensor] = {}
+
+    def add(self, name: str, tensor: Tensor) -> None:
+        homes = tuple(g for g, members in enumerate(self._groups) if name in members)
+        cell = self._cells.setdefault(homes, torch.zeros(self._size))
+        cell += sketch_parameter(tensor, name=name, size=self._size)
+
+    def sketch(self) -> Tensor:
+        zero = torch.zeros(self._size)
+        held = [[cell for homes, cell in self._cells.items() if g in homes] for g in range(len(self._groups))]
+        sums = [cells[0] if len(cells) == 1 else sum(cells, zero) for cells in held]
+        return torch.stack(sums) if sums else zero.new_zeros(0, self._size)
+
+
+def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measured | Failed]:
+    """What a worker does: measure some of a job's entries. `skip` are steps that must not be touched."""
+    torch.set_num_threads(job.threads)
+    return list(Walk(job, skip=skip).measure(indices))
+
+
+def _first_line(error: BaseException) -> str:
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else "no message"

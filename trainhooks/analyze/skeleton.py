@@ -1,0 +1,191 @@
+"""A module that stands for a checkpoint: its structure and names on the meta device, its tensors only where read."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
+from trainhooks.checkpoints.declared_head import UNASKED
+from trainhooks.checkpoints.head_key import HeadKey
+from trainhooks.model import (
+    WRAPPER_ATTRIBUTES,
+    NamedTensors,
+    OutputEmbedding,
+    clean_name,
+    find_output_embedding,
+    named_parameters,
+    parameter_groups,
+)
+from trainhooks.model.head_names import INPUTS
+
+PREFIXES = (*WRAPPER_ATTRIBUTES, "model")
+BUFFERS = ("inv_freq", "masked_bias", "position_ids")
+FLOATS = ("float64", "float32", "float16", "bfloat16")
+TIED_HEAD = "lm_head"
+
+
+@dataclass(frozen=True)
+class StandIn:
+    """`model` on the meta device, the name of its output embedding's module, and each parameter's key as stored.
+
+    Parameters that the checkpoint does not hold under a key that fits have none.
+    """
+
+    model: nn.Module
+    head_module: str
+    keys: Mapping[str, str]
+
+    def put(self, tensors: Mapping[str, Tensor]) -> None:
+        """Place tensors that were read, by parameter name; a tied one stands in every place of it."""
+        named = dict(named_parameters(self.model))
+        new = {id(named[name]): nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
+        for module in self.model.modules():
+            for leaf, parameter in module._parameters.items():
+                if id(parameter) in new:
+                    module._parameters[leaf] = new[id(parameter)]
+
+    @property
+    def head(self) -> OutputEmbedding:
+        """The output embedding and what stands around it, as it is now."""
+        return find_output_embedding(self.model, name=self.head_module)
+
+    def groups(self, patterns: Sequence[str] = ()) -> dict[str, NamedTensors]:
+        """Parameter groups by the names and rules of a live run; each of `patterns` is a group under its own glob."""
+        return parameter_groups(self.model, self.head, patterns={pattern: pattern for pattern in patterns})
+
+
+def stand_in(checkpoint: Checkpoint, head: HeadKey) -> StandIn:
+    """The stand-in of a checkpoint; nothing is read.
+
+    Its structure is that of the class that config.json names, where transformers has it and its output embedding fits
+    the file; the names are then those of a live model. Else it is what the keys say: numbered modules are blocks,
+    `embed*` and kin embeddings, `*norm*` and `ln*` norms. Raises CheckpointError where the head finds no place.
+    """
+    model = _declared(checkpoint.config)
+    if model is not None:
+        found = _fitted(model, checkpoint.tensors, head)
+        if found is not None:
+            return found
+    return _by_names(checkpoint, head)
+
+
+def _declared(config: Mapping[str, object]) -> nn.Module | None:
+    fields = {name: value for name, value in config.items() if name not in UNASKED}
+    if not isinstance(fields.get("model_type"), str) or importlib.util.find_spec("transformers") is None:
+        return None
+    # a class may reject a config in any way; names are the fallback
+    with contextlib.suppress(Exception):
+        from transformers import AutoConfig, AutoModelForCausalLM
+
+        settings = AutoConfig.for_model(str(fields.pop("model_type")), **json.loads(json.dumps(fields)))
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            model: nn.Module = AutoModelForCausalLM.from_config(settings, trust_remote_code=False)
+        return model
+    return None
+
+
+def _fitted(model: nn.Module, tensors: Mapping[str, TensorEntry], head: HeadKey) -> StandIn | None:
+    """The model with its parameters' keys; None where its output embedding is not the checkpoint's."""
+    try:
+        found = find_output_embedding(model)
+    except ValueError:
+        return None
+    if found.weight.shape != tensors[head.key].shape:
+        return None
+    known = {found.name: head.key}
+    bias = next((name for name, parameter in named_parameters(model) if parameter is found.bias), None)
+    if bias is not None and head.bias_key is not None:
+        known[bias] = head.bias_key
+    by_end = _by_end(tensors)
+    keys = {}
+    for name, parameter in named_parameters(model):
+        key = known.get(name) or (name if name in tensors else by_end.get(name))
+        if key is not None and tensors[key].shape == tuple(parameter.shape):
+            keys[name] = key
+    module = next(path for path, module in model.named_modules() if module is found.module)
+    return StandIn(model, module, keys)
+
+
+def _by_end(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """Keys without a wrapper's prefix (`model.`, `module.`), where that says which."""
+    return {key.split(".", 1)[1]: key for key in tensors if key.split(".", 1)[0] in PREFIXES and "." in key}
+
+
+def _by_names(checkpoint: Checkpoint, head: HeadKey) -> StandIn:
+    entries = {key: entry for key, entry in checkpoint.tensors.items() if _is_parameter(entry)}
+    if head.key not in entries:
+        raise CheckpointError(f"{checkpoint.name}: {head.key!r} is of {checkpoint.tensors[head.key].dtype}, no float.")
+    keys = _parameter_names(entries)
+    names = {key: name for name, key in keys.items()}
+    paths: dict[str, dict[str, TensorEntry]] = {}
+    for name, key in keys.items():
+        path, leaf = name.rsplit(".", 1)
+        paths.setdefault(path, {})[leaf] = entries[key]
+    head_path = names[head.key].rsplit(".", 1)[0]
+    is_embedding = head.tied and _is_embedding(head_path, paths[head_path])
+    model = nn.Module()
+    modules = _with_parents(paths)
+    for path in sorted(modules, key=_natural):
+        is_head = path == head_path and not is_embedding
+        module = nn.Linear(1, 1, device="meta") if is_head else _module(path, paths.get(path, {}), modules)
+        module._parameters.update(dict.fromkeys(module._parameters))
+        for leaf, entry in paths.get(path, {}).items():
+            meta = torch.empty(entry.shape, dtype=getattr(torch, entry.dtype), device="meta")
+            module._parameters[leaf] = nn.Parameter(meta, requires_grad=False)
+        parent = model.get_submodule(path.rpartition(".")[0])
+        parent._modules[path.rpartition(".")[2]] = module
+    if is_embedding:
+        tied = nn.Linear(1, 1, bias=False, device="meta")
+        tied._parameters["weight"] = model.get_submodule(head_path)._parameters["weight"]
+        model._modules[TIED_HEAD] = tied
+    return StandIn(model, TIED_HEAD if is_embedding else head_path, keys)
+
+
+def _is_parameter(entry: TensorEntry) -> bool:
+    return entry.dtype in FLOATS and not entry.key.endswith(BUFFERS)
+
+
+def _parameter_names(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
+    """Each key by the parameter's name: without wrappers' parts, and `name.weight` where a key is one word."""
+    names = {clean_name(key): key for key in entries}
+    while len({name.split(".", 1)[0] for name in names}) == 1 and next(iter(names)).split(".", 1)[0] in PREFIXES:
+        if not all(name.count(".") > 1 for name in names):
+            break
+        names = {name.split(".", 1)[1]: key for name, key in names.items()}
+    return {name if "." in name else f"{name}.weight": key for name, key in names.items()}
+
+
+def _with_parents(paths: Mapping[str, object]) -> set[str]:
+    return {".".join(path.split(".")[:depth]) for path in paths for depth in range(1, path.count(".") + 2)}
+
+
+def _natural(path: str) -> list[tuple[int, str]]:
+    """Parents before what they hold, and block 2 before block 10."""
+    return [(int(part), "") if part.isdigit() else (-1, part) for part in path.split(".")]
+
+
+def _is_embedding(path: str, leaves: Mapping[str, TensorEntry]) -> bool:
+    last = path.rsplit(".", 1)[-1]
+    is_matrix = "weight" in leaves and len(leaves["weight"].shape) == 2
+    return is_matrix and (last in INPUTS or "emb" in last)
+
+
+def _module(path: str, leaves: Mapping[str, TensorEntry], paths: set[str]) -> nn.Module:
+    """The kind of module that a path names, without parameters."""
+    last = path.rsplit(".", 1)[-1].lower()
+    if _is_embedding(path, leaves):
+        rows, dim = leaves["weight"].shape
+        return nn.Embedding(rows, dim, device="meta")
+    if "weight" in leaves and len(leaves["weight"].shape) == 1 and ("norm" in last or last.startswith("ln")):
+        return nn.LayerNorm(leaves["weight"].shape[0], device="meta")
+    inside = [other[len(path) + 1 :] for other in paths if other.startswith(path + ".")]
+    if inside and all(name.split(".")[0].isdigit() for name in inside):
+        return nn.ModuleList()
+    return nn.Module()

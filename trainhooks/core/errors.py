@@ -1,0 +1,7 @@
+"""errors."""
+
+from __future__ import annotations
+
+
+class SettingsError(ValueError):
+    """A metric's settings do not fit the model: an error of the call, raised at the first record, never a NaN."""

@@ -1,0 +1,134 @@
+"""What is taken of a run's matrices: one record after another, against ends that are known beforehand."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from jaxtyping import Float, Int
+
+from trainhooks.lead.decomposition import Decomposition, Products, centred_change
+from trainhooks.lead.draws import DRAWS, Columns, draw_labellings, twins_of
+from trainhooks.lead.labellings import resampling_weights, singular_basis, unit_labelling
+from trainhooks.lead.trajectory import unit_scale
+
+CUT_AT = 0.75
+CUT = "cut_"
+CUT_PARTS = ("inner", "total")
+RESAMPLES = 100
+
+
+@dataclass(frozen=True)
+class Reading:
+    """A run as the analysis of the lead needs it, without its matrices.
+
+    `products` are against the last record, `cut_products` (None without them) of the first records, against that of
+    step `cut_step`. `correlation` is the absolute correlation of the targets with the leading direction of change.
+    """
+
+    steps: Int[np.ndarray, "record"]
+    products: Products
+    cut_products: Products | None
+    columns: Columns
+    dims: int
+    correlation: float
+
+    @property
+    def cut_step(self) -> int:
+        """The step of the record at which the cut run ends; -1 without one."""
+        return -1 if self.cut_products is None else int(self.steps[len(self.cut_products.total) - 1])
+
+
+def cut_index(steps: Sequence[int] | Int[np.ndarray, "record"]) -> int | None:
+    """The last record within 3/4 of the run; None where the run up to there has fewer than three records."""
+    within = np.flatnonzero(np.asarray(steps) <= steps[0] + CUT_AT * (steps[-1] - steps[0]))
+    return int(within[-1]) if len(within) >= 3 else None
+
+
+class LeadReader:
+    """Measures records, one after another, against the run's ends.
+
+    `first`, `last` and `cut` (the last record within 3/4 of the run, None without one) are the masked rows of the
+    output embedding, float32; `targets` are those rows' (-log frequency). Kept: the ends, some 900 labellings of the
+    rows, `resamples` bootstrap samples of them. The same settings and matrices give the same numbers.
+
+    Raises ValueError for constant targets, and where nothing moved between the ends.
+    """
+
+    def __init__(
+        self,
+        first: Float[np.ndarray, "row dim"],
+        last: Float[np.ndarray, "row dim"],
+        cut: Float[np.ndarray, "row dim"] | None,
+        *,
+        targets: Float[np.ndarray, "row"],
+        draws: int = DRAWS,
+        seed: int = 0,
+        resamples: int = RESAMPLES,
+    ) -> None:
+        labelling = unit_labelling(targets)
+        self._scale = unit_scale(first, last)
+        first, last = first * self._scale, last * self._scale
+        change = centred_change(last, first=first)
+        basis = singular_basis(change)
+        weights = resampling_weights(len(targets), draws=resamples, rng=np.random.default_rng([seed, 1]))
+        columns = draw_labellings(targets, change=change, basis=basis, draws=draws, seed=seed)
+        self.columns, self.dims = Columns.of(len(targets), draws=draws), first.shape[1]
+        self.correlation = abs(float(basis.coefficients(change, labelling)[0]))
+        self._whole = Decomposition(first, last, labellings=columns, weights=weights)
+        self._until_cut = None if cut is None else self._cut(first, cut, labelling, draws=draws, seed=seed)
+
+    def _cut(
+        self, first: np.ndarray, cut: np.ndarray, labelling: np.ndarray, *, draws: int, seed: int
+    ) -> Decomposition | None:
+        change = centred_change(cut * self._scale, first=first)
+        if not change.any():
+            return None
+        rng = np.random.default_rng([seed, 2])
+        twins = twins_of(labelling, change=change, basis=singular_basis(change), draws=draws, rng=rng)
+        return Decomposition(first, cut * self._scale, labellings=twins)
+
+    def measure(self, matrix: Float[np.ndarray, "row dim"], *, within_cut: bool) -> dict[str, np.ndarray]:
+        """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too."""
+        scaled = matrix * self._scale
+        values = self._whole.measure(scaled)
+        if within_cut and self._until_cut is not None:
+            cut = self._until_cut.measure(scaled)
+            values |= {CUT + name: cut[name] for name in CUT_PARTS}
+        return values
+
+
+def gathered(
+    steps: Int[np.ndarray, "record"],
+    records: Sequence[dict[str, np.ndarray]],
+    *,
+    columns: Columns,
+    dims: int,
+    correlation: float,
+) -> Reading:
+    """The reading of records measured by one `LeadReader`, the last of them its `last`."""
+    whole = [{name: value for name, value in record.items() if not name.startswith(CUT)} for record in records]
+    until_cut = [_cut_record(record) for record in records if CUT + "total" in record]
+    return Reading(
+        steps=steps,
+        products=Products.stacked(whole),
+        cut_products=Products.stacked(until_cut) if until_cut else None,
+        columns=columns,
+        dims=dims,
+        correlation=correlation,
+    )
+
+
+def _cut_record(record: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The cut run's record; what only the whole run is asked for is left empty."""
+    inner, total = (record[CUT + name] for name in CUT_PARTS)
+    nothing, none = np.zeros(()), np.empty(0)
+    return {
+        "inner": inner,
+        "square": np.zeros_like(inner),
+        "total": total,
+        "apart": nothing,
+        "resampled_inner": none,
+        "resampled_total": none,
+    }

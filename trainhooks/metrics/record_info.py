@@ -1,0 +1,51 @@
+"""What a recorder says of a record by itself, whatever its metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from torch import Tensor
+
+from trainhooks.core.variable import Variable
+from trainhooks.metrics.base import State
+from trainhooks.model.distributed import whole
+
+OWN_VARIABLES = (
+    Variable("skipped", description="1 where the update was skipped (a scaler met an overflow), else 0"),
+    Variable("loss", unit="nat", description="training loss of the update that led here, as the loop gave it"),
+    Variable("learning_rate", description="learning rate of the update that led here, as the loop gave it"),
+    Variable("nonfinite_rows", description="rows of the output embedding that hold NaN or inf"),
+    Variable("recorder.milliseconds", unit="ms", description="time spent in the recorder since the last record"),
+)
+
+
+def _distinct(parts: Sequence[str]) -> list[str]:
+    """The parts' names, numbered where several metrics are of one class."""
+    return [part if parts.count(part) == 1 else f"{part}.{list(parts[:i]).count(part)}" for i, part in enumerate(parts)]
+
+
+def own_values(
+    state: State, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool
+) -> dict[str, Tensor | float]:
+    """The values of `OWN_VARIABLES` but the time; what the loop did not give is left out."""
+    values: dict[str, Tensor | float] = {"skipped": float(skipped)}
+    # both let NaN through; sums would read the head as float64, eight times as slow
+    rows = state.output_embedding if state.head.adapted else state.head.matrix
+    finite = whole(rows.amax(dim=1)).isfinite() & whole(rows.amin(dim=1)).isfinite()
+    values["nonfinite_rows"] = (~finite).sum()  # of a sharded head only these are gathered
+    if loss is not None:
+        values["loss"] = loss.detach().squeeze() if isinstance(loss, Tensor) else loss
+    return values if learning_rate is None else {**values, "learning_rate": learning_rate}
+
+
+def what_is_not_finite(values: Mapping[str, np.ndarray], *, sketch: np.ndarray | None, groups: list[str]) -> str:
+    """Which weights of a record on the host hold NaN or inf, in words; empty where all are finite.
+
+    `sketch` [group, sketch] tells it of the `groups`.
+    """
+    rows = int(values["nonfinite_rows"])
+    bad = [] if sketch is None else [g for g, sums in zip(groups, sketch, strict=True) if not np.isfinite(sums).all()]
+    parts = [f"{rows} rows of the output embedding"] if rows else []
+    parts += [f"parameter groups {', '.join(bad)}"] if bad else []
+    return " and ".join(parts)

@@ -1,0 +1,71 @@
+"""What the metrics of one record share of the centred output embedding, so that its Gram is summed once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float
+from torch import Tensor
+
+from trainhooks.metrics.base import State
+from trainhooks.metrics.row_selection import PerEmbedding
+from trainhooks.numerics.gram import mean_of_ids, without_rounding
+from trainhooks.numerics.row_sums import HeadRows, HeadSums, _nan_unless, sum_head
+from trainhooks.probe.rows import Pass
+
+
+class RowsOfMask:
+    """The `HeadRows` of one mask, built at the first record, and again where the embedding's size or device changes."""
+
+    def __init__(self, mask: Bool[Tensor, "mask"] | None) -> None:
+        self._built = PerEmbedding(
+            lambda vocab, device: HeadRows.build(torch.empty(vocab, 0, device=device), mask=mask)
+        )
+
+    def of(self, embedding: Float[Tensor, "vocab dim"]) -> HeadRows:
+        """The rows of this embedding. Raises ValueError where the mask has another length."""
+        return self._built.of(embedding)
+
+
+def head_sums(state: State, rows: HeadRows) -> HeadSums:
+    """The sums of the record's output embedding over `rows`: those that are there already, else made and left there."""
+    key = _key(rows)
+    if key not in state.shared:
+        state.shared[key] = sum_head(state.output_embedding, rows)
+    return state.shared[key]
+
+
+def share_probe_sums(state: State, rows: HeadRows, *, first: Pass) -> None:
+    """Leave what an unweighted probe's first pass over the same rows has summed for the other metrics.
+
+    The probe leaves rows out that are not finite; here one such row makes everything NaN, as in `sum_head`.
+    """
+    total = first.sums.total()
+    gram = without_rounding(total.gram, mean=total.mean_x, count=rows.count, eps=first.sums.eps)
+    state.shared[_key(rows)] = _nan_unless(first.finite.all(), mean_row=total.mean_x, gram=gram)
+
+
+def initial_mean(state: State, rows: HeadRows) -> Float[Tensor, "dim"]:
+    """The mean row of the initial embedding over `rows`, computed once a record; the record's own at the first."""
+    if state.initial_head is None:
+        return head_sums(state, rows).mean_row
+    key = ("initial_mean", rows.key)
+    if key not in state.shared:
+        state.shared[key] = mean_of_ids(state.initial_head.to(state.output_embedding.device), rows.ids)
+    return state.shared[key]
+
+
+def share_probe_pass(state: State, key: bytes, *, first: Pass) -> None:
+    """Leave a probe's first pass, its first target -log(c/N), for who fits more columns to it; see `TargetRows.key`."""
+    state.shared["probe_pass", key] = first
+
+
+def shared_probe_pass(state: State, key: bytes) -> Pass | None:
+    """The pass over these rows and counts that a probe has left, None where none has."""
+    found: Pass | None = state.shared.get(("probe_pass", key))
+    return found
+
+
+def _key(rows: HeadRows) -> Any:
+    return ("head_sums", rows.key)

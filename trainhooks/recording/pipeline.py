@@ -1,0 +1,244 @@
+"""Between measuring and the sinks: what a record holds is sent to the host, and handed on once it is there."""
+
+from __future__ import annotations
+
+import logging
+import time
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from trainhooks.metrics.base import State
+from trainhooks.metrics.record_info import what_is_not_finite
+from trainhooks.numerics.host import Packed, pack
+from trainhooks.recording.frozen_head import Standstill
+from trainhooks.recording.plan import Freight
+from trainhooks.recording.sink_group import Outlets
+from trainhooks.recording.staging import Lane, Parcel
+from trainhooks.recording.tracked_model import Followed
+from trainhooks.sinks import Record
+from trainhooks.sinks.base import read_only
+
+logger = logging.getLogger("trainhooks")
+
+SETTLE_SECONDS = 60.0
+SETTLE_SAID_SECONDS = 5.0
+
+MOVED_TEXT = (
+    "the output embedding had moved between the forward pass and before_update(): the optimizer steps inside the "
+    "backward pass, or before_update() came after the step. What is measured there would pair hidden states and "
+    "gradients with another matrix; its values are NaN wherever that is so"
+)
+
+Conclude = Callable[..., dict[str, np.ndarray]]
+"""What makes the values of the record of `step` of those that have travelled (see `Timetable.conclude`)."""
+
+_SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
+MOVED = " moved"
+"""Among a record's values: whether the matrix had moved when those of `before_update` were measured."""
+
+
+@dataclass(frozen=True)
+class _Sent:
+    """What stays behind of a record while its tensors travel."""
+
+    step: int
+    groups: tuple[str, ...]
+    packed: Packed
+    known: Mapping[str, np.ndarray]
+    has_counts: bool
+    has_snapshot: bool
+    rows: tuple[int, int] | None
+    paired: frozenset[str]
+
+
+class Dispatch:
+    """Sends records over a lane and gives them to the outlets, in order, in the thread that calls `hand_out`.
+
+    On the host a record is handed out when it is sent. From a GPU it is once it has arrived: records without a matrix
+    travel several together, and nothing waits but `hand_out(wait=True)`. A matrix travels as it is stored, bfloat16 in
+    2 bytes an element, or in float32 where it is kept for comparison too. `conclude` finishes a record's values on the
+    host. What is wrong with a record is said once, with its step, on the `first` rank.
+    """
+
+    def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool, strict: bool = False) -> None:
+        self._outlets, self._conclude, self._first, self._strict = outlets, conclude, first, strict
+        self._warned: set[str] = set()
+        self.standstill = Standstill()
+        self._freight: Freight | None = None
+        self._lane: Lane | None = None
+
+    @property
+    def lane(self) -> Lane:
+        """The lane of the freight that was announced."""
+        assert self._lane is not None, "carry() comes first"
+        return self._lane
+
+    @property
+    def freight(self) -> Freight:
+        """What was announced."""
+        assert self._freight is not None, "carry() comes first"
+        return self._freight
+
+    def carry(self, freight: Freight) -> None:
+        """Use the lane that this freight needs; what is on its way arrives first."""
+        self._empty()
+        self._freight, self._lane = freight, freight.lane()
+
+    def copies(self, followed: Followed, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
+        """Point-in-time copies: what this rank stores of the head, and all of it where later records compare with it.
+
+        Of a sharded head each rank stores its own rows, without a gather, where the outlets take them.
+        """
+        by_rows = stored and self._outlets.rows is not None
+        copy = None
+        if compared or (stored and not by_rows):
+            head = followed.whole_head()  # collective, so before anything that depends on the rank
+            if compared or self._outlets.takes_records:
+                copy = self.lane.copy(head, dtype=torch.float32 if compared else self.freight.stored)
+        if not by_rows:
+            return copy if stored else None, copy
+        rows = followed.rows()
+        return None if rows is None else self.lane.copy(rows, dtype=self.freight.stored), copy
+
+    def send(
+        self,
+        state: State,
+        values: Mapping[str, Tensor | float],
+        *,
+        known: Mapping[str, np.ndarray],
+        foreign: Tensor | None,
+        snapshot: Tensor | None,
+        paired: frozenset[str] = frozenset(),
+    ) -> None:
+        """Send a record off: a state's `values`, sketch and label counts, with what is `known` on the host already.
+
+        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. `paired` are the
+        values that are void where `MOVED` is not 0. Nothing moves on a rank whose records nobody takes.
+        """
+        if not self._outlets.takes_records:
+            return
+        extra = {_SKETCH: state.sketch, _FOREIGN: foreign}
+        packed = pack({**values, **{name: tensor for name, tensor in extra.items() if tensor is not None}})
+        counts, rows = state.label_counts, self._outlets.rows
+        parcels: list[Parcel] = [] if packed.flat is None else [(packed.flat, packed.flat.dtype)]
+        parcels += [] if counts is None else [(counts, counts.dtype)]
+        parcels += [] if snapshot is None else [(snapshot, self.freight.stored)]
+        sent = _Sent(
+            step=state.step,
+            groups=tuple(state.groups),
+            packed=packed,
+            known=known,
+            has_counts=counts is not None,
+            has_snapshot=snapshot is not None,
+            rows=None if rows is None else rows.rows,
+            paired=paired,
+        )
+        large = packed.flat is not None and packed.flat.nbytes > self.freight.record
+        self.lane.send(parcels, note=sent, at_once=large or snapshot is not None)
+
+    def hand_out(self, *, wait: bool = False) -> None:
+        """Give the outlets what has arrived; `wait` for all that was sent. Raises what a sink does."""
+        if self._lane is not None:
+            for sent, tensors in self._lane.arrived(wait=wait):
+                self._deliver(*self._arrived(sent, tensors))
+
+    def settle(self, *, step: int) -> None:
+        """Before a checkpoint at `step`: what was sent arrives, and is durable; said where that takes long.
+
+        Raises what a sink does when it is given a record, and nothing else: a checkpoint never fails for a slow disk.
+        """
+        self.hand_out(wait=True)
+        begin = time.monotonic()
+        settled, waited = self._outlets.settle(seconds=SETTLE_SECONDS), time.monotonic() - begin
+        if not settled:
+            durable = self._outlets.durable_step
+            text = (
+                f"the checkpoint is ahead of the store, which holds records up to step {durable} after {waited:.0f} s. "
+                "A run that is killed before the others are durable goes on with a gap that the store names"
+            )
+            self._warn_once("settle", text, step=step)
+        elif waited > SETTLE_SAID_SECONDS:
+            logger.warning("step %d: the checkpoint waited %.0f s until the store had its records", step, waited)
+
+    def finish(self, *, step: int, wait_seconds: float) -> None:
+        """The run has ended at `step`: everything arrives, and the sinks get what needed the last record."""
+        self._empty()
+        if self._first:
+            if not self._outlets.wait(seconds=wait_seconds):
+                text = "other ranks have not written their rows of all records; those are left out"
+                self._warn_once("pieces", text, step=step)
+            self._outlets.finish()
+
+    def _empty(self) -> None:
+        """Nothing is on its way any more, and what the lane has cost the loop is said."""
+        self.hand_out(wait=True)
+        if self._lane is not None and self._lane.waits:
+            logger.info("the loop waited %d times for records on their way from the device", self._lane.waits)
+
+    def _arrived(self, sent: _Sent, tensors: list[Tensor]) -> tuple[Record, int]:
+        """The record, and how many labels of this rank so far were none of the vocabulary."""
+        here = iter(tensors)
+        values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
+        sketch = values.pop(_SKETCH, None)
+        foreign = int(values.pop(_FOREIGN, np.zeros(())))
+        if values.pop(MOVED, 0):
+            values = {name: value for name, value in values.items() if name not in sent.paired}
+            self._warn_once("moved", MOVED_TEXT, step=sent.step)
+        values = self._as_declared(self._conclude(values, step=sent.step), step=sent.step)
+        arrays = {"sketch": sketch.astype(np.float32)} if sketch is not None else {}
+        arrays |= {"label_counts": next(here).numpy()} if sent.has_counts else {}
+        arrays |= {"snapshot": _stored(next(here))} if sent.has_snapshot else {}
+        known = read_only({**values, **sent.known})
+        read_only(arrays)
+        record = Record(
+            step=sent.step,
+            values=known,
+            groups=sent.groups,
+            rows=sent.rows,
+            labels=self._outlets.labels,
+            sketch=arrays.get("sketch"),
+            label_counts=arrays.get("label_counts"),
+            snapshot=arrays.get("snapshot"),
+        )
+        return record, foreign
+
+    def _as_declared(self, values: Mapping[str, np.ndarray], *, step: int) -> dict[str, np.ndarray]:
+        """The values that a variable declares, in its shape; others are left out, said once, or raised (`strict`)."""
+        shapes, kept = self._outlets.shapes, dict(values)
+        for name, value in values.items():
+            if shapes.get(name) == np.shape(value) or not self._first:
+                continue
+            needed = f"shape {list(shapes[name])}" if name in shapes else "a variable of this name: none declares it"
+            text = f"a metric returned {name!r} of shape {list(np.shape(value))}; needed {needed}. It is left out"
+            if self._strict:
+                raise ValueError(f"step {step}: {text.removesuffix('. It is left out')}.")
+            self._warn_once(f"value {name}", text, step=step)
+            del kept[name]
+        return kept
+
+    def _deliver(self, record: Record, foreign: int) -> None:
+        self._outlets.write(record)
+        if weights := what_is_not_finite(record.values, sketch=record.sketch, groups=list(record.groups)):
+            text = f"weights are not finite: {weights}. They are recorded as they are"
+            self._warn_once("nonfinite", text, step=record.step)
+        if still := self.standstill.look(record):
+            self._warn_once("standstill", still, step=record.step)
+        if foreign:
+            text = f"labels beyond the {self.freight.vocab} rows of the output embedding; not counted"
+            self._warn_once("labels", text, step=record.step)
+
+    def _warn_once(self, kind: str, text: str, *, step: int) -> None:
+        if kind not in self._warned and self._first:
+            self._warned.add(kind)
+            warnings.warn(f"step {step}: {text} (said once).", RuntimeWarning, stacklevel=7)
+
+
+def _stored(matrix: Tensor) -> np.ndarray:
+    """The matrix as the store takes it; numpy has no bfloat16, so its bits."""
+    array: np.ndarray = (matrix.view(torch.uint16) if matrix.dtype == torch.bfloat16 else matrix).numpy()
+    return array

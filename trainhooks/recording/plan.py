@@ -1,0 +1,234 @@
+"""What a run will take, in bytes, known and checked before its first step."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from trainhooks.core.formatting import human
+from trainhooks.core.schedule import Schedule
+from trainhooks.metrics.base import Metric, kept_heads
+from trainhooks.model.distributed import is_sharded
+from trainhooks.recording.staging import ALIGNMENT, RECORDS_AT_ONCE, SLOTS, CudaStreams, DirectLane, Lane, PinnedLane
+from trainhooks.store import Layout, required_bytes
+from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS
+from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
+
+pass
+
+_STORE_BYTES = 64 << 20
+"""Modules that are loaded when a store is made, and freed memory that the allocator keeps: measured, 40 to 60 MB."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Records and snapshots a run will make, and the most bytes it takes on disk, on the device and on the host.
+
+    `records` and `snapshots` are None where the run's length is not known; `disk_bytes` then stands for one block.
+    `gathered_bytes` are those of `device_bytes` that a sharded output embedding takes while a record gathers it,
+    `pinned_bytes` those of `host_bytes` that a GPU writes into: they cannot be swapped out.
+
+    `host_bytes` is memory of the process' own (anonymous) beyond what it had before its first record: the fold of a
+    block and the end of the run are in it, and what a store loads. `queue_bytes` of them fill only where the disk is
+    slower than training. `device_bytes` of a model on the CPU come on top. `mapped_bytes` is no such memory: files that
+    are mapped while they are read, a block of the journal or all sketches. The system shows them among the process'
+    resident memory, and takes them back at need.
+    """
+
+    records: int | None
+    snapshots: int | None
+    disk_bytes: int
+    device_bytes: int
+    host_bytes: int
+    gathered_bytes: int = 0
+    pinned_bytes: int = 0
+    mapped_bytes: int = 0
+    queue_bytes: int = 0
+
+    def __str__(self) -> str:
+        length = "unknown length, a first block" if self.records is None else f"{self.records} records"
+        gathered = f" ({human(self.gathered_bytes)} of it gathered from shards)" if self.gathered_bytes else ""
+        parts = [f"{human(self.pinned_bytes)} of it pinned"] if self.pinned_bytes else []
+        parts += [f"{human(self.queue_bytes)} of it only where the disk is slower"] if self.queue_bytes else []
+        host = f" ({', '.join(parts)})" if parts else ""
+        mapped = f", beside {human(self.mapped_bytes)} of mapped files that can be dropped" if self.mapped_bytes else ""
+        return (
+            f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
+            f"device{gathered} and {human(self.host_bytes)} of host memory{host}{mapped}"
+        )
+
+
+def plan_run(
+    schedules: Mapping[str, Schedule],
+    *,
+    total_steps: int | None,
+    layout: Layout | None,
+    matrix_bytes: int,
+    freight: Freight,
+    sketch_bytes: int,
+    kept: Sequence[Mapping[str, int]],
+    queue_bytes: int = 0,
+    fold_threads: int = 1,
+    gathered_bytes: int = 0,
+) -> Plan:
+    """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
+
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `freight` is what moves to the
+    host and what is kept of it, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
+    and "host", `queue_bytes` has room for records that wait for the store's writer, in which `fold_threads` compress,
+    `gathered_bytes` of a sharded output embedding.
+
+    Raises ValueError where a schedule never fires.
+    """
+    fires = {
+        what: count_firings(schedule=schedule, total_steps=total_steps, what=what)
+        for what, schedule in schedules.items()
+    }
+    records, snapshots = fires["records"], fires["snapshots"]
+    if layout is not None and records is not None and snapshots is not None:  # no more can wait than there are
+        queue_bytes = min(queue_bytes, all_bytes(layout, records=records, snapshots=snapshots))
+    return Plan(
+        records=records,
+        snapshots=snapshots,
+        disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
+        gathered_bytes=gathered_bytes,
+        device_bytes=gathered_bytes
+        + freight.device_bytes
+        + 3 * sketch_bytes
+        + sum(one.get("device", 0) for one in kept),
+        pinned_bytes=freight.pinned_bytes,
+        queue_bytes=queue_bytes,
+        host_bytes=matrix_bytes
+        + freight.pinned_bytes
+        + queue_bytes
+        + (0 if layout is None else _STORE_BYTES + matrix_bytes + fold_bytes(layout, threads=fold_threads))
+        + (0 if layout is not None else sketch_bytes * (records or 1))
+        + sum(one.get("host", 0) for one in kept),
+        mapped_bytes=0 if layout is None else max(block_bytes(layout), sketch_bytes * (records or layout.block)),
+    )
+
+
+def count_firings(*, schedule: Schedule, total_steps: int | None, what: str) -> int | None:
+    """How often a schedule fires in steps 0 ... total_steps; None where the length is not known.
+
+    Raises ValueError where it never fires.
+    """
+    if total_steps is None:
+        return None
+    fires = schedule.count(total_steps)
+    if fires == 0:
+        raise ValueError(
+            f"the schedule of {what}, {schedule}, never fires in steps 0 ... {total_steps}. "
+            "Pass one that does, such as EveryStep() or LogSpaced()."
+        )
+    return fires
+
+
+def disk_bytes(layout: Layout, *, records: int | None, snapshots: int | None) -> int:
+    """The most bytes a store of this layout takes; for one block where the run's length is not known."""
+    return required_bytes(
+        layout,
+        records=layout.block if records is None else records,
+        snapshots=layout.block if snapshots is None else snapshots,
+    )
+
+
+def all_bytes(layout: Layout, *, records: int, snapshots: int) -> int:
+    """A run's records as they are given to the store."""
+    values = sum(8 * math.prod(layout.row_shape(variable)) for variable in layout.variables)
+    sketch = 4 * len(layout.groups) * layout.sketch_size
+    return records * (values + sketch) + snapshots * layout.vocab * (4 * layout.dim + 8)
+
+
+def check_disk(path: Path, *, needed: int, force: bool) -> None:
+    """Refuse (OSError, with bytes needed and free) a store that does not fit; `force` lets it pass."""
+    folder = path.absolute()
+    while not folder.exists():
+        folder = folder.parent
+    # a store that is there is overwritten or gone on with: what it takes comes back, or is done already
+    needed -= sum(file.stat().st_size for file in path.rglob("*") if file.is_file())
+    free = shutil.disk_usage(folder).free
+    if needed > free and not force:
+        raise OSError(
+            f"the store {path} needs up to {needed} bytes ({human(needed)}); {folder} has {free} bytes "
+            f"({human(free)}) free. Free space, take fewer snapshots (snapshot_schedule=), lower "
+            'precision="bfloat16", or pass force=True.'
+        )
+
+
+def freight_of(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> Freight:
+    """What records of this layout and output embedding are in bytes; `metrics` say what is kept of it."""
+    values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
+    numbers = values + len(layout.groups) * layout.sketch_size + layout.vocab + 1  # label counts; those beyond
+    return Freight(
+        device=weight.device,
+        vocab=layout.vocab,
+        dim=layout.dim,
+        stored=torch.bfloat16 if layout.kept_bits == BFLOAT16_MANTISSA_BITS else torch.float32,
+        kept=kept_heads(need for metric in metrics for need in metric.needs),
+        apart=sum(metric.sent_bytes(weight) for metric in metrics),
+        record=8 * numbers,
+        sharded=is_sharded(weight),
+    )
+
+
+@dataclass(frozen=True)
+class Freight:
+    """What one run sends over the lane of `device`, in bytes: known before it begins.
+
+    The output embedding is `vocab` x `dim`, stored as `stored`; `kept` of it (float32) are compared with later ones;
+    `record` bytes are all else that a record holds, and `apart` more those that do not wait for other records. Of a
+    `sharded` one ranks may store rows of their own beside the whole that they compare.
+    """
+
+    device: torch.device
+    vocab: int
+    dim: int
+    stored: torch.dtype
+    kept: int
+    record: int
+    apart: int = 0
+    sharded: bool = False
+
+    @property
+    def copied(self) -> torch.dtype:
+        """What the point-in-time copy is made in: as it is stored, but float32 where it is kept for comparison too."""
+        return torch.float32 if self.kept else self.stored
+
+    @property
+    def slot_bytes(self) -> int:
+        """One slot of the ring."""
+        together = RECORDS_AT_ONCE * (self.record + 4 * ALIGNMENT)
+        return self.copied.itemsize * self._numbers + self.apart + together
+
+    @property
+    def device_bytes(self) -> int:
+        """On the device: the copy in flight, what is kept (on a GPU: brought for a record), what waits to be sent."""
+        copies = self.copied.itemsize + (self.stored.itemsize if self.kept and self.sharded else 0) + 4 * self.kept
+        waiting = RECORDS_AT_ONCE * self.record + self.apart if self._pins else 0
+        return copies * self._numbers + waiting
+
+    @property
+    def pinned_bytes(self) -> int:
+        """Pinned on the host beside a GPU: the ring, and what is kept; none elsewhere."""
+        return SLOTS * self.slot_bytes + 4 * self.kept * self._numbers if self._pins else 0
+
+    @property
+    def _numbers(self) -> int:
+        return self.vocab * self.dim
+
+    @property
+    def _pins(self) -> bool:
+        return self.device.type == "cuda"
+
+    def lane(self) -> Lane:
+        """The lane for it, its memory allocated."""
+        return (
+            PinnedLane(CudaStreams(self.device), slot_bytes=self.slot_bytes) if self._pins else DirectLane(self.device)
+        )

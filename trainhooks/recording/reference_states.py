@@ -1,0 +1,69 @@
+"""What a recorder remembers of earlier records, so that metrics can compare."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+import torch
+from torch import Tensor
+
+from trainhooks.metrics.base import HEADS
+from trainhooks.recording.staging import DirectLane, Lane
+
+TENSORS = ("initial_head", "previous_head", "initial_sketch", "previous_sketch")
+
+
+@dataclass
+class References:
+    """Output embeddings and sketches of the first record and of the last one; None where nothing asks for them.
+
+    Output embeddings are kept by the `lane`: beside a GPU in pinned memory of the host, in float32 (bfloat16 would
+    round by more than most updates move), and brought to the device for the records whose metrics compare with them.
+    """
+
+    initial_head: Tensor | None = None
+    previous_head: Tensor | None = None
+    initial_sketch: Tensor | None = None
+    previous_sketch: Tensor | None = None
+    lane: Lane = field(default_factory=DirectLane)
+
+    def advance(self, *, head: Tensor | None, sketch: Tensor | None, needs: frozenset[str]) -> None:
+        """Take in the record just made: `head` is the float32 copy that the lane made last."""
+        if head is not None and "initial_head" in needs and self.initial_head is None:
+            self.initial_head = self.lane.keep(head)
+        if head is not None and "previous_head" in needs:
+            self.previous_head = self.lane.keep(head, over=self.previous_head)
+        if self.initial_sketch is None:
+            self.initial_sketch = sketch
+        self.previous_sketch = sketch
+
+    def brought(self, *, heads: bool) -> References:
+        """What one record's metrics are shown; the output embeddings only where `heads` says that one asks for them."""
+        initial, previous = (
+            self.lane.bring(kept) if heads and kept is not None else None
+            for kept in (self.initial_head, self.previous_head)
+        )
+        return replace(self, initial_head=initial, previous_head=previous)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The tensors that are held, on the host."""
+        held = {name: getattr(self, name) for name in TENSORS}
+        return {
+            name: self.lane.read(tensor) if name in HEADS else tensor.cpu()
+            for name, tensor in held.items()
+            if tensor is not None
+        }
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Take tensors of the host back; `place` puts them where they are used."""
+        for name, tensor in state.items():
+            setattr(self, name, tensor)
+
+    def place(self, lane: Lane, *, device: torch.device) -> None:
+        """Hold everything where records of a model on `device` look for it: tensors came, or the model has moved."""
+        before, self.lane = self.lane, lane
+        for name in TENSORS:
+            tensor = getattr(self, name)
+            if tensor is not None:
+                # read: what the lane before keeps may still be on its way there
+                setattr(self, name, lane.keep(before.read(tensor)) if name in HEADS else tensor.to(device))

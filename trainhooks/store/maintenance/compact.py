@@ -1,0 +1,220 @@
+"""Making a store that has ended smaller: its shards anew with another profile, in place; or a copy with pcodec.
+
+In place, one shard after the other is written beside the old one, synced, and renamed onto it. `.compacting.json` names
+the shard that is being replaced, and what will be in it: a shard that fits either the manifest or this note is whole,
+so an interrupted compaction leaves a valid store, and `settle` goes on from there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import uuid
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import zarr
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.format.compaction_note import NOTE, _commit, settle
+from trainhooks.store.format.integrity import check_files
+from trainhooks.store.format.journal import drop_cut_short, list_pieces
+from trainhooks.store.format.kept import hold
+from trainhooks.store.format.layout import SNAPSHOT, Layout
+from trainhooks.store.format.profiles import ARCHIVE, Profile
+from trainhooks.store.format.root import KEY, METADATA, Root, read_manifest, read_root
+from trainhooks.store.format.schema import inner_rows, shard_rows
+from trainhooks.store.format.shards import Shard, ShardShape, recompress_shard
+from trainhooks.store.storage.base import Checksummed, Place
+from trainhooks.store.storage.fence import FencedPlace
+from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.lock import Lock
+from trainhooks.store.storage.opening import open_place
+from trainhooks.store.storage.zarr_store import PlaceStore, read_array
+
+_PCODEC_SHARD_BYTES = 1 << 28  # raw; zarr-python holds a whole shard, and its encoded chunks
+
+
+@dataclass(frozen=True)
+class Compacted:
+    """What a compaction did: shards written anew, shards that were so already, bytes of all before and after."""
+
+    rewritten: int
+    kept: int
+    bytes_before: int
+    bytes_after: int
+
+
+def compact(
+    path: str | Path | Place,
+    *,
+    profile: Profile = ARCHIVE,
+    threads: int = 2,
+    progress: Callable[[int, int], None] | None = None,
+) -> Compacted:
+    """Write the store's output embeddings anew with `profile`, shard by shard, in place; every number stays as it is.
+
+    May be repeated: shards that have the profile's shuffle already are left alone. `progress(done, all)` is called
+    after each shard. Needs room for one shard more, and memory for a few inner chunks a thread.
+
+    Raises StoreError where there is no store, a writer holds it, its journal has records that are not folded, or a
+    shard is damaged; what was done by then stays.
+    """
+    place = open_place(path, durability="power")  # a copy replaces the only one
+    with _unwritten(place) as place:
+        root = read_root(place)
+        store = PlaceStore(place, files=read_manifest(place, root))
+        root = settle(store, root)
+        check_files(place, root)
+        keys = _shard_keys(store)
+        before = sum(store.files[key][0] for key in keys)
+        rewritten = 0
+        for done, key in enumerate(keys, start=1):
+            shard = Shard(place.view(key), shape=_shard_shape(root.layout), where=f"{place}/{key}")
+            if not shard.made_by(profile):
+                root = _replace(store, root, key, shard, profile=profile, threads=threads)
+                rewritten += 1
+            if progress is not None:
+                progress(done, len(keys))
+        after = sum(store.files[key][0] for key in keys)
+    return Compacted(rewritten, len(keys) - rewritten, before, after)
+
+
+def copy_with_pcodec(
+    path: str | Path, *, out: str | Path, level: int = 8, progress: Callable[[int, int], None] | None = None
+) -> int:
+    """Copy a store to `out` with its output embeddings compressed by pcodec; returns the copy's bytes.
+
+    The copy is a plain Zarr v3 group and no store: a run cannot go on with it, and its `output_embedding` has the
+    dimensions (token, dim, snapshot_step). pcodec is no core codec: zarr-python reads it where `numcodecs` and `pcodec`
+    are installed, TensorStore does not. The group's attributes say so. `level` is pcodec's, 0 to 12.
+
+    `out` appears when it is whole. Raises ImportError without `pcodec`; StoreError where `out` is taken, or the store
+    cannot be read as `compact` says.
+    """
+    _import_pcodec()
+    place, out = open_place(path), Path(out)
+    if out.exists():
+        raise StoreError(f"{out} is there already. Choose a new path.")
+    temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}.partial")
+    with _unwritten(place) as place:
+        root = read_root(place)
+        store = PlaceStore(place, files=read_manifest(place, root))
+        root = settle(store, root)
+        check_files(place, root)
+        try:
+            temporary.mkdir(parents=True)
+            _copy(store, root, LocalPlace(temporary), level=level, progress=progress)
+            temporary.replace(out)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+    return sum(file.stat().st_size for file in out.rglob("*") if file.is_file())
+
+
+@contextmanager
+def _unwritten(place: Place) -> Iterator[Place]:
+    """Hold a store that nobody writes and whose journal is empty; gives its place behind the fence."""
+    read_root(place)
+    lock = Lock(place)
+    held = FencedPlace(place, lock.confirm)
+    try:
+        drop_cut_short(held)
+        waiting = sum(1 for _ in list_pieces(held))
+        if waiting:
+            raise StoreError(
+                f"{place} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
+                "close it first."
+            )
+        yield held
+    finally:
+        lock.release()
+
+
+def _replace(store: PlaceStore, root: Root, key: str, shard: Shard, *, profile: Profile, threads: int) -> Root:
+    def write(file: Checksummed) -> str:
+        recompress_shard(file, shard, profile=profile, threads=threads)
+        # before the rename that follows: whoever finds the new shard finds the note, too
+        store.place.put(NOTE, json.dumps({key: [file.size, f"{file.crc32:08x}"]}).encode())
+        return key
+
+    hold(store, root, [key])
+    store.put_streamed(key, write)
+    return _commit(store, root)
+
+
+def _shard_keys(store: PlaceStore) -> list[str]:
+    return sorted(key for key in store.files if key.startswith(f"{SNAPSHOT}/c/"))
+
+
+def _shard_shape(layout: Layout) -> ShardShape:
+    return ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
+
+
+def _copy(
+    store: PlaceStore, root: Root, out: LocalPlace, *, level: int, progress: Callable[[int, int], None] | None
+) -> None:
+    attributes = {
+        "description": "copy of a trainhooks store; output_embedding is compressed by pcodec, which is not core Zarr",
+        "source": root.to_json()["attributes"][KEY],
+    }
+    zarr.create_group(out.path, zarr_format=3, attributes=attributes)
+    for name, metadata in root.arrays.items():
+        if name != SNAPSHOT:
+            out.put(f"{name}/{METADATA}", json.dumps(metadata, allow_nan=False).encode())
+    for key in store.files:
+        if not key.startswith(f"{SNAPSHOT}/") and not key.endswith(METADATA):
+            out.put(key, store.place.view(key))
+    with warnings.catch_warnings():
+        # the attributes say so, and what zarr-python, xarray and we read stays readable
+        warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
+        warnings.filterwarnings("ignore", message="Consolidated metadata is currently not part in the Zarr format 3")
+        if SNAPSHOT in root.arrays:
+            _copy_snapshots(store, root, out.path, level=level, progress=progress)
+        zarr.consolidate_metadata(out.path)
+
+
+def _copy_snapshots(
+    store: PlaceStore, root: Root, out: Path, *, level: int, progress: Callable[[int, int], None] | None
+) -> None:
+    layout, metadata = root.layout, root.arrays[SNAPSHOT]
+    rows = inner_rows(layout)
+    raw = 4 * rows * layout.dim * layout.block
+    height = min(-(-layout.vocab // rows), max(1, _PCODEC_SHARD_BYTES // raw)) * rows
+    copy = zarr.create_array(
+        out,
+        name=SNAPSHOT,
+        # the snapshots last by the dimensions' order: zarr-python cannot write pcodec after a `transpose`
+        shape=(layout.vocab, layout.dim, root.snapshots),
+        dtype="float32",
+        chunks=(rows, layout.dim, layout.block),
+        shards=(height, layout.dim, layout.block),
+        serializer=_import_pcodec()(level=level),
+        compressors=[],
+        fill_value=np.nan,
+        dimension_names=("token", "dim", "snapshot_step"),
+        attributes=metadata["attributes"],
+    )
+    tiles = [(b, top) for b in range(0, root.snapshots, layout.block) for top in range(0, layout.vocab, height)]
+    for done, (start, top) in enumerate(tiles, start=1):
+        tile = read_array(store, SNAPSHOT, metadata, (slice(start, start + layout.block), slice(top, top + height)))
+        copy[top : top + tile.shape[1], :, start : start + tile.shape[0]] = tile.transpose(1, 2, 0)
+        if progress is not None:
+            progress(done, len(tiles))
+
+
+def _import_pcodec() -> Any:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            from numcodecs.zarr3 import PCodec  # type: ignore[import-untyped]
+
+            PCodec(level=1)  # numcodecs looks for pcodec only here
+    except ImportError as error:
+        raise ImportError("pcodec is not installed: pip install 'trainhooks[pcodec]'.") from error
+    return PCodec

@@ -1,0 +1,95 @@
+"""What a store will take before its run starts: bytes, files, bandwidth and memory."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+
+from trainhooks.store.format.layout import Layout
+from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS, FLOAT32_MANTISSA_BITS
+from trainhooks.store.format.schema import array_specs, file_count, inner_rows, required_bytes
+from trainhooks.store.writing.options import Writing
+
+# live profile on consecutive steps of real runs (benchmarks/RESULTS.md); how far they will be
+# compressed elsewhere depends on the learning rate and on how many steps lie between the snapshots
+_MEASURED_RATIOS = {BFLOAT16_MANTISSA_BITS: 5.0, FLOAT32_MANTISSA_BITS: 1.35}
+
+
+@dataclass(frozen=True)
+class StorePlan:
+    """What a run's store takes; every number in bytes but `files`, and all but the estimates bounds from above.
+
+    `disk_bytes` at any moment, as if nothing were compressed; `estimated_bytes` with the ratio measured on consecutive
+    steps of real runs (None: not measured at this precision). `bytes_per_second` is what the disk must take while
+    training where the milliseconds of a step are known: journal and folded arrays. `queue_bytes` of records that wait
+    for the writer, `fold_bytes` while a block is folded.
+    """
+
+    records: int
+    snapshots: int
+    disk_bytes: int
+    estimated_bytes: int | None
+    files: int
+    bytes_per_second: float | None
+    queue_bytes: int
+    fold_bytes: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """As plain JSON."""
+        return asdict(self)
+
+
+def plan_store(
+    layout: Layout,
+    *,
+    records: int,
+    snapshots: int,
+    total_steps: int,
+    milliseconds: float | None = None,
+    writing: Writing | None = None,
+) -> StorePlan:
+    """The plan of a store; `total_steps` and `milliseconds` a step give the run's length in time.
+
+    Raises ValueError for numbers that make no sense.
+    """
+    if milliseconds is not None and not milliseconds > 0:
+        raise ValueError(f"got {milliseconds} milliseconds a step; needed more than 0.")
+    writing = writing or Writing()
+    disk = required_bytes(layout, records=records, snapshots=snapshots)
+    matrix = layout.vocab * layout.dim
+    row = 4 * len(layout.groups) * layout.sketch_size
+    ratio = _MEASURED_RATIOS.get(layout.kept_bits)
+    folded = None if ratio is None else int(4 * matrix * snapshots / ratio) + row * records
+    journal = (
+        matrix * (2 if layout.kept_bits <= BFLOAT16_MANTISSA_BITS else 4) + 8 * layout.vocab
+    ) * snapshots + row * records
+    seconds = None if milliseconds is None else max(1, total_steps) * milliseconds / 1000
+    return StorePlan(
+        records=records,
+        snapshots=snapshots,
+        disk_bytes=disk,
+        estimated_bytes=folded,
+        files=file_count(layout, records=records, snapshots=snapshots),
+        bytes_per_second=None if seconds is None else (journal + (disk if folded is None else folded)) / seconds,
+        queue_bytes=writing.memory_bytes(layout),
+        fold_bytes=fold_bytes(layout, threads=writing.fold_threads),
+    )
+
+
+def block_bytes(layout: Layout) -> int:
+    """A block of the journal's matrices, which are mapped while they are folded."""
+    if not layout.snapshots:
+        return 0
+    item = 2 if layout.kept_bits <= BFLOAT16_MANTISSA_BITS else 4
+    return layout.block * layout.vocab * (item * layout.dim + 8)
+
+
+def fold_bytes(layout: Layout, *, threads: int) -> int:
+    """Inner chunks that are encoded ahead, each beside its source, and the largest other chunk: old, new, encoded."""
+    inner = 4 * layout.block * inner_rows(layout) * layout.dim if layout.snapshots else 0
+    others = (spec for spec in array_specs(layout) if spec.shards is None and spec.dtype != "string")
+    largest = max(math.prod(spec.chunks) * np.dtype(spec.dtype).itemsize for spec in others)
+    return 2 * (2 * threads + 1) * inner + 3 * largest

@@ -1,0 +1,36 @@
+"""opening."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from urllib.parse import urlsplit
+from urllib.request import url2pathname
+
+from trainhooks.store.errors import StoreError
+from trainhooks.store.storage.base import Place
+from trainhooks.store.storage.local import LocalPlace
+
+
+def open_place(where: str | Path | Place, *, durability: str = "process") -> Place:
+    """The place that a path or a URL (`s3://bucket/prefix`) names; a URL's durability is its server's.
+
+    Raises ValueError for an unknown durability; StoreError for a URL that names nothing, or that lost its `//` in a
+    `Path`; ImportError where object storage is not installed.
+    """
+    if isinstance(where, Place):
+        return where
+    if is_url(where):
+        if str(where).startswith("file://"):
+            return LocalPlace(url2pathname(urlsplit(str(where)).path), durability=durability)
+        from trainhooks.store.storage.object import ObjectPlace
+
+        return ObjectPlace(str(where))
+    return LocalPlace(where, durability=durability)
+
+
+def is_url(where: object) -> bool:
+    """Whether this is a URL and no path. Raises StoreError for one that lost a slash: `Path("s3://b")` is `s3:/b`."""
+    if isinstance(where, Path) and re.match(r"(s3|gs|az|memory|file|https?):/", str(where)):
+        raise StoreError(f"{where} was a URL and became a path; pass it as text.")
+    return isinstance(where, str) and "://" in where
