@@ -26,7 +26,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.metrics.base import State
 from trainhooks.metrics.defaults import default_metrics
@@ -136,11 +136,11 @@ def measure_memory(suite: Path, counts: Path) -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         tiny = write_suite(folder / "tiny", vocab=128, dim=8, checkpoints=2)
-        analyze(folder / "tiny", counts=tiny, out=folder / "tiny.zarr", workers=1)
+        analyze_suite(folder / "tiny", counts=tiny, out=folder / "tiny.zarr", workers=1)
         # not ru_maxrss: a process begins with that of the one it was started from
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
         before = resident_bytes("VmRSS")
-        report = analyze(suite, counts=np.load(counts), out=folder / "a.zarr", workers=1)
+        report = analyze_suite(suite, counts=np.load(counts), out=folder / "a.zarr", workers=1)
         grown = resident_bytes("VmHWM") - before
     print(json.dumps({"bytes": grown, "seconds": report.seconds, "checkpoints": len(report.steps)}))
 

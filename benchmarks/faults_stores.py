@@ -45,7 +45,7 @@ def make(path: Path, *, close: bool) -> Path:
     if close:
         writer.finish({"end": np.arange(5.0)})
         writer.close()
-    writer.abandon()
+    writer.release()
     return path
 
 
@@ -183,7 +183,7 @@ def resume(path: Path) -> None:
             writer.append(step, {"loss": step}, snapshot=np.full((6, 2), step, np.float32), sketch=sketch)
         writer.close()
     finally:
-        writer.abandon()
+        writer.release()
 
 
 def export(path: Path) -> None:

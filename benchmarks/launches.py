@@ -2,7 +2,7 @@
 
     python benchmarks/launches.py --layers 12 48
 
-A model of GPT-NeoX's parameters trains on the pretended device of `tests/gpu`, which computes on the host; the record
+A model of GPT-NeoX's parameters trains on the fake device of `tests/gpu`, which computes on the host; the record
 after the third update is counted. Every operator on the device is a launch, and so is every copy; views and
 allocations are left out. An operator over lists of tensors is as many launches as CUDA makes of it (see `in_lists`);
 one that a GPU makes of several kernels (a sort, a factorisation) is one. Parts: each metric by its variables' first
@@ -27,12 +27,12 @@ from torch.utils._pytree import tree_leaves
 import trainhooks as th
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.numerics.sketch import Sketcher
-from trainhooks.recording.plan import Freight
-from trainhooks.recording.staging import PinnedLane
+from trainhooks.recording.plan import StagingPlan
+from trainhooks.recording.staging import PinnedStager
 
-sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "gpu"))
-import pretended_device
-from late_streams import LateStreams
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+import fake_device
+from delayed_streams import DelayedStreams
 
 ALLOCATIONS = {"_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "resize_"}
 RECORD = 3
@@ -42,22 +42,22 @@ KERNEL_TENSORS = {1: 110, 2: 64, 3: 48, 4: 36}
 
 
 class Counting:
-    """Counts the operators that the pretended device computes, and the bytes it moves, for the part at work."""
+    """Counts the operators that the fake device computes, and the bytes it moves, for the part at work."""
 
     def __init__(self) -> None:
         self.part = "snapshot"
         self.launches: Counter[str] = Counter()
         self.bytes: Counter[str] = Counter()
         self.names: dict[str, Counter[str]] = {}
-        self._compute = pretended_device.compute
-        pretended_device.compute = self.compute
+        self._compute = fake_device.compute
+        fake_device.compute = self.compute
 
     def compute(self, func: Any, args: Any, kwargs: dict[str, Any]) -> Any:
         """In place of the device's own: count, then compute."""
         result = self._compute(func, args, kwargs)
         name = func.overloadpacket.__name__
         leaves = [leaf for leaf in tree_leaves((args, kwargs, result)) if isinstance(leaf, Tensor)]
-        there = {isinstance(leaf, pretended_device.OnDevice) for leaf in leaves}
+        there = {isinstance(leaf, fake_device.OnDevice) for leaf in leaves}
         if True in there and not func.is_view and name not in ALLOCATIONS:
             number = in_lists(args) if name.startswith("_foreach_") else 1
             self.launches[self.part] += number
@@ -124,11 +124,11 @@ def count_record(counting: Counting, *, layers: int, width: int, vocab: int) -> 
     counts = torch.arange(1, vocab + 1).numpy()
     metrics = default_metrics(counts)
     torch.manual_seed(0)
-    model = NeoX(layers=layers, width=width, vocab=vocab).to(pretended_device.DEVICE)
+    model = NeoX(layers=layers, width=width, vocab=vocab).to(fake_device.DEVICE)
     for metric in metrics:
         metric.enqueue = counting.within(metric.variables[0].name.split(".")[0], metric.enqueue)  # type: ignore[method-assign]
     recorder = th.Recorder(model, sinks=[th.MemorySink()], counts=None, metrics=metrics)
-    labels = torch.randint(vocab, (2, 16)).to(pretended_device.DEVICE)
+    labels = torch.randint(vocab, (2, 16)).to(fake_device.DEVICE)
     parameters = list(model.parameters())
     for _ in range(RECORD):
         recorder.begin_step(labels)
@@ -161,14 +161,14 @@ def main() -> None:
     parser.add_argument("--operators", action="store_true", help="also say which operators, by part")
     given = parser.parse_args()
     counting = Counting()
-    LateStreams.device = pretended_device.DEVICE
-    lane = lambda self: PinnedLane(LateStreams(lag=0), slot_bytes=self.slot_bytes, records_at_once=1)  # noqa: E731
-    Freight.lane = lane  # type: ignore[method-assign]
+    DelayedStreams.device = fake_device.DEVICE
+    stager = lambda self: PinnedStager(DelayedStreams(lag=0), slot_bytes=self.slot_bytes, records_at_once=1)  # noqa: E731
+    StagingPlan.stager = stager  # type: ignore[method-assign]
     Sketcher.sketch = counting.within("sketches", Sketcher.sketch)  # type: ignore[method-assign]
     for name in ("keep", "bring"):
-        setattr(PinnedLane, name, counting.within("references", getattr(PinnedLane, name)))
+        setattr(PinnedStager, name, counting.within("references", getattr(PinnedStager, name)))
     torch._C._set_only_lift_cpu_tensors(True)
-    with pretended_device.Computing():
+    with fake_device.Computing():
         found = [count_record(counting, layers=layers, width=given.width, vocab=given.vocab) for layers in given.layers]
     for record in found:
         if not given.operators:

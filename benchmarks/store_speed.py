@@ -24,7 +24,7 @@ from trainhooks.store import SNAPSHOT, BackgroundWriter, Layout, StoreWriter, Wr
 from trainhooks.store.format.precision import round_mantissa
 from trainhooks.store.format.profiles import LIVE
 from trainhooks.store.format.schema import inner_rows
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 
 def matrices(vocab: int, dim: int) -> Iterator[np.ndarray]:
@@ -106,19 +106,19 @@ def reading(path: Path) -> None:
     print(f"full scan: {raw / took / 1e9:.2f} GB/s")
 
 
-class CountingPlace(LocalPlace):
+class CountingPlace(LocalStorage):
     """A folder that counts the bytes of its chunks that are read."""
 
     counted = 0
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
+        """See `Storage.read`."""
         data = super().read(key, start, stop)
         self.counted += len(data) if SNAPSHOT in key else 0
         return data
 
     def read_end(self, key: str, count: int) -> bytes:
-        """See `Place.read_end`."""
+        """See `Storage.read_end`."""
         data = super().read_end(key, count)
         self.counted += len(data) if SNAPSHOT in key else 0
         return data

@@ -1,13 +1,18 @@
 """Shape annotations are checked while the tests run."""
 
 import os
+from pathlib import Path
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from jaxtyping import install_import_hook
 
 # where arrays are computed; arguments that users give are checked by the code itself, and tested for it
-NUMERIC = ("analyze", "intervene", "lead", "metrics", "numerics", "probe", "recording.label_counts", "sinks", "store")
+METRICS = (path.stem for path in (Path(__file__).parents[1] / "trainhooks" / "metrics").glob("[a-z]*.py"))
+NUMERIC = (
+    *("analyze", "intervene", "lead", "numerics", "probe", "recording.label_counts", "sinks", "store"),
+    *(f"metrics.{name}" for name in METRICS if name != "arguments"),
+)
 install_import_hook([f"trainhooks.{name}" for name in NUMERIC], "beartype.beartype")
 
 import torch  # noqa: E402 - the hook comes before what it watches

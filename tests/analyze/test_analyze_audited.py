@@ -6,7 +6,7 @@ import torch
 from analyzed import OFTEN, write_checkpoint, write_suite
 from safetensors.torch import load_file, save_file
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.checkpoints.audit.audit import audit_suite
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.suite import list_suite
@@ -19,7 +19,7 @@ STEPS = (0, 1, 2, 4, 8, 16)
 
 def run(folder, tmp_path, **settings):
     out = tmp_path / "out.zarr"
-    analyze(folder, counts=OFTEN, out=out, workers=1, tell=lambda message: None, **settings)
+    analyze_suite(folder, counts=OFTEN, out=out, workers=1, tell=lambda message: None, **settings)
     return open_store(out)
 
 

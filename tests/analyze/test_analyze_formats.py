@@ -11,7 +11,7 @@ from analyzed import same_numbers
 from safetensors.torch import load_file
 
 from trainhooks import Recorder, Steps
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.store import open_store
 
 transformers = pytest.importorskip("transformers")
@@ -76,7 +76,9 @@ def save(model, folder: Path, step: int) -> None:
 @pytest.mark.parametrize("kind", ["safetensors", "sharded", "bin", "sharded-bin", "lightning", "dcp"])
 def test_same_numbers_as_live(run, tmp_path, kind):
     folder, counts = run
-    report = analyze(folder / kind, counts=counts, out=tmp_path / "a.zarr", params="all", workers=1, snapshots=True)
+    report = analyze_suite(
+        folder / kind, counts=counts, out=tmp_path / "a.zarr", params="all", workers=1, snapshots=True
+    )
     assert report.steps == STEPS
     assert not report.failed
     live, offline = open_store(folder / "live.zarr"), open_store(tmp_path / "a.zarr")
@@ -88,7 +90,7 @@ def test_same_numbers_as_live(run, tmp_path, kind):
 
 def test_of_a_store(run, tmp_path):
     folder, counts = run
-    analyze(folder / "live.zarr", counts=counts, out=tmp_path / "a.zarr", workers=1)
+    analyze_suite(folder / "live.zarr", counts=counts, out=tmp_path / "a.zarr", workers=1)
     live, offline = open_store(folder / "live.zarr"), open_store(tmp_path / "a.zarr")
     for name in ("probe.heldout_spearman", "geometry.row_norm", "geometry.relative_step"):
         torch.testing.assert_close(
@@ -98,5 +100,5 @@ def test_of_a_store(run, tmp_path):
 
 def test_a_glob_adds_its_group(run, tmp_path):
     folder, counts = run
-    analyze(folder / "bin", counts=counts, out=tmp_path / "a.zarr", params="*.attention.*", workers=1)
+    analyze_suite(folder / "bin", counts=counts, out=tmp_path / "a.zarr", params="*.attention.*", workers=1)
     assert open_store(tmp_path / "a.zarr").groups == ("final_norm", "output_embedding", "*.attention.*")

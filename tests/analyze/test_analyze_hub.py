@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from analyzed import same_numbers
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.store import open_store
 
 pytest.importorskip("transformers")
@@ -73,7 +73,7 @@ def test_the_same_as_from_a_folder(folder, address, tmp_path):
     assert done.returncode == 0, done.stderr
     assert "3 checkpoints to fetch" in " ".join(done.stderr.split())
     assert "3 checkpoints measured" in done.stdout
-    analyze(
+    analyze_suite(
         folder,
         counts=COUNTS,
         out=tmp_path / "local.zarr",

@@ -9,7 +9,7 @@ import pytest
 import torch
 from analyzed import OFTEN, write_checkpoint, write_suite
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.cli import app
 from trainhooks.core.formatting import plain
 from trainhooks.core.token_counts import TokenCounts
@@ -27,7 +27,7 @@ def suite(tmp_path_factory):
 
 def analyzed(suite, out, **settings):
     settings = {"counts": OFTEN, "workers": 1, "audit": False, **settings}
-    analyze(suite, out=out, **settings)
+    analyze_suite(suite, out=out, **settings)
     return open_store(out)
 
 

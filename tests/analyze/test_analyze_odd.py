@@ -11,7 +11,7 @@ from analyzed import DIM, OFTEN, VOCAB, same_numbers, write_checkpoint, write_su
 from safetensors.torch import load_file, save_file
 
 from trainhooks import ProbabilityProbe
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.checkpoints.suite import Suite
 from trainhooks.cli.analyze import analyze as command
 from trainhooks.core.token_counts import TokenCounts
@@ -26,7 +26,7 @@ def suite(tmp_path):
 
 
 def run(suite, out, **settings):
-    return analyze(suite, **{"counts": OFTEN, "out": out, "workers": 1, "audit": False, **settings})
+    return analyze_suite(suite, **{"counts": OFTEN, "out": out, "workers": 1, "audit": False, **settings})
 
 
 def cut(suite, step):

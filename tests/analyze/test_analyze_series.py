@@ -8,7 +8,7 @@ import pytest
 from safetensors.numpy import load_file
 from scipy.stats import spearmanr
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.store import open_store
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[3] / "shared" / "data"))
@@ -26,7 +26,7 @@ def counts():
 @pytest.fixture(scope="module")
 def store(tmp_path_factory, counts):
     out = tmp_path_factory.mktemp("series") / "run.zarr"
-    report = analyze(SERIES, counts=counts, out=out, params="all", workers=1, snapshots=True)
+    report = analyze_suite(SERIES, counts=counts, out=out, params="all", workers=1, snapshots=True)
     assert report.steps == STEPS
     assert not report.failed
     return open_store(out)

@@ -8,7 +8,7 @@ import torch
 from analyzed import OFTEN, write_suite
 from test_text import CONTEXT, COUNTS, VOCAB, WORDS, neox, save
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.analyze.text import TextProbe
 from trainhooks.probe import fit_probe, transfer_r2
 from trainhooks.store import open_store
@@ -49,7 +49,7 @@ def whole(suite, text, tmp_path_factory):
 def run(suite, out, text, **settings):
     sizes = {"vocab_size": 40, "positions": 320, "context_length": CONTEXT}
     told = {"tell": lambda message: None, "workers": 1, "audit": False}
-    return analyze(suite, out=out, text=text, **{"counts": COUNTS, **sizes, **told, **settings})
+    return analyze_suite(suite, out=out, text=text, **{"counts": COUNTS, **sizes, **told, **settings})
 
 
 def test_the_figures_are_those_of_each_model(suite, whole, text):

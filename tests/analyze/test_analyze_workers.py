@@ -3,7 +3,7 @@
 import pytest
 from analyzed import OFTEN, deadly_metrics, same_numbers, write_suite
 
-from trainhooks.analyze import analyze
+from trainhooks.analyze import analyze_suite
 from trainhooks.store import open_store
 
 STEPS = tuple(range(10))
@@ -17,14 +17,14 @@ def suite(tmp_path_factory):
 @pytest.fixture(scope="module")
 def alone(suite, tmp_path_factory):
     out = tmp_path_factory.mktemp("alone") / "a.zarr"
-    analyze(suite, counts=OFTEN, out=out, params="all", workers=1, audit=False, metrics=deadly_metrics)
+    analyze_suite(suite, counts=OFTEN, out=out, params="all", workers=1, audit=False, metrics=deadly_metrics)
     return open_store(out)
 
 
 def test_local_processes_and_a_death(suite, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_DIES_ONCE", str(tmp_path / "died"))
     settings = {"counts": OFTEN, "params": "all", "audit": False, "metrics": deadly_metrics}
-    report = analyze(suite, out=tmp_path / "a.zarr", workers=2, **settings)
+    report = analyze_suite(suite, out=tmp_path / "a.zarr", workers=2, **settings)
     assert (tmp_path / "died").exists()
     assert report.steps == STEPS
     same_numbers(alone, open_store(tmp_path / "a.zarr"), exact=True)
@@ -32,7 +32,7 @@ def test_local_processes_and_a_death(suite, alone, tmp_path, monkeypatch):
 
 def test_a_checkpoint_that_kills_is_reported(suite, tmp_path, monkeypatch):
     monkeypatch.setenv("TEST_DIES_AT", "7")
-    report = analyze(
+    report = analyze_suite(
         suite, counts=OFTEN, out=tmp_path / "a.zarr", workers=2, steps="5:9", audit=False, metrics=deadly_metrics
     )
     assert list(report.failed) == [7]
@@ -45,7 +45,7 @@ def test_a_cluster_and_a_death(suite, alone, tmp_path, monkeypatch):
     with distributed.LocalCluster(
         n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
     ) as cluster:
-        report = analyze(
+        report = analyze_suite(
             suite,
             counts=OFTEN,
             out=tmp_path / "a.zarr",

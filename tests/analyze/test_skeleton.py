@@ -7,7 +7,7 @@ import torch
 from loops import TinyLM
 from safetensors.torch import save_file
 
-from trainhooks.analyze.skeleton import stand_in
+from trainhooks.analyze.skeleton import build_skeleton
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.model import find_output_embedding, parameter_groups
@@ -16,7 +16,7 @@ from trainhooks.model import find_output_embedding, parameter_groups
 def made(folder: Path, tensors):
     save_file({name: tensor.detach().clone() for name, tensor in tensors.items()}, folder / "model.safetensors")
     checkpoint = open_checkpoint(folder)
-    return stand_in(checkpoint, head_key(checkpoint))
+    return build_skeleton(checkpoint, head_key(checkpoint))
 
 
 def names(groups):
@@ -40,7 +40,7 @@ def test_a_tied_head_stands_in_both_groups(tmp_path):
     assert found.head.tied
     groups = names(found.groups())
     assert groups["embedding"] == groups["output_embedding"] == ["wte.weight"]
-    found.put({"wte.weight": torch.full((20, 4), 2.0)})
+    found.load_tensors({"wte.weight": torch.full((20, 4), 2.0)})
     assert found.head.tied
     assert float(found.head.weight[0, 0]) == 2
 
@@ -57,7 +57,7 @@ def test_blocks_come_in_their_order_and_buffers_are_left_out(tmp_path):
 def test_what_is_read_replaces_the_meta_tensor(tmp_path):
     found = made(tmp_path, TinyLM().state_dict())
     assert found.head.weight.is_meta
-    found.put({"norm.weight": torch.full((8,), 3.0), "norm.bias": torch.zeros(8)})
+    found.load_tensors({"norm.weight": torch.full((8,), 3.0), "norm.bias": torch.zeros(8)})
     assert found.head.norm_scale is not None
     assert found.head.norm_scale.tolist() == [3.0] * 8
     assert found.head.weight.is_meta

@@ -8,7 +8,7 @@ import torch
 from trainhooks.analyze.average_probability import average_probability
 from trainhooks.analyze.text import TextProbe, measure_text, unigram_kl
 from trainhooks.checkpoints.base import CheckpointError
-from trainhooks.checkpoints.suite import Entry, Suite, list_suite
+from trainhooks.checkpoints.suite import CheckpointRef, Suite, list_suite
 from trainhooks.core.formatting import human
 
 transformers = pytest.importorskip("transformers")
@@ -308,4 +308,4 @@ class TestAnnounce:
 
     def test_a_store_has_no_models(self, tmp_path, text):
         with pytest.raises(CheckpointError, match="is a store of matrices"):
-            probe(text).announce(Suite("run.zarr", (Entry(0, "run.zarr"),), kind="store"))
+            probe(text).announce(Suite("run.zarr", (CheckpointRef(0, "run.zarr"),), kind="store"))

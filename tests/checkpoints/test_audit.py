@@ -17,7 +17,7 @@ from trainhooks.checkpoints.audit.audit import audit_suite
 from trainhooks.checkpoints.audit.continuity import compare, jumps, spikes, unrelated
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
 from trainhooks.checkpoints.opening import open_checkpoint
-from trainhooks.checkpoints.suite import Entry, Suite, list_suite
+from trainhooks.checkpoints.suite import CheckpointRef, Suite, list_suite
 from trainhooks.checkpoints.tensor_cache import TensorCache
 from trainhooks.cli import app
 from trainhooks.cli.audit import audit as audit_command  # noqa: F401 - registers the command
@@ -66,7 +66,7 @@ def run(steps, *, seed=0):
 
 def audited(states, *, kind="list", name="run", wanted=None, params=KEY, **settings):
     """Audit states: tensors, checkpoints, or exceptions that opening raises."""
-    suite = Suite(name, tuple(Entry(step, f"place{step}") for step in sorted(states)), kind=kind, wanted=wanted)
+    suite = Suite(name, tuple(CheckpointRef(step, f"place{step}") for step in sorted(states)), kind=kind, wanted=wanted)
 
     def opener(entry):
         state = states[entry.step]
@@ -201,7 +201,7 @@ def test_branches_without_weights_at_a_hub(monkeypatch):
         "trainhooks.checkpoints.audit.header_checks.list_hub_folder",
         lambda repository, revision: SimpleNamespace(files=dict.fromkeys(names[revision])),
     )
-    entries = tuple(Entry(step, f"owner/name@step{step}") for step in states)
+    entries = tuple(CheckpointRef(step, f"owner/name@step{step}") for step in states)
     fakes = {step: state if isinstance(state, Exception) else Fake({KEY: state}) for step, state in states.items()}
 
     def opener(entry):
@@ -231,7 +231,7 @@ def test_a_real_client_at_a_hub(monkeypatch, tmp_path):
         monkeypatch.setattr(huggingface_hub.constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         suite = list_suite(repository, revision_pattern=r"stage1-step(\d+)-tokens\d+B")
         cache = TensorCache(tmp_path)
-        audit = audit_suite(suite, params=KEY, opener=lambda entry: open_checkpoint(entry.place, cache=cache))
+        audit = audit_suite(suite, params=KEY, opener=lambda entry: open_checkpoint(entry.location, cache=cache))
         huggingface_hub.close_session()
     assert suite.steps == (0, 1, 2, 4, 8, 16, 32)
     assert kinds(audit) == [("no weights", (8,)), ("identical", (16, 32))]

@@ -39,7 +39,7 @@ def test_a_folder_of_folders_by_number(tmp_path, names, steps):
     suite = list_suite(folders(tmp_path, *names))
     assert suite.steps == steps
     assert suite.kind == "folder"
-    assert all(step_of(entry.place.rsplit("/", 1)[1])[0] == entry.step for entry in suite.entries)
+    assert all(step_of(entry.location.rsplit("/", 1)[1])[0] == entry.step for entry in suite.entries)
 
 
 def test_files_of_states_and_lightning_checkpoints(tmp_path):
@@ -93,7 +93,7 @@ def test_a_list_of_places(tmp_path):
     )
     suite = list_suite(tmp_path / "places.txt")
     assert suite.kind == "list"
-    assert [(entry.step, entry.place) for entry in suite.entries] == [
+    assert [(entry.step, entry.location) for entry in suite.entries] == [
         (7, "owner/name@step7"),
         (20, str(tmp_path / "b/step20.pt")),
         (100, str(tmp_path / "a/step100/model.safetensors")),
@@ -111,7 +111,7 @@ def test_a_hub_repository_by_branches_and_tags(monkeypatch):
     monkeypatch.setattr("trainhooks.checkpoints.suite.list_hub_revisions", lambda repository: names)
     suite = list_suite("owner/model.x")
     assert (suite.kind, suite.name, suite.steps) == ("hub", "owner/model.x", (2, 10, 30))
-    assert suite.entries[0].place == "owner/model.x@step2"
+    assert suite.entries[0].location == "owner/model.x@step2"
     names[:] = ["main"]
     with pytest.raises(ValueError, match=r"found main.*--revision-pattern"):
         list_suite("owner/model.x")

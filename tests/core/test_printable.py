@@ -63,7 +63,7 @@ def test_a_terminal_of_another_encoding_is_no_error(monkeypatch):
 def test_nothing_prints_by_another_way():
     for path in ROOT.rglob("*.py"):
         tree = ast.parse(path.read_text(encoding="utf-8"))
-        if path.name != "shown.py":
+        if path.name != "printable.py":
             assert not {"print", "Console", "rprint"} & called_in(tree), path
 
 

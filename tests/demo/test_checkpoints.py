@@ -27,7 +27,7 @@ def test_the_models_are_those_of_the_store(tmp_path, loop, monkeypatch):
     store = run_demo(out=tmp_path, steps=3, console=Console(file=io.StringIO()), **options)
     suite = list_suite(tmp_path / "checkpoints")
     assert suite.steps == (0, 1, 2, 3)
-    for step, place in [*((entry.step, entry.place) for entry in suite.entries), (3, tmp_path / "model")]:
+    for step, place in [*((entry.step, entry.location) for entry in suite.entries), (3, tmp_path / "model")]:
         model = transformers.AutoModelForCausalLM.from_pretrained(place)
         head = model.get_output_embeddings().weight.detach().to(torch.bfloat16).float().numpy()
         assert np.array_equal(head, store.output_embedding(step)), step

@@ -14,10 +14,11 @@ from torch import nn
 import trainhooks as th
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
-from trainhooks.recording import metric_runner as timetable
+from trainhooks.recording import budget
+from trainhooks.recording import metric_runner as metric_runner
 from trainhooks.recording import timing as cost
 
-REVIEW = 4  # updates between two looks, in place of `cost.REVIEW_STEPS`
+REVIEW = 4  # updates between two looks, in place of `budget.REVIEW_STEPS`
 STOP, LAST = 30, 40
 CLOCKS = {0: {"dear": 1.0, "cheap": 0.0}, 1: {"dear": 0.0, "cheap": 100.0}}  # by rank, what a metric seems to take
 
@@ -48,13 +49,13 @@ class Summed(Metric):
     def compute(self, state):
         self.steps.append(state.step)
         self.clock.now += self.seconds
-        return {self.variables[0].name: state.ranks.sum(torch.tensor([float(len(self.steps))]))[0]}
+        return {self.variables[0].name: state.ranks.all_reduce_sum(torch.tensor([float(len(self.steps))]))[0]}
 
 
 def different_clocks(rank: int, world: int, folder: Path) -> None:
     """The same budgeted run with replicas and with shards, stopped on the way and taken up again."""
     rank_runs.start(rank, world, folder)
-    timetable.REVIEW_STEPS = REVIEW
+    metric_runner.REVIEW_STEPS = REVIEW
     for way in ("ddp", "fsdp"):
         state, seen = part(rank, world, folder, way=way, first=0, last=STOP, state=None)
         _, later = part(rank, world, folder, way=way, first=STOP, last=LAST, state=state)
@@ -65,7 +66,7 @@ def different_clocks(rank: int, world: int, folder: Path) -> None:
 def part(rank: int, world: int, folder: Path, *, way: str, first: int, last: int, state: dict | None):
     """Updates `first` to `last`; gives the recorder's state, and the steps at which each metric was asked."""
     clock = Clock()
-    cost.time = clock
+    cost.time = budget.time = clock
     metrics = [Summed(name, clock=clock, seconds=seconds) for name, seconds in CLOCKS[rank].items()]
     model = rank_runs.WAYS[way](rank_runs.build(), world)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -87,4 +88,4 @@ def part(rank: int, world: int, folder: Path, *, way: str, first: int, last: int
             record.after_update()
         state = record.state_dict()
     # rank 0's state is the one that a checkpoint keeps
-    return record._ranks.tell(state), [[metric.steps, metric.observed] for metric in metrics]
+    return record._ranks.broadcast_object(state), [[metric.steps, metric.observed] for metric in metrics]

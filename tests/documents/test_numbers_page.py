@@ -19,7 +19,7 @@ from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
-from trainhooks.recording.recorder import OWN_VARIABLES
+from trainhooks.recording.recorder import RECORD_VARIABLES
 from trainhooks.store.format.layout import Layout
 from trainhooks.store.format.schema import array_specs
 
@@ -69,7 +69,7 @@ def offline_variables() -> list[Variable]:
 def stored_names() -> list[str]:
     """Every array that a recorder with every metric, or an analysis with a text, would lay out."""
     metrics = [*default_metrics(COUNTS), *(build(metric) for metric in metric_classes())]
-    live = [*OWN_VARIABLES, *FINAL_VARIABLES, *(v for metric in metrics for v in metric.variables)]
+    live = [*RECORD_VARIABLES, *FINAL_VARIABLES, *(v for metric in metrics for v in metric.variables)]
     declared = [*live, *offline_variables()]
     layout = Layout(
         vocab=len(COUNTS),

@@ -18,7 +18,7 @@ import numpy as np
 
 from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter
-from trainhooks.store.storage import base as place
+from trainhooks.store.storage import base as storage
 from trainhooks.store.storage import lock
 
 VOCAB, DIM = 6, 3
@@ -67,7 +67,7 @@ def main(owner: str, offset: str, namespace: str) -> None:
         time=lambda: time.time() + shift, monotonic=lambda: time.monotonic() - 7 * shift, sleep=time.sleep
     )
     vars(lock).update(time=own, HEARTBEAT_SECONDS=0.05, _LOOK_SECONDS=0.02, _namespace=lambda: namespace)
-    vars(place).update(ALONE_SECONDS=1.0)
+    vars(storage).update(ALONE_SECONDS=1.0)
     obeying = Obeying(owner)
     for line in sys.stdin:
         action, arguments = json.loads(line)

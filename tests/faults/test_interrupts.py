@@ -24,7 +24,7 @@ class Interrupt:
     """Raises KeyboardInterrupt at the `at`-th place of this thread, once; `places` are those that were come by."""
 
     def __init__(self, at=None):
-        self.at, self.places, self.seen = at, [], set()
+        self.at, self.storages, self.seen = at, [], set()
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -37,11 +37,11 @@ class Interrupt:
         code = frame.f_code
         if not code.co_filename.endswith(FILES):
             return None
-        place = code.co_filename, code.co_name, frame.f_lineno, event
-        if place not in self.seen:
-            self.seen.add(place)
-            self.places.append(place)
-            if len(self.places) - 1 == self.at:
+        storage = code.co_filename, code.co_name, frame.f_lineno, event
+        if storage not in self.seen:
+            self.seen.add(storage)
+            self.storages.append(storage)
+            if len(self.storages) - 1 == self.at:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self.trace
@@ -85,16 +85,16 @@ def interrupted(path, part, at):
         over.set()
 
     threading.Thread(target=close, daemon=True).start()
-    assert over.wait(MOST_SECONDS), f"close() hangs after an interrupt at {interrupt.places[-1]}"
-    return interrupt.places, fell
+    assert over.wait(MOST_SECONDS), f"close() hangs after an interrupt at {interrupt.storages[-1]}"
+    return interrupt.storages, fell
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_close_returns_whatever_an_interrupt_cut_off(tmp_path, part):
-    places, _ = interrupted(tmp_path / "whole", part, at=None)
-    assert len(places) > 5
+    storages, _ = interrupted(tmp_path / "whole", part, at=None)
+    assert len(storages) > 5
     fallen = 0
-    for at in range(len(places)):
+    for at in range(len(storages)):
         path = tmp_path / str(at)
         met, fell = interrupted(path, part, at)
         fallen += fell
@@ -102,5 +102,5 @@ def test_close_returns_whatever_an_interrupt_cut_off(tmp_path, part):
         steps = open_store(path).steps.tolist()
         assert steps[:4] == [0, 1, 2, 3], met[-1]
         assert steps == list(range(len(steps))), met[-1]
-        StoreWriter(path, LAYOUT, mode="resume").abandon()  # it was let go
-    assert fallen > len(places) / 2
+        StoreWriter(path, LAYOUT, mode="resume").release()  # it was let go
+    assert fallen > len(storages) / 2

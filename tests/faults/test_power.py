@@ -10,7 +10,7 @@ from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
 from trainhooks.store.maintenance.repair import repair
 from trainhooks.store.maintenance.verify import verify
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 LAYOUT = Layout(vocab=5, dim=2, groups=(), sketch_size=0, variables=(Variable("loss"),), block=4)
 
@@ -50,7 +50,7 @@ def test_the_tail_may_be_lost_and_never_the_store(tmp_path, ways):
     append(writer, range(10))
     path = tmp_path / "after.zarr"
     shutil.copytree(writer.path, path)
-    writer.abandon()
+    writer.release()
     pieces = sorted((path / ".journal").iterdir())
     assert len(pieces) == 2
     for file, way in zip([pieces[-1], path / ".lock"], ways, strict=True):
@@ -65,7 +65,7 @@ def test_the_tail_may_be_lost_and_never_the_store(tmp_path, ways):
 def test_a_root_that_is_torn_has_a_spare(tmp_path, way, closed):
     writer = StoreWriter(tmp_path / "run.zarr", LAYOUT)
     append(writer, range(10))
-    writer.close() if closed else writer.abandon()
+    writer.close() if closed else writer.release()
     lose(writer.path / "zarr.json", way)
     (problem,) = verify(writer.path).problems
     assert problem.key == "zarr.json"
@@ -100,7 +100,7 @@ def test_without_a_spare_a_torn_root_is_said_to_be_lost(tmp_path):
 def test_every_commit_stands_on_what_is_synced(tmp_path, monkeypatch):
     """The disk as it is when a commit waits for it: what the root before it needs is there, and whole."""
     states = []
-    settle = LocalPlace.settle
+    settle = LocalStorage.settle
 
     def copy_before(self):
         state = tmp_path / f"state-{len(states)}"
@@ -109,7 +109,7 @@ def test_every_commit_stands_on_what_is_synced(tmp_path, monkeypatch):
         settle(self)
 
     writer = StoreWriter(tmp_path / "run.zarr", LAYOUT)
-    monkeypatch.setattr(LocalPlace, "settle", copy_before)
+    monkeypatch.setattr(LocalStorage, "settle", copy_before)
     append(writer, range(13))
     writer.close()
     monkeypatch.undo()

@@ -1,4 +1,4 @@
-"""How many kernels a default record would launch on a GPU, and what it moves: counted on the pretended device."""
+"""How many kernels a default record would launch on a GPU, and what it moves: counted on the fake device."""
 
 import json
 import subprocess

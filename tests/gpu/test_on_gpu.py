@@ -9,7 +9,7 @@ from loops import VOCAB, TinyLM, batches
 from torch import nn
 
 import trainhooks as th
-from trainhooks.recording.staging import CudaStreams, PinnedLane
+from trainhooks.recording.staging import CudaStreams, PinnedStager
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU here")
 
@@ -156,15 +156,15 @@ def test_the_peak_of_device_memory_rises_by_one_copy_of_the_head(tmp_path, compa
 
 
 def test_a_ring_that_is_full_waits_and_loses_nothing():
-    lane = PinnedLane(CudaStreams(torch.device("cuda", 0)), slot_bytes=1 << 20)
+    stager = PinnedStager(CudaStreams(torch.device("cuda", 0)), slot_bytes=1 << 20)
     source = torch.zeros(1 << 22, device="cuda")
     for number in range(12):
-        copy = lane.copy(source, dtype=torch.float32)
-        lane.send([(copy, torch.float32)], note=number, at_once=True)
+        copy = stager.copy(source, dtype=torch.float32)
+        stager.stage([(copy, torch.float32)], note=number, at_once=True)
         source += 1
-    arrived = list(lane.arrived(wait=True))
-    assert [note for note, _ in arrived] == list(range(12))
-    for number, (tensor,) in arrived:
+    completed = list(stager.completed(wait=True))
+    assert [note for note, _ in completed] == list(range(12))
+    for number, (tensor,) in completed:
         assert tensor.eq(number).all()
 
 

@@ -1,4 +1,4 @@
-"""Which lines would make a GPU's host wait in each record: found on a pretended device, without a GPU."""
+"""Which lines would make a GPU's host wait in each record: found on a fake device, without a GPU."""
 
 import json
 import os

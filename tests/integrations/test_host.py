@@ -109,6 +109,6 @@ def test_a_state_that_cannot_be_given_is_no_empty_checkpoint(build_tiny, monkeyp
     def failed(*, wait):
         raise RuntimeError("device-side assert")
 
-    monkeypatch.setattr(hooks.recorder._dispatch, "hand_out", failed)
+    monkeypatch.setattr(hooks.recorder._pipeline, "deliver", failed)
     with pytest.raises(RuntimeError, match="device-side assert"):
         hooks.state_dict()

@@ -34,7 +34,7 @@ def language(step, optimizers, *, package="lightning.pytorch", automatic=True, *
                 self.embed, self.mid = nn.Embedding(VOCAB, DIM), nn.Linear(DIM, DIM)
                 self.lm_head = nn.Linear(DIM, VOCAB)
             self.automatic_optimization = automatic
-            self.truth, self.tally, self.losses = [], torch.zeros(VOCAB, dtype=torch.int64), []
+            self.truth, self.counter, self.losses = [], torch.zeros(VOCAB, dtype=torch.int64), []
 
         def loss_of(self, batch):
             ids = batch["input_ids"]
@@ -221,7 +221,7 @@ def test_labels_of_batches_that_are_not_trained_on_do_not_count(automatic):
     def step(self, batch, batch_idx):
         if batch_idx % 3 == 1:
             return None
-        self.tally += torch.bincount(batch["labels"][:, 1:].flatten(), minlength=VOCAB)
+        self.counter += torch.bincount(batch["labels"][:, 1:].flatten(), minlength=VOCAB)
         loss = self.loss_of(batch)
         if automatic:
             return loss
@@ -233,7 +233,7 @@ def test_labels_of_batches_that_are_not_trained_on_do_not_count(automatic):
     module, memory = language(step, OPTIMIZERS["AdamW"], automatic=automatic), MemorySink()
     accumulate = {"accumulate_grad_batches": 2} if automatic else {}
     run(module, TrainHooks(metrics=[], sinks=[memory]), max_epochs=1, **accumulate)
-    assert np.array_equal(memory.records[-1].label_counts, module.tally.numpy())
+    assert np.array_equal(memory.records[-1].label_counts, module.counter.numpy())
 
 
 def test_a_batch_that_the_module_gives_back_does_not_count():

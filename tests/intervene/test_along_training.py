@@ -8,7 +8,15 @@ from synthetic_lm import llama, target, texts
 
 from trainhooks.cli import app
 from trainhooks.intervene import along_training as over
-from trainhooks.intervene.along_training import HEAD, WHOLE, Moments, Trajectory, moments, prune_along, steer_along
+from trainhooks.intervene.along_training import (
+    HEAD,
+    WHOLE,
+    StepModels,
+    TrainingCurve,
+    moments,
+    prune_along,
+    steer_along,
+)
 from trainhooks.intervene.deletion.prune import prune
 from trainhooks.intervene.steering.edits import steer
 
@@ -38,13 +46,13 @@ def test_figures_by_step_are_those_of_each_step_alone(suite):
     folder, text = suite
     seen = list(moments(folder, text=[text], context_length=30, max_positions=300))
     options = {"variants": ("zero",), "orders": ("ascending",), "random": 3, "fractions": (0.25, 0.5)}
-    found = prune_along(Moments(WHOLE, iter(seen)), **options)
+    found = prune_along(StepModels(WHOLE, iter(seen)), **options)
     assert [row["step"] for row in found.rows] == [0, 8]
     alone = prune(seen[0].target.weight, calibration=seen[0].calibration, test=seen[0].test, **options)
     assert found.rows[1]["zero/ascending"] == alone.largest[0].value
     assert found.rows[1]["zero gain"] == alone.gains["zero"].fraction.value
     assert found.note == WHOLE
-    series = Moments(WHOLE, iter(seen))
+    series = StepModels(WHOLE, iter(seen))
     steered = steer_along(series, tokens=2, ratios=[2.0], directions=["least_norm", "logit_bias"])
     edits = steer(seen[0].target, seen[0].calibration, seen[0].test, tokens=2, ratios=[2.0], directions=["logit_bias"])
     errors = sorted(abs(math.log(edit.achieved / 2)) for edit in edits.edits)
@@ -68,7 +76,7 @@ def test_a_stores_matrices_stand_in_one_body(suite, monkeypatch):
 
 
 def test_what_is_not_defined_is_null():
-    found = Trajectory("note", ("loss",), ({"step": 0.0, "loss": math.nan},))
+    found = TrainingCurve("note", ("loss",), ({"step": 0.0, "loss": math.nan},))
     assert found.to_dict()["rows"] == [{"step": 0.0, "loss": None}]
 
 

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from trainhooks.intervene.deletion.curves import Curves
+from trainhooks.intervene.deletion.curves import DeletionCurves
 from trainhooks.intervene.deletion.gains import document_draws, fraction_intervals, largest_fraction, saliency_gain
 from trainhooks.intervene.deletion.orders import Order
 from trainhooks.intervene.deletion.variants import plain_code
@@ -17,7 +17,9 @@ def curves(slopes, *, documents=8):
     sums[:, :, 1] = torch.tensor(slopes).double()[:, None, None] * torch.tensor(fractions).double()[:, None] * 10
     positions = torch.full((documents,), 10.0, dtype=torch.float64)
     codes = tuple(map(plain_code, orders))
-    return Curves(codes, fractions, (1, 2, 3, 4), sums, positions.expand(len(codes), -1), positions, positions, dim=4)
+    return DeletionCurves(
+        codes, fractions, (1, 2, 3, 4), sums, positions.expand(len(codes), -1), positions, positions, dim=4
+    )
 
 
 def test_the_largest_fraction_is_the_crossing_of_a_line():
@@ -51,7 +53,7 @@ def test_fractions_are_of_whole_dimensions():
     sums[0, :, 1, 0] = torch.tensor([0.010, 0.030])
     one = torch.ones(1, dtype=torch.float64)
     code = plain_code(Order("ascending", torch.arange(64)))
-    found = Curves((code,), (0.05, 0.1), (3, 6), sums, one[None], one, one, dim=64)
+    found = DeletionCurves((code,), (0.05, 0.1), (3, 6), sums, one[None], one, one, dim=64)
     assert found.shares == (3 / 64, 6 / 64)
     assert fraction_intervals(found, js_bound=0.02)[0].value == pytest.approx(4.5 / 64)
 

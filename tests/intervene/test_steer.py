@@ -13,7 +13,7 @@ from trainhooks.intervene.contexts import collect_contexts
 from trainhooks.intervene.outputs import outputs, token_log_p
 from trainhooks.intervene.slope import probability_slope
 from trainhooks.intervene.steering.directions import SOLVED, least_spread, make_directions
-from trainhooks.intervene.steering.edits import Bench, has_constant_gauge, steer
+from trainhooks.intervene.steering.edits import SteeringData, has_constant_gauge, steer
 from trainhooks.intervene.steering.effects import effects
 from trainhooks.intervene.steering.few_samples import few_sample_curve
 from trainhooks.intervene.steering.real_pass import apply_edit, mean_probability
@@ -155,7 +155,7 @@ def test_what_is_reported_is_the_edited_models_own_forward_pass(real):
     one, first, second = real
     found = steer(one, first, second, tokens=["w3"], ratios=[3.0])
     assert {edit.direction for edit in found.edits} == {*SOLVED, "random_norm", "random_shift"}
-    bench = Bench.build(one, first, second)
+    bench = SteeringData.build(one, first, second)
     made = make_directions(SOLVED, slope=bench.slope, weight=one.weight, hidden=first.hidden)
     for edit, direction in zip(found.edits, made, strict=False):
         edited = apply_edit(one, direction, tokens=[3], scales=[edit.scale])
@@ -179,7 +179,7 @@ def test_only_a_layer_norm_with_bias_has_a_constant_gauge(real):
 
 def test_few_samples(real):
     one, first, second = real
-    bench = Bench.build(one, first, second)
+    bench = SteeringData.build(one, first, second)
     curve = few_sample_curve(bench, tokens=[3], ratios=[2.0], vocab_size=40, sizes=(1, 8), draws=20)
     assert [point.documents for point in curve] == [1, 8]
     assert curve[0].cosine.median() < curve[1].cosine.median() <= 1

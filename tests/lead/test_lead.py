@@ -7,14 +7,16 @@ from trainhooks.lead.decomposition import centred_change
 from trainhooks.lead.draws import BLOCKS, NULLS, PERMUTATIONS, SIGN_FLIPS, SPACE, Columns, bin_counts, twins_of
 from trainhooks.lead.labellings import permuted_labellings, singular_basis, unit_labelling
 from trainhooks.lead.lead import CutRun, Onsets, change_over_noise, direction, lead_at, p_value, percentiles, summary
-from trainhooks.lead.lead_sums import LeadReader, cut_index, gathered
+from trainhooks.lead.lead_sums import LeadAccumulator, cut_index, gathered
 from trainhooks.lead.onset import onset
 from trainhooks.lead.reference_runs import decompose, straight_line_leads, walk_references
 
 
 def reading_of(run, y, *, draws=99, seed=0, resamples=0):
     cut = cut_index(run.steps)
-    reader = LeadReader(run[0], run[len(run) - 1], run[cut], targets=y, draws=draws, seed=seed, resamples=resamples)
+    reader = LeadAccumulator(
+        run[0], run[len(run) - 1], run[cut], targets=y, draws=draws, seed=seed, resamples=resamples
+    )
     records = [reader.measure(run[index], within_cut=index <= cut) for index in range(len(run))]
     return gathered(run.steps, records, columns=reader.columns, dims=reader.dims, correlation=reader.correlation)
 

@@ -6,12 +6,12 @@ import torch
 from metric_states import Tiny, make_state
 from naive_metrics import centred, cka, draw, unbiased_hsic
 
-from trainhooks.metrics import shared_sums as module
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.shared_sums import RowsOfMask, head_sums
 from trainhooks.metrics.spectrum import Spectrum
-from trainhooks.numerics.row_sums import HeadRows
+from trainhooks.numerics import row_sums
+from trainhooks.numerics.row_sums import RowSet
 
 COUNTS = np.arange(60) % 7 * 100
 MASK = torch.from_numpy(COUNTS > 0)
@@ -21,8 +21,8 @@ MASK = torch.from_numpy(COUNTS > 0)
 def passes(monkeypatch):
     """How often a pass of its own was made for the Gram."""
     made = []
-    plain = module.gram_of_ids
-    monkeypatch.setattr(module, "gram_of_ids", lambda *a, **k: made.append(1) or plain(*a, **k))
+    plain = row_sums.gram_of_ids
+    monkeypatch.setattr(row_sums, "gram_of_ids", lambda *a, **k: made.append(1) or plain(*a, **k))
     return made
 
 
@@ -146,9 +146,9 @@ def test_a_resumed_metric_goes_on_to_the_bit_and_asking_twice_changes_nothing(pa
 def test_keys_tell_rows_apart():
     head = torch.zeros(60, 6)
     keep_all = torch.ones(60, dtype=torch.bool)
-    assert HeadRows.build(head, mask=None).key == HeadRows.build(head, mask=keep_all).key
-    assert HeadRows.build(head, mask=MASK).key != HeadRows.build(head, mask=None).key
-    assert HeadRows.build(head, mask=None).ids is None
-    assert HeadRows.build(head, mask=MASK).count == int(MASK.sum())
+    assert RowSet.build(head, mask=None).key == RowSet.build(head, mask=keep_all).key
+    assert RowSet.build(head, mask=MASK).key != RowSet.build(head, mask=None).key
+    assert RowSet.build(head, mask=None).ids is None
+    assert RowSet.build(head, mask=MASK).count == int(MASK.sum())
     with pytest.raises(ValueError, match="50 entries"):
-        HeadRows.build(head, mask=MASK[:50])
+        RowSet.build(head, mask=MASK[:50])

@@ -6,7 +6,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
 from trainhooks.model.hooks import watch_forward
-from trainhooks.numerics.host import as_now, to_host
+from trainhooks.numerics.host import cloned, to_host
 from trainhooks.recording.label_counts import add_label_counts
 
 
@@ -88,7 +88,7 @@ def test_label_counts_against_a_plain_loop():
 def test_results_stay_what_they_were_when_parameters_move():
     weight = torch.nn.Parameter(torch.ones(2, 3))
     with torch.no_grad():
-        found = as_now({"row": weight[0], "number": 2.0})
+        found = cloned({"row": weight[0], "number": 2.0})
         weight.mul_(5)
     assert found["row"].tolist() == [1.0, 1.0, 1.0]
     assert found["number"] == 2.0

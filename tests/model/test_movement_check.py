@@ -138,7 +138,7 @@ def test_only_the_updates_that_moved_it_are_void():
 
 
 def test_where_the_host_may_not_ask_the_answer_travels_with_the_record(monkeypatch):
-    monkeypatch.setattr(measuring.Measuring, "_may_ask", lambda self, moved: False)
+    monkeypatch.setattr(measuring.UpdateMeasurement, "_may_ask", lambda self, moved: False)
     model = TinyLM()
     in_backward(model, by_data)
     with pytest.warns(RuntimeWarning, match="step 1: the output embedding had moved"):

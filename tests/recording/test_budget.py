@@ -12,8 +12,8 @@ from loops import VOCAB, TinyLM, batches, train
 import trainhooks as th
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
-from trainhooks.recording.budget import REVIEW_STEPS, Budget, Thinning
-from trainhooks.recording.timing import Cost, DeviceClock, Stopwatch
+from trainhooks.recording.budget import REVIEW_STEPS, Budget, BudgetController
+from trainhooks.recording.timing import Cost, DeviceTimer, Stopwatch
 
 
 class Slow(Metric):
@@ -29,56 +29,58 @@ class Slow(Metric):
         return {self.variables[0].name: float(len(self.steps))}
 
 
-def spend(thinning: Thinning, part: int, *, step: int, seconds: float) -> None:
-    with thinning.taking(part, step):
+def spend(controller: BudgetController, part: int, *, step: int, seconds: float) -> None:
+    with controller.taking(part, step):
         pass
-    thinning._seconds[part] += seconds
+    controller._seconds[part] += seconds
 
 
 def test_the_dearest_metric_is_thinned_and_only_while_over_budget():
-    thinning = Thinning(Budget(0.1), parts=["cheap", "dear", "snapshots"])
-    assert thinning.excess(Cost(0, 0.0, 0.0)) is None, "the first look only begins"
+    controller = BudgetController(Budget(0.1), parts=["cheap", "dear", "snapshots"])
+    assert controller.over_budget_part(Cost(0, 0.0, 0.0)) is None, "the first look only begins"
     for step in range(1, 11):
-        spend(thinning, 0, step=step, seconds=0.1)
-        spend(thinning, 1, step=step, seconds=1.0)
-    assert thinning.excess(Cost(10, 11.0, 31.0)) == 1
-    thinning.thin(1)
-    assert thinning.spacing == [0, 2, 0]
-    assert not thinning.allows(1, 11)
-    assert thinning.allows(1, 12)
-    assert thinning.allows(1, 10), "the step under way may be asked about again"
+        spend(controller, 0, step=step, seconds=0.1)
+        spend(controller, 1, step=step, seconds=1.0)
+    assert controller.over_budget_part(Cost(10, 11.0, 31.0)) == 1
+    controller.back_off(1)
+    assert controller.spacing == [0, 2, 0]
+    assert not controller.allows(1, 11)
+    assert controller.allows(1, 12)
+    assert controller.allows(1, 10), "the step under way may be asked about again"
     # what came since costs 1 of 20 seconds: within the budget
-    assert thinning.excess(Cost(20, 12.0, 52.0)) is None
+    assert controller.over_budget_part(Cost(20, 12.0, 52.0)) is None
 
 
 def test_a_spacing_doubles_from_what_the_schedule_made_it():
-    thinning = Thinning(Budget(0.1), parts=["metric", "snapshots"])
+    controller = BudgetController(Budget(0.1), parts=["metric", "snapshots"])
     for step in (0, 8, 16):
-        spend(thinning, 0, step=step, seconds=1.0)
-    thinning.thin(0)
-    assert thinning.spacing[0] == 16
-    thinning.thin(0)
-    assert thinning.spacing[0] == 32
+        spend(controller, 0, step=step, seconds=1.0)
+    controller.back_off(0)
+    assert controller.spacing[0] == 16
+    controller.back_off(0)
+    assert controller.spacing[0] == 32
 
 
 @pytest.mark.parametrize(("allowed", "part"), [(False, None), (True, 1)])
 def test_snapshots_are_thinned_last_and_only_if_allowed(allowed, part):
-    thinning = Thinning(Budget(0.1, thin_snapshots=allowed), parts=["metric", "snapshots"])
-    thinning.excess(Cost(0, 0.0, 0.0))
-    spend(thinning, 0, step=1, seconds=0.01)
-    spend(thinning, 1, step=1, seconds=0.0)
-    assert thinning.excess(Cost(1, 10.0, 20.0)) == part
+    controller = BudgetController(Budget(0.1, thin_snapshots=allowed), parts=["metric", "snapshots"])
+    controller.over_budget_part(Cost(0, 0.0, 0.0))
+    spend(controller, 0, step=1, seconds=0.01)
+    spend(controller, 1, step=1, seconds=0.0)
+    assert controller.over_budget_part(Cost(1, 10.0, 20.0)) == part
 
 
 def test_spacings_survive_a_restart_and_belong_to_their_parts():
-    thinning = Thinning(Budget(0.1), parts=["metric", "snapshots"])
-    spend(thinning, 0, step=6, seconds=1.0)
-    thinning.thin(0)
-    again = Thinning(Budget(0.1), parts=["metric", "snapshots"])
-    again.load_state_dict(thinning.state_dict())
-    assert [again.allows(0, step) for step in (7, 8)] == [thinning.allows(0, step) for step in (7, 8)] == [False, True]
+    controller = BudgetController(Budget(0.1), parts=["metric", "snapshots"])
+    spend(controller, 0, step=6, seconds=1.0)
+    controller.back_off(0)
+    again = BudgetController(Budget(0.1), parts=["metric", "snapshots"])
+    again.load_state_dict(controller.state_dict())
+    assert (
+        [again.allows(0, step) for step in (7, 8)] == [controller.allows(0, step) for step in (7, 8)] == [False, True]
+    )
     with pytest.raises(ValueError, match="2 parts; here are snapshots"):
-        Thinning(Budget(0.1), parts=["snapshots"]).load_state_dict(thinning.state_dict())
+        BudgetController(Budget(0.1), parts=["snapshots"]).load_state_dict(controller.state_dict())
 
 
 @pytest.mark.parametrize("share", [0, -0.1, float("nan"), True])
@@ -153,7 +155,7 @@ class DeviceMark:
 def test_a_devices_time_is_added_up_once_it_has_come_by():
     device = Device()
     watch = Stopwatch()
-    watch.follow(DeviceClock(device.mark))
+    watch.set_device_timer(DeviceTimer(device.mark))
     for seconds in (1.0, 2.0):
         with watch:
             device.given += seconds
@@ -163,7 +165,7 @@ def test_a_devices_time_is_added_up_once_it_has_come_by():
     assert watch.cost.device_seconds == 1.0
     device.come = 13.0
     assert watch.cost.device_seconds == 3.0
-    watch.follow(None)
+    watch.set_device_timer(None)
     with watch:
         device.given += 1.0
     assert watch.cost.device_seconds == 3.0, "what was measured stays, and the host has no device"
@@ -176,15 +178,15 @@ def test_what_a_metric_does_on_the_host_later_counts_as_its_own():
             return values
 
     recorder = th.Recorder(TinyLM(), metrics=[Slow("a.calls", seconds=0.0), Later("b.calls")], budget=0.1)
-    thinning = recorder._timetable._thinning
-    recorder._timetable.conclude({})
-    assert thinning._seconds[1] >= 0.002
-    assert thinning._last == [None, None, None], "it is no other time of it"
+    controller = recorder._metric_runner._controller
+    recorder._metric_runner.conclude({})
+    assert controller._seconds[1] >= 0.002
+    assert controller._last == [None, None, None], "it is no other time of it"
 
 
 def test_marks_do_not_pile_up_where_nobody_asks():
     device = Device()
-    clock = DeviceClock(device.mark)
+    clock = DeviceTimer(device.mark)
     for step in range(100):
         with clock:
             device.given += 1.0
@@ -197,9 +199,9 @@ def test_marks_do_not_pile_up_where_nobody_asks():
 def test_the_clock_changes_between_two_moments():
     first, second = Device(), Device()
     watch = Stopwatch()
-    watch.follow(DeviceClock(first.mark))
+    watch.set_device_timer(DeviceTimer(first.mark))
     with watch:
-        watch.follow(DeviceClock(second.mark))
+        watch.set_device_timer(DeviceTimer(second.mark))
         first.given += 1.0
     first.come = second.come = 100.0
     with watch:
@@ -212,7 +214,7 @@ def test_the_larger_share_counts():
     assert Cost(1, 1.0, 11.0, 3.0).fraction == pytest.approx(3 / 8)
     assert Cost(4, 1.0, 11.0, 2.0).device_milliseconds_per_step == 500
     assert Cost(4, 3.0, 11.0, 2.0).since(Cost(1, 1.0, 2.0, 0.5)) == Cost(3, 2.0, 9.0, 1.5)
-    thinning = Thinning(Budget(0.1), parts=["metric", "snapshots"])
-    thinning.excess(Cost(0, 0.0, 0.0))
-    spend(thinning, 0, step=1, seconds=0.05)
-    assert thinning.excess(Cost(1, 0.06, 21.0, 5.0)) == 0, "the device is over budget, not the thread"
+    controller = BudgetController(Budget(0.1), parts=["metric", "snapshots"])
+    controller.over_budget_part(Cost(0, 0.0, 0.0))
+    spend(controller, 0, step=1, seconds=0.05)
+    assert controller.over_budget_part(Cost(1, 0.06, 21.0, 5.0)) == 0, "the device is over budget, not the thread"

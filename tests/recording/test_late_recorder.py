@@ -5,13 +5,13 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from delayed_streams import LateStreams
+from delayed_streams import DelayedStreams
 from loops import VOCAB, TinyLM, batches, train
 
 import trainhooks as th
-from trainhooks.recording.plan import Freight
-from trainhooks.recording.staging import RECORDS_AT_ONCE, PinnedLane
-from trainhooks.recording.timing import DeviceClock
+from trainhooks.recording.plan import StagingPlan
+from trainhooks.recording.staging import RECORDS_AT_ONCE, PinnedStager
+from trainhooks.recording.timing import DeviceTimer
 
 COUNTS = np.bincount(batches(200).numpy().ravel(), minlength=VOCAB)
 STEPS = 23
@@ -19,14 +19,14 @@ STEPS = 23
 
 @pytest.fixture(params=[None, 0, 1], ids=["never by itself", "at once", "one behind"])
 def late(request, monkeypatch):
-    """Lets every recorder have a pinned lane over streams of this lag; the lanes that were made."""
+    """Lets every recorder have a pinned stager over streams of this lag; the stager that were made."""
     made = []
 
-    def lane(freight):
-        made.append(PinnedLane(LateStreams(lag=request.param), slot_bytes=freight.slot_bytes))
+    def stager(staging_plan):
+        made.append(PinnedStager(DelayedStreams(lag=request.param), slot_bytes=staging_plan.slot_bytes))
         return made[-1]
 
-    monkeypatch.setattr(Freight, "lane", lane)
+    monkeypatch.setattr(StagingPlan, "stager", stager)
     return made
 
 
@@ -62,10 +62,10 @@ def test_late_records_are_the_same_records(late):
     losses, records, recorder = run()
     assert losses == HOST[0]
     same(records, HOST[1])
-    [lane] = late
-    assert len(lane._streams.pinned_bytes) == 4, "two slots, the initial and the previous output embedding"
-    freight = replace(recorder._dispatch.freight, device=torch.device("cuda", 0))
-    assert sum(lane._streams.pinned_bytes) == freight.pinned_bytes
+    [stager] = late
+    assert len(stager._streams.pinned_bytes) == 4, "two slots, the initial and the previous output embedding"
+    staging_plan = replace(recorder._pipeline.staging_plan, device=torch.device("cuda", 0))
+    assert sum(stager._streams.pinned_bytes) == staging_plan.pinned_bytes
 
 
 def test_the_store_has_the_head_of_each_step(late, tmp_path):
@@ -100,9 +100,9 @@ def test_bfloat16_is_rounded_before_it_travels(late, tmp_path, metrics):
     store = th.open_store(tmp_path / "run.zarr")
     for step, head in enumerate(heads):
         assert np.array_equal(store.output_embedding(step), head.bfloat16().float().numpy())
-    [lane] = late
+    [stager] = late
     bytes_of_a_number = 4 if metrics is None else 2
-    assert [place.nbytes for place in lane._places.values()] == [bytes_of_a_number * heads[0].numel()]
+    assert [place.nbytes for place in stager._places.values()] == [bytes_of_a_number * heads[0].numel()]
 
 
 def test_a_state_has_everything_that_was_recorded(late, tmp_path):
@@ -115,7 +115,7 @@ def test_a_state_has_everything_that_was_recorded(late, tmp_path):
     model, optimizer, recorder = begin()
     train(model, batches(STEPS)[:7], recorder, optimizer=optimizer)
     state = recorder.state_dict()
-    assert recorder._outlets._last == 7
+    assert recorder._sink_group._last == 7
     saved = {"model": model.state_dict(), "optimizer": optimizer.state_dict(), "recorder": state}
     torch.save(saved, tmp_path / "checkpoint.pt")
     train(model, batches(STEPS)[7:9], recorder, optimizer=optimizer)
@@ -208,7 +208,7 @@ def test_sinks_are_closed_where_the_device_has_failed():
 
     recorder = th.Recorder(TinyLM(), metrics=[], sinks=[Closing()])
     recorder.begin_step()
-    recorder._watch.follow(DeviceClock(failed))
+    recorder._watch.set_device_timer(DeviceTimer(failed))
     with pytest.raises(RuntimeError, match="device-side assert"):
         recorder.close()
     assert closed

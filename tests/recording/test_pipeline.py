@@ -9,7 +9,7 @@ from loops import VOCAB, TinyLM, batches, train
 
 import trainhooks as th
 from trainhooks.numerics.host import pack
-from trainhooks.recording.staging import DirectLane
+from trainhooks.recording.staging import BlockingStager
 from trainhooks.store.format.precision import round_and_pack
 
 COUNTS = np.bincount(batches(200).numpy().ravel(), minlength=VOCAB)
@@ -26,9 +26,9 @@ def odd_numbers() -> torch.Tensor:
 
 def test_the_devices_cast_is_the_stores_rounding():
     values = odd_numbers()
-    lane = DirectLane()
-    lane.send([(lane.copy(values, dtype=torch.bfloat16), torch.bfloat16)], note=None, at_once=True)
-    [(_, [packed])] = lane.arrived()
+    stager = BlockingStager()
+    stager.stage([(stager.copy(values, dtype=torch.bfloat16), torch.bfloat16)], note=None, at_once=True)
+    [(_, [packed])] = stager.completed()
     np.testing.assert_array_equal(packed.view(torch.uint16).numpy(), round_and_pack(values.numpy(), kept_bits=7))
 
 
@@ -64,9 +64,9 @@ def test_a_record_without_a_matrix_has_none():
 
 def test_a_rank_whose_records_nobody_takes_moves_none():
     recorder = th.Recorder(TinyLM(), counts=COUNTS)
-    recorder._ranks.first = False
+    recorder._ranks.is_rank0 = False
     train(recorder._model, batches(3), recorder)
-    assert recorder._outlets._last is None, "nothing was sent"
+    assert recorder._sink_group._last is None, "nothing was sent"
     assert recorder.state_dict()["recorded"] == 3
     assert recorder.state_dict()["references"]["previous_head"].shape == recorder._model.lm_head.weight.shape
 

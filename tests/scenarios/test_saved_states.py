@@ -22,7 +22,7 @@ def test_a_checkpoint_ahead_of_a_store_that_was_killed_goes_on_with_a_gap_that_i
     path = tmp_path / "run.zarr"
     state = record(path, 6).state_dict()
     kept = StoreWriter(path, open_store(path)._layout, mode="resume", restart_step=2)
-    kept.abandon()  # as a kill leaves it
+    kept.release()  # as a kill leaves it
     again = th.Recorder(TinyLM(), store=path, metrics=[], mode="resume")
     again.load_state_dict(state)
     with pytest.warns(RuntimeWarning, match=r"recorded up to step 6.*ends at step 2.*gap"):
@@ -48,7 +48,7 @@ def test_a_gap_is_not_made_in_another_runs_store(tmp_path):
         other = TinyLM()
         other.lm_head.weight.add_(1)
     record(path, 2, model=other, mode="overwrite")
-    StoreWriter(path, open_store(path)._layout, mode="resume").abandon()
+    StoreWriter(path, open_store(path)._layout, mode="resume").release()
     again = th.Recorder(TinyLM(), store=path, metrics=[], mode="resume")
     again.load_state_dict(state)
     with pytest.raises(ValueError, match=r"ends at step 2. Name the store"):
@@ -69,7 +69,7 @@ def test_a_checkpoint_never_waits_for_ever(tmp_path, monkeypatch):
     monkeypatch.setattr("trainhooks.recording.pipeline.SETTLE_SECONDS", 0.2)
     recorder = th.Recorder(TinyLM(), store=tmp_path / "run.zarr", metrics=[])
     recorder.begin_step()
-    gate, writer = threading.Event(), recorder._outlets.store._writer._writer
+    gate, writer = threading.Event(), recorder._sink_group.store._writer._writer
     plain = writer.journal
     monkeypatch.setattr(writer, "journal", lambda *a, **k: (gate.wait(120), plain(*a, **k))[1])
     recorder.after_update()

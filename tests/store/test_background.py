@@ -84,7 +84,7 @@ def test_an_error_is_raised_once_and_nothing_durable_is_lost(run, begin, monkeyp
     run.append(writer, range(3))
     writer.flush()
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.storage.base.Checksummed.write", full_disk)
+        patched.setattr("trainhooks.store.storage.base.ChecksumWriter.write", full_disk)
         run.append(writer, [3])
         with pytest.raises(StoreError, match=r"recording has stopped.*No space left.*everything up to step 2"):
             writer.flush()
@@ -115,7 +115,7 @@ def test_the_run_may_go_on_without_its_store(run, begin, monkeypatch):
 def test_leaving_makes_the_queue_durable_and_lets_the_store_go(run, begin):
     writer, core = begin()
     run.append(writer, range(6))
-    writer.leave()
+    writer.detach()
     assert open_store(core.path).steps.tolist() == list(range(6))
     assert not open_store(core.path).complete
     StoreWriter(core.path, core.layout, mode="resume").close()

@@ -13,12 +13,12 @@ import trainhooks.cli.compact  # noqa: F401 - registers the command
 from trainhooks.cli.base import app
 from trainhooks.core.variable import Variable
 from trainhooks.store import Layout, StoreError, StoreWriter, open_store
-from trainhooks.store.format.compaction_note import NOTE, replacing, settle
+from trainhooks.store.format.compaction_note import NOTE, finish_compaction, replacing
 from trainhooks.store.format.profiles import ARCHIVE, LIVE
 from trainhooks.store.format.root import read_manifest, read_root
 from trainhooks.store.maintenance.compact import compact, copy_with_pcodec
-from trainhooks.store.storage.local import LocalPlace
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.local import LocalStorage
+from trainhooks.store.storage.zarr_store import ManifestStore
 
 RECORDS = 10
 VOCAB, DIM = 150, 6
@@ -55,11 +55,11 @@ def check(path, matrices):
     assert np.array_equal(np.stack([store.snapshots[i] for i in range(RECORDS)]), matrices, equal_nan=True)
     bare = zarr.open_group(path, mode="r")["output_embedding"]
     assert np.array_equal(bare[:], matrices, equal_nan=True)
-    place = LocalPlace(path)
-    for key, (size, checksum) in read_manifest(place, read_root(place)).items():
-        content = place.read(key)
+    storage = LocalStorage(path)
+    for key, (size, checksum) in read_manifest(storage, read_root(storage)).items():
+        content = storage.read(key)
         assert (len(content), f"{zlib.crc32(content):08x}") == (size, checksum), key
-    assert not [name for name in place.children() if name.endswith(".partial") or name in (NOTE, ".lock")]
+    assert not [name for name in storage.list_dir() if name.endswith(".partial") or name in (NOTE, ".lock")]
 
 
 def test_compaction_keeps_every_number(slow_run):
@@ -99,7 +99,7 @@ class Stopped(BaseException):
 def test_an_interrupted_compaction_goes_on(slow_run, monkeypatch, moment):
     """Stopped before each of the writes of a compaction in turn: what a reader sees is whole, and it can go on."""
     path, matrices = slow_run
-    original, writes = LocalPlace.put_streamed, []
+    original, writes = LocalStorage.write_stream, []
 
     def stopping(self, write):
         writes.append(None)
@@ -108,16 +108,16 @@ def test_an_interrupted_compaction_goes_on(slow_run, monkeypatch, moment):
         return original(self, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, "put_streamed", stopping)
+        patch.setattr(LocalStorage, "write_stream", stopping)
         with pytest.raises(Stopped):
             compact(path)
     (path / ".0123.partial").write_bytes(b"what a killed process leaves")
     store = open_store(path)
     assert np.array_equal(np.stack([store.snapshots[i] for i in range(RECORDS)]), matrices, equal_nan=True)
-    place = LocalPlace(path)
-    files, note = read_manifest(place, read_root(place)), replacing(place)
+    storage = LocalStorage(path)
+    files, note = read_manifest(storage, read_root(storage)), replacing(storage)
     for key, listed in files.items():
-        content = place.read(key)
+        content = storage.read(key)
         assert (len(content), f"{zlib.crc32(content):08x}") in (listed, note.get(key)), key
     compact(path)
     check(path, matrices)
@@ -125,7 +125,7 @@ def test_an_interrupted_compaction_goes_on(slow_run, monkeypatch, moment):
 
 def test_settling_commits_a_shard_that_was_replaced(slow_run, monkeypatch):
     path, matrices = slow_run
-    place = LocalPlace(path)
+    storage = LocalStorage(path)
 
     def stopped(*_):
         raise Stopped
@@ -134,11 +134,11 @@ def test_settling_commits_a_shard_that_was_replaced(slow_run, monkeypatch):
         patch.setattr("trainhooks.store.format.compaction_note.commit", stopped)
         with pytest.raises(Stopped):
             compact(path)
-    assert list(replacing(place)) == ["output_embedding/c/0/0/0"]
-    root = read_root(place)
-    store = PlaceStore(place, files=read_manifest(place, root))
-    settle(store, root)
-    assert replacing(place) == {}
+    assert list(replacing(storage)) == ["output_embedding/c/0/0/0"]
+    root = read_root(storage)
+    store = ManifestStore(storage, files=read_manifest(storage, root))
+    finish_compaction(store, root)
+    assert replacing(storage) == {}
     check(path, matrices)
 
 
@@ -163,13 +163,13 @@ def test_a_damaged_shard_is_refused_and_stays(slow_run):
 
 def test_a_store_in_use_is_refused(slow_run):
     path, matrices = slow_run
-    layout = replace(read_root(LocalPlace(path)).layout, token_text=[f"t{i}" for i in range(VOCAB)])
+    layout = replace(read_root(LocalStorage(path)).layout, token_text=[f"t{i}" for i in range(VOCAB)])
     writer = StoreWriter(path, layout, mode="resume")
     writer.append(RECORDS, {}, snapshot=matrices[0])
-    for function in (compact, lambda place: copy_with_pcodec(place, out=path.with_name("copy.zarr"))):
+    for function in (compact, lambda storage: copy_with_pcodec(storage, out=path.with_name("copy.zarr"))):
         with pytest.raises(StoreError, match="being written by process"):
             function(path)
-    writer.abandon()
+    writer.release()
     with pytest.raises(StoreError, match="1 journal files that are not folded"):
         compact(path)
     assert not (path / ".lock").exists()
@@ -178,7 +178,7 @@ def test_a_store_in_use_is_refused(slow_run):
 def test_a_resumed_run_goes_on_after_compaction(slow_run):
     path, matrices = slow_run
     compact(path)
-    layout = replace(read_root(LocalPlace(path)).layout, token_text=[f"t{i}" for i in range(VOCAB)])
+    layout = replace(read_root(LocalStorage(path)).layout, token_text=[f"t{i}" for i in range(VOCAB)])
     writer = StoreWriter(path, layout, mode="resume")
     writer.append(RECORDS, {}, snapshot=matrices[0])
     writer.close()

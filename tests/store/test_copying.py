@@ -6,7 +6,7 @@ import pytest
 from trainhooks.store import StoreError, StoreWriter, open_store
 from trainhooks.store.maintenance.copying import snapshot
 from trainhooks.store.maintenance.verify import verify
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 
 def check(run, path, least):
@@ -23,7 +23,7 @@ def test_a_copy_is_sound_whatever_is_written_meanwhile(tmp_path, sparse_run, mon
     writer = StoreWriter(tmp_path / "run.zarr", sparse_run.layout)
     steps = iter(range(10_000))
     sparse_run.append(writer, (next(steps) for _ in range(11)))
-    view, calls = LocalPlace.view, []
+    view, calls = LocalStorage.mmap, []
 
     def view_and_write(self, key):
         content = view(self, key)
@@ -32,7 +32,7 @@ def test_a_copy_is_sound_whatever_is_written_meanwhile(tmp_path, sparse_run, mon
             sparse_run.append(writer, (next(steps) for _ in range(5)))
         return content
 
-    monkeypatch.setattr(LocalPlace, "view", view_and_write)
+    monkeypatch.setattr(LocalStorage, "mmap", view_and_write)
     snapshot(writer.path, out=tmp_path / "copy")
     monkeypatch.undo()
     check(sparse_run, tmp_path / "copy", 11)

@@ -21,7 +21,7 @@ from trainhooks.store.maintenance.copying import snapshot
 from trainhooks.store.maintenance.export import export_step
 from trainhooks.store.maintenance.repair import repair
 from trainhooks.store.maintenance.verify import verify
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 OTHER = Layout(vocab=70, dim=3, groups=("embedding", "block.0"), sketch_size=5)
 
@@ -43,10 +43,10 @@ def copy(path):
 def resume(path):
     """As a run would that has the store's own layout, where it says one."""
     try:
-        layout = read_root(LocalPlace(path)).layout
+        layout = read_root(LocalStorage(path)).layout
     except StoreError:
         layout = OTHER
-    StoreWriter(path, layout, mode="resume").abandon()
+    StoreWriter(path, layout, mode="resume").release()
 
 
 USES = [read, export, copy, verify, resume, repair, compact]
@@ -158,9 +158,9 @@ def plant(kind, path, tmp_path):
 @pytest.mark.parametrize("what", ["zarr.json", ".lock", ".compacting.json", "manifest", "chunk", "metadata", "piece"])
 def test_what_is_no_plain_file_is_not_opened(write, sparse_run, tmp_path, kind, what):
     path = write(sparse_run, records=11, close=False)
-    places = {"chunk": path / "step/c/0", "metadata": path / "step/zarr.json"}
-    places |= {"manifest": next(path.glob(".manifest-*")), "piece": next((path / ".journal").iterdir())}
-    plant(kind, places.get(what, path / what), tmp_path)
+    storages = {"chunk": path / "step/c/0", "metadata": path / "step/zarr.json"}
+    storages |= {"manifest": next(path.glob(".manifest-*")), "piece": next((path / ".journal").iterdir())}
+    plant(kind, storages.get(what, path / what), tmp_path)
     for use in USES:
         # it may also have the place of a file that is to be written
         with suppress(StoreError, IsADirectoryError):
@@ -168,13 +168,13 @@ def test_what_is_no_plain_file_is_not_opened(write, sparse_run, tmp_path, kind, 
 
 
 def test_keys_stay_inside(tmp_path):
-    place = LocalPlace(tmp_path / "place")
-    place.make()
+    storage = LocalStorage(tmp_path / "storage")
+    storage.create()
     for key in ("../x", "a/../../x", "/x", "a//b", ".", "", "a\0b"):
-        for use in (place.read, place.view, place.delete, lambda key: place.put(key, b"")):
+        for use in (storage.read, storage.mmap, storage.delete, lambda key: storage.put(key, b"")):
             with pytest.raises(StoreError, match="no name of a file"):
                 use(key)
-        assert not place.exists(key)
+        assert not storage.exists(key)
 
 
 def claim(path, records):
@@ -287,9 +287,9 @@ def test_a_journal_of_missing_rows_cannot_claim_memory(write, sparse_run):
     path = write(sparse_run, records=1)
     wide = replace(sparse_run.layout, sketch_size=10**6, block=1, snapshots=False)
     writer = StoreWriter(path.with_name("wide.zarr"), wide)
-    writer.abandon()
-    place = LocalPlace(writer.path)
+    writer.release()
+    storage = LocalStorage(writer.path)
     for step in range(400):
-        write_piece(place, {}, step=step, attempt=0, has_snapshot=False)
+        write_piece(storage, {}, step=step, attempt=0, has_snapshot=False)
     with pytest.raises(StoreError, match="claims"):
         open_store(writer.path)

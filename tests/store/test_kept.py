@@ -18,8 +18,8 @@ from trainhooks.store.maintenance.copying import snapshot
 from trainhooks.store.maintenance.export import export_step
 from trainhooks.store.maintenance.repair import repair
 from trainhooks.store.maintenance.verify import verify
-from trainhooks.store.storage.fence import FencedPlace
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.fence import FencedStorage
+from trainhooks.store.storage.local import LocalStorage
 
 
 def check(run, path, count):
@@ -41,7 +41,7 @@ def resumed(run, path, step, upto=None, *, close=False):
     """Go on after `step`, record up to `upto`, and let the store go."""
     writer = StoreWriter(path, run.layout, mode="resume", restart_step=step)
     run.append(writer, range(step + 1, step + 1 if upto is None else upto + 1))
-    writer.close() if close else writer.abandon()
+    writer.close() if close else writer.release()
 
 
 def branches(path):
@@ -215,7 +215,7 @@ class StopError(BaseException):
 def test_stopped_anywhere_all_is_as_before_or_kept_whole(write, sparse_run, tmp_path, monkeypatch):
     base = write(sparse_run, records=14, close=False)
     resumed(sparse_run, base, 9, 11)
-    plain = {name: getattr(LocalPlace, name) for name in ("link", "put_streamed", "delete")}
+    plain = {name: getattr(LocalStorage, name) for name in ("link", "write_stream", "delete")}
     left = 0
 
     def stopping(name):
@@ -229,7 +229,7 @@ def test_stopped_anywhere_all_is_as_before_or_kept_whole(write, sparse_run, tmp_
         return act
 
     for name in plain:
-        monkeypatch.setattr(LocalPlace, name, stopping(name))
+        monkeypatch.setattr(LocalStorage, name, stopping(name))
     before, ended, stop, outcomes = open_store(base).restarts, False, 1, set()
     while not ended:
         path = tmp_path / f"s{stop}"
@@ -256,7 +256,7 @@ def test_stopped_anywhere_all_is_as_before_or_kept_whole(write, sparse_run, tmp_
 
 
 def no_links(monkeypatch):
-    monkeypatch.setattr(LocalPlace, "link", lambda *_: False)
+    monkeypatch.setattr(LocalStorage, "link", lambda *_: False)
 
 
 def test_where_links_do_not_work_files_are_copied(write, sparse_run, tmp_path, monkeypatch):
@@ -281,7 +281,7 @@ def test_what_would_have_to_be_copied_is_bounded(write, sparse_run, monkeypatch)
 
 def test_without_room_the_run_goes_on_and_says_so(write, sparse_run, monkeypatch):
     path = write(sparse_run, records=22)
-    monkeypatch.setattr(LocalPlace, "room", lambda _: 1000)
+    monkeypatch.setattr(LocalStorage, "room", lambda _: 1000)
     with pytest.warns(UserWarning, match=r"after step 9, .*steps 10 to 21.*room for 1,000"):
         resumed(sparse_run, path, 9, 12)
     assert not branches(path)
@@ -290,14 +290,14 @@ def test_without_room_the_run_goes_on_and_says_so(write, sparse_run, monkeypatch
 
 def test_a_disk_that_fills_meanwhile_leaves_no_half_branch(write, sparse_run, monkeypatch):
     path = write(sparse_run, records=22)
-    put = FencedPlace.put
+    put = FencedStorage.put
 
     def full(self, key, data):
         if key.startswith(".kept-"):
             raise OSError(28, "No space left on device")
         return put(self, key, data)
 
-    monkeypatch.setattr(FencedPlace, "put", full)
+    monkeypatch.setattr(FencedStorage, "put", full)
     with pytest.warns(UserWarning, match="No space left"):
         resumed(sparse_run, path, 9, 12)
     assert not branches(path)

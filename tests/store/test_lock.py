@@ -10,7 +10,7 @@ from trainhooks.store import StoreError, StoreWriter, open_store
 from trainhooks.store.maintenance.repair import repair
 from trainhooks.store.maintenance.verify import verify
 from trainhooks.store.storage.base import LOCK
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 from trainhooks.store.storage.lock import HEARTBEAT_SECONDS, WATCH_SECONDS, holder_of
 
 
@@ -29,7 +29,7 @@ def test_a_second_writer_is_refused_and_a_dead_holder_taken_over(run, tmp_path):
         writer._lock.beat()
     with pytest.raises(StoreError, match="another writer has taken"):
         run.append(writer, [1])
-    again.abandon()
+    again.release()
 
 
 @pytest.fixture
@@ -90,7 +90,7 @@ def test_readers_do_not_wait_and_name_a_holder_out_of_sight_for_ten_minutes(run,
     lock = tmp_path / "s.zarr" / LOCK
     lock.write_text(json.dumps({"host": "elsewhere", "pid": 1, "started": "", "token": "theirs", "beat": 1e9}))
     watched = watch(lock, clock=1e9 + apart)
-    assert (holder_of(LocalPlace(tmp_path / "s.zarr")) is not None) == named
+    assert (holder_of(LocalStorage(tmp_path / "s.zarr")) is not None) == named
     assert watched == [0.0]
 
 
@@ -161,7 +161,7 @@ def test_a_child_forked_while_the_folder_is_locked_holds_nothing(run, tmp_path):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "open", opened)
-        with writer.place.alone():
+        with writer.storage.alone():
             pass
     try:
         probe = plain(writer.path, os.O_RDONLY)
@@ -176,7 +176,7 @@ def test_a_child_forked_while_the_folder_is_locked_holds_nothing(run, tmp_path):
 def test_a_holder_in_another_namespace_or_on_another_machine_of_the_name_is_not_dead_for_its_id(run, tmp_path, watch):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     lock = json.loads((writer.path / LOCK).read_text())
-    writer.abandon()
+    writer.release()
     assert lock["namespace"] == os.readlink("/proc/self/ns/pid")
     boot, _, start = lock["started"].rpartition("/")
     for other in ({"namespace": "pid:[1]", "pid": 1 << 22}, {"started": f"another-{boot}/{start}"}):

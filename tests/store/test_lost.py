@@ -10,7 +10,7 @@ from trainhooks.store.format.compaction_note import replacing
 from trainhooks.store.format.root import read_manifest, read_root
 from trainhooks.store.maintenance.compact import compact
 from trainhooks.store.storage.base import LOCK
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 
 def test_every_file_that_is_gone_is_noticed_at_opening(sparse_run, write):
@@ -44,9 +44,9 @@ def test_an_overwrite_that_is_interrupted_leaves_no_store_with_other_numbers(run
         deleted.append(key)
         plain(self, key)
 
-    plain = LocalPlace.delete
+    plain = LocalStorage.delete
     with monkeypatch.context() as patch:
-        patch.setattr(LocalPlace, "delete", delete)
+        patch.setattr(LocalStorage, "delete", delete)
         with pytest.raises(KeyboardInterrupt):
             StoreWriter(path, run.layout, mode="overwrite")
     with pytest.raises(StoreError, match="overwrite"):
@@ -85,21 +85,21 @@ def test_following_sees_the_end_where_nothing_is_left_to_fold(sparse_run, tmp_pa
     assert not store.complete
     writer.close()
     assert store.complete
-    StoreWriter(writer.path, sparse_run.layout, mode="resume").abandon()
+    StoreWriter(writer.path, sparse_run.layout, mode="resume").release()
     assert not store.complete
 
 
 def test_resuming_after_an_interrupted_compaction_settles_it(sparse_run, write, monkeypatch):
     path = write(sparse_run, records=13)
     with monkeypatch.context() as patch:
-        patch.setattr("trainhooks.store.format.compaction_note._commit", lambda *args: 1 / 0)
+        patch.setattr("trainhooks.store.maintenance.compact._commit", lambda *args: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             compact(path)
-    assert replacing(LocalPlace(path))
+    assert replacing(LocalStorage(path))
     StoreWriter(path, sparse_run.layout, mode="resume").close()
-    place = LocalPlace(path)
-    assert not replacing(place)
-    for key, (size, _) in read_manifest(place, read_root(place)).items():
+    storage = LocalStorage(path)
+    assert not replacing(storage)
+    for key, (size, _) in read_manifest(storage, read_root(storage)).items():
         assert (path / key).stat().st_size == size
     store = open_store(path)
     np.testing.assert_array_equal(list(store.snapshots), [sparse_run.matrix(step) for step in store.snapshot_steps])

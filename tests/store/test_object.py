@@ -20,9 +20,9 @@ from trainhooks.store import Layout, StoreError, StoreWriter, Writing, open_stor
 from trainhooks.store.format.kept import kept_place
 from trainhooks.store.maintenance.copying import snapshot
 from trainhooks.store.maintenance.verify import verify
-from trainhooks.store.storage.local import LocalPlace
-from trainhooks.store.storage.object import ObjectPlace
-from trainhooks.store.storage.opening import open_place
+from trainhooks.store.storage.local import LocalStorage
+from trainhooks.store.storage.object import ObjectStorage
+from trainhooks.store.storage.opening import open_storage
 from trainhooks.store.storage.retries import tried_again
 
 from_url = pytest.importorskip("obstore.store").from_url
@@ -109,35 +109,39 @@ def failing(endpoint: str, *, every: int) -> Iterator[tuple[str, threading.Event
 
 
 def test_files_are_put_listed_read_and_deleted(url):
-    place = ObjectPlace(url)
+    storage = ObjectStorage(url)
     large = bytes(range(256)) * 4096 * 20
-    assert place.put("a/b", b"hello").size == 5
-    assert place.put("a/c/large", large).size == len(large)
-    assert (place.read("a/b"), place.read("a/b", 1, 3), place.read("a/b", 2)) == (b"hello", b"el", b"llo")
-    assert (place.read("a/b", 3, 99), place.read_end("a/b", 2), place.read_end("a/b", 99)) == (b"lo", b"lo", b"hello")
-    assert bytes(place.view("a/c/large")) == large
-    assert sorted(place.list("a")) == ["a/b", "a/c/large"]
-    assert list(place.children("a")) == ["b", "c"]
-    assert place.exists("a/c")
-    assert not place.exists("a/d")
-    assert place.size() == 5 + len(large)
+    assert storage.put("a/b", b"hello").size == 5
+    assert storage.put("a/c/large", large).size == len(large)
+    assert (storage.read("a/b"), storage.read("a/b", 1, 3), storage.read("a/b", 2)) == (b"hello", b"el", b"llo")
+    assert (storage.read("a/b", 3, 99), storage.read_end("a/b", 2), storage.read_end("a/b", 99)) == (
+        b"lo",
+        b"lo",
+        b"hello",
+    )
+    assert bytes(storage.mmap("a/c/large")) == large
+    assert sorted(storage.list("a")) == ["a/b", "a/c/large"]
+    assert list(storage.list_dir("a")) == ["b", "c"]
+    assert storage.exists("a/c")
+    assert not storage.exists("a/d")
+    assert storage.size() == 5 + len(large)
     with pytest.raises(FileNotFoundError):
-        place.read("a/d")
+        storage.read("a/d")
     with pytest.raises(FileNotFoundError):
-        place.view("a/d")
-    place.delete("a")
-    assert list(place.list()) == []
+        storage.mmap("a/d")
+    storage.delete("a")
+    assert list(storage.list()) == []
 
 
 def test_conditional_writes(url):
-    place = ObjectPlace(url)
-    assert place.put_if("lock", b"one", current=None)
-    assert not place.put_if("lock", b"two", current=None)
-    assert not place.put_if("lock", b"two", current=b"other")
-    assert place.put_if("lock", b"two", current=b"one")
-    assert not place.delete_if("lock", current=b"one")
-    assert place.delete_if("lock", current=b"two")
-    assert not place.put_if("lock", b"three", current=b"two")
+    storage = ObjectStorage(url)
+    assert storage.put_if_match("lock", b"one", current=None)
+    assert not storage.put_if_match("lock", b"two", current=None)
+    assert not storage.put_if_match("lock", b"two", current=b"other")
+    assert storage.put_if_match("lock", b"two", current=b"one")
+    assert not storage.delete_if_match("lock", current=b"one")
+    assert storage.delete_if_match("lock", current=b"two")
+    assert not storage.put_if_match("lock", b"three", current=b"two")
 
 
 def test_a_run_in_object_storage_reads_back_resumes_and_is_sound(url, sparse_run):
@@ -148,7 +152,7 @@ def test_a_run_in_object_storage_reads_back_resumes_and_is_sound(url, sparse_run
     store = open_store(url)
     assert store.steps.tolist() == list(range(11))
     assert store.holder is not None
-    writer.abandon()
+    writer.release()
     writer = StoreWriter(url, sparse_run.layout, mode="resume", restart_step=8)
     sparse_run.append(writer, range(9, 13))
     writer.close()
@@ -282,20 +286,20 @@ def bad_once(endpoint, monkeypatch):
 
 WAYS = ("dropped", "answer lost", "400", "429", "500", "503")
 REQUESTS = {
-    "put": ("PUT", WAYS, lambda place: place.put("new", b"x").size, 1),
-    "delete": ("POST", WAYS, lambda place: (place.delete("a"), place.exists("a"))[1], False),
-    "read": ("GET", WAYS, lambda place: place.read("a"), b"content"),
-    "range": ("GET", ("dropped", "400"), lambda place: place.read("a", 1, 3), b"on"),
-    "view": ("GET", ("dropped", "400"), lambda place: bytes(place.view("a")), b"content"),
-    "list": ("GET", ("dropped", "400"), lambda place: list(place.list()), ["a", "lock"]),
-    "children": ("GET", ("dropped", "400"), lambda place: list(place.children()), ["a", "lock"]),
-    "exists": ("HEAD", WAYS, lambda place: place.exists("a"), True),
-    "make": ("PUT", WAYS, lambda place: (place.put_if("one", b"me", current=None), place.read("one")), (True, b"me")),
-    "swap": ("PUT", WAYS, lambda place: (place.put_if("lock", b"me", current=b"held"), place.read("lock")),
+    "put": ("PUT", WAYS, lambda storage: storage.put("new", b"x").size, 1),
+    "delete": ("POST", WAYS, lambda storage: (storage.delete("a"), storage.exists("a"))[1], False),
+    "read": ("GET", WAYS, lambda storage: storage.read("a"), b"content"),
+    "range": ("GET", ("dropped", "400"), lambda storage: storage.read("a", 1, 3), b"on"),
+    "view": ("GET", ("dropped", "400"), lambda storage: bytes(storage.mmap("a")), b"content"),
+    "list": ("GET", ("dropped", "400"), lambda storage: list(storage.list()), ["a", "lock"]),
+    "children": ("GET", ("dropped", "400"), lambda storage: list(storage.list_dir()), ["a", "lock"]),
+    "exists": ("HEAD", WAYS, lambda storage: storage.exists("a"), True),
+    "make": ("PUT", WAYS, lambda storage: (storage.put_if_match("one", b"me", current=None), storage.read("one")), (True, b"me")),
+    "swap": ("PUT", WAYS, lambda storage: (storage.put_if_match("lock", b"me", current=b"held"), storage.read("lock")),
              (True, b"me")),
-    "look and swap": ("GET", ("dropped", "400"), lambda place: place.put_if("lock", b"me", current=b"held"), True),
-    "empty and remove": ("PUT", ("answer lost",), lambda place: place.delete_if("lock", current=b"held"), True),
-    "remove": ("POST", WAYS, lambda place: (place.delete_if("lock", current=b"held"), place.exists("lock")),
+    "look and swap": ("GET", ("dropped", "400"), lambda storage: storage.put_if_match("lock", b"me", current=b"held"), True),
+    "empty and remove": ("PUT", ("answer lost",), lambda storage: storage.delete_if_match("lock", current=b"held"), True),
+    "remove": ("POST", WAYS, lambda storage: (storage.delete_if_match("lock", current=b"held"), storage.exists("lock")),
                (True, False)),
 }  # fmt: skip
 
@@ -303,49 +307,49 @@ REQUESTS = {
 @pytest.mark.parametrize(("name", "way"), [(name, way) for name, (_, ways, *_) in REQUESTS.items() for way in ways])
 def test_one_bad_answer_of_any_kind_changes_nothing(url, bad_once, name, way):
     method, _, ask, wanted = REQUESTS[name]
-    place = ObjectPlace(url)
-    place.put("a", b"content")
-    place.put("lock", b"held")
+    storage = ObjectStorage(url)
+    storage.put("a", b"content")
+    storage.put("lock", b"held")
     bad_once.method, bad_once.way, bad_once.hit = method, way, False
-    assert ask(place) == wanted
+    assert ask(storage) == wanted
     assert bad_once.hit
 
 
 @pytest.mark.parametrize(("method", "way"), [("PUT", "400"), ("PUT", "dropped"), ("POST", "503"), ("POST", "dropped")])
 def test_an_object_sent_in_parts_is_sent_again(url, bad_once, method, way):
-    place = ObjectPlace(url)
+    storage = ObjectStorage(url)
     large = bytes(range(256)) * 4096 * 12
     bad_once.method, bad_once.way = method, way
-    place.put("large", large)
+    storage.put("large", large)
     assert bad_once.hit
-    assert place.read("large") == large
+    assert storage.read("large") == large
 
 
 def test_a_body_cut_short_is_read_again(url, bad_once):
-    place = ObjectPlace(url)
+    storage = ObjectStorage(url)
     large = bytes(range(256)) * 4096 * 20
-    place.put("large", large)
+    storage.put("large", large)
     bad_once.method, bad_once.way = "GET", "cut"
-    assert bytes(place.view("large")) == large
+    assert bytes(storage.mmap("large")) == large
     assert bad_once.hit
 
 
 def test_a_list_goes_on_after_the_page_that_failed(url, monkeypatch):
-    place = ObjectPlace(url)
+    storage = ObjectStorage(url)
     names = [f"x/{number:02d}" for number in range(60)]
     for name in names:
-        place.put(name, b"")
-    real, failures = place._ob.list, iter(range(1, 3))
+        storage.put(name, b"")
+    real, failures = storage._ob.list, iter(range(1, 3))
 
     def breaking(*args, **kwargs):
         pages = real(*args, **kwargs)
         yield from itertools.islice(pages, 1)
         if next(failures, None):
-            raise place._ob.exceptions.GenericError("HTTP error: error decoding response body")
+            raise storage._ob.exceptions.GenericError("HTTP error: error decoding response body")
         yield from pages
 
-    monkeypatch.setattr(place._ob, "list", breaking)
-    assert list(place.list("x")) == names
+    monkeypatch.setattr(storage._ob, "list", breaking)
+    assert list(storage.list("x")) == names
     assert next(failures, None) is None
 
 
@@ -361,46 +365,46 @@ def test_what_another_try_cannot_mend_is_not_tried_again():
 
 
 def test_a_delete_whose_answer_was_lost_leaves_what_another_wrote(url, monkeypatch):
-    place = ObjectPlace(url)
-    place.put("lock", b"held")
-    real, said = place._ob.delete, []
+    storage = ObjectStorage(url)
+    storage.put("lock", b"held")
+    real, said = storage._ob.delete, []
 
     def losing(client, key):
         real(client, key)
         if not said:
             said.append(key)
-            place.put("lock", b"another's")
-            raise place._ob.exceptions.GenericError("HTTP error: connection closed before message completed")
+            storage.put("lock", b"another's")
+            raise storage._ob.exceptions.GenericError("HTTP error: connection closed before message completed")
 
-    monkeypatch.setattr(place._ob, "delete", losing)
-    assert place.delete_if("lock", current=b"held")
-    assert place.read("lock") == b"another's"
+    monkeypatch.setattr(storage._ob, "delete", losing)
+    assert storage.delete_if_match("lock", current=b"held")
+    assert storage.read("lock") == b"another's"
 
 
 @pytest.mark.parametrize(("given", "tries"), [(None, 5), (6.0, 1)])
 def test_a_sixth_of_the_patience_is_for_the_clients_own_tries(url, given, tries):
-    client = ObjectPlace(url, patience_seconds=given)._client
+    client = ObjectStorage(url, patience_seconds=given)._client
     assert client.retry_config["retry_timeout"] == timedelta(seconds=tries)
 
 
 def test_urls_and_paths_are_told_apart(tmp_path):
     from pathlib import Path
 
-    place = open_place(tmp_path.as_uri())
-    assert isinstance(place, LocalPlace)
-    assert place.path == tmp_path
+    storage = open_storage(tmp_path.as_uri())
+    assert isinstance(storage, LocalStorage)
+    assert storage.path == tmp_path
     with pytest.raises(StoreError, match="pass it as text"):
-        open_place(Path("s3://bucket/prefix"))
+        open_storage(Path("s3://bucket/prefix"))
     with pytest.raises(StoreError, match="cannot be opened"):
-        open_place("nonsense://bucket")
+        open_storage("nonsense://bucket")
     with pytest.raises(StoreError, match="outlives its process"):
-        open_place("memory://")
+        open_storage("memory://")
 
 
 def test_what_a_cut_takes_is_kept_by_the_server_and_comes_back(url, sparse_run, tmp_path, monkeypatch):
     writer = StoreWriter(url, sparse_run.layout)
     sparse_run.append(writer, range(14))
-    writer.abandon()
+    writer.release()
     with monkeypatch.context() as patch:
         patch.setattr("trainhooks.store.format.kept.MOST_COPIED", 0)  # none of its bytes may pass through here
         writer = StoreWriter(url, sparse_run.layout, mode="resume", restart_step=5)
@@ -417,4 +421,4 @@ def test_what_a_cut_takes_is_kept_by_the_server_and_comes_back(url, sparse_run, 
     sparse_run.append(writer, range(8, 16))
     writer.close()
     assert open_store(url).kept == []
-    assert not [key for key in ObjectPlace(url).list() if ".kept-" in key]
+    assert not [key for key in ObjectStorage(url).list() if ".kept-" in key]

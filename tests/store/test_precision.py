@@ -18,8 +18,8 @@ def slow_round(value: np.float32, kept: int) -> float:
     if not math.isfinite(x) or x == 0:
         return x
     exponent = max(math.frexp(x)[1] - 1, -126)
-    place = 2.0 ** (exponent - kept)
-    rounded = round(x / place) * place  # round() takes ties to even
+    storage = 2.0 ** (exponent - kept)
+    rounded = round(x / storage) * storage  # round() takes ties to even
     return math.copysign(math.inf, x) if abs(rounded) >= 2.0**128 else math.copysign(rounded, x)
 
 

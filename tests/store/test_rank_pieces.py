@@ -67,7 +67,7 @@ def test_rows_that_overlap_or_leave_a_gap_stop_the_run_at_that_record(run, begin
     assert writer.durable_step is None
     with pytest.raises(StoreError, match="each row"):
         open_store(writer.path).output_embedding(0)
-    writer.abandon()
+    writer.release()
     with pytest.raises(StoreError, match="resume it from a step before"):
         StoreWriter(writer.path, writer.layout, pieces=2, mode="resume")
 
@@ -81,7 +81,7 @@ def test_a_late_piece_of_an_older_attempt_holds_nothing_up(run, begin):
     writer, old = begin()
     for step in range(2):
         append(run, writer, old, step)
-    writer.abandon()
+    writer.release()
     writer, other = begin(mode="resume")
     old.append_piece(2, snapshot=-run.matrix(2)[40:])
     for step in range(2, 6):

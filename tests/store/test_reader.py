@@ -119,7 +119,7 @@ def test_a_record_in_the_journal_and_in_the_arrays_counts_once(run, tmp_path):
     # a kill between the commit and the deletion leaves the journal as it was
     shutil.copytree(tmp_path / "kept", writer.path / ".journal", dirs_exist_ok=True)
     assert open_store(writer.path).steps.tolist() == list(range(33))
-    writer.abandon()
+    writer.release()
     again = StoreWriter(writer.path, run.layout, mode="resume")
     assert again.last_step == 32
     run.append(again, range(33, 40))

@@ -10,21 +10,21 @@ import numpy as np
 import pytest
 
 from trainhooks.store import BackgroundWriter, StoreWriter, Writing, open_store
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 from trainhooks.store.writing import background as module
 
 PATIENCE_SECONDS = 120  # only what hangs takes so long
 RECORDS_WAITING = 2
 
 
-class Disk(LocalPlace):
+class Disk(LocalStorage):
     """Keeps a file whose key begins with `slow` only once it may: `may` is a semaphore; `kept` counts them."""
 
     def __init__(self, path, *, slow):
         super().__init__(path)
         self.slow, self.may, self.kept = slow, threading.Semaphore(0), 0
 
-    def put_streamed(self, write):
+    def write_stream(self, write):
         def wait(file):
             key = write(file)
             if key.startswith(self.slow):
@@ -32,7 +32,7 @@ class Disk(LocalPlace):
                 self.kept += 1
             return key
 
-        return super().put_streamed(wait)
+        return super().write_stream(wait)
 
 
 class Watched(threading.Condition):

@@ -13,7 +13,7 @@ from trainhooks.store.maintenance.compact import compact
 from trainhooks.store.maintenance.export import export_step
 from trainhooks.store.maintenance.repair import repair
 from trainhooks.store.maintenance.verify import gaps, verify
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "benchmarks"))
 
@@ -186,7 +186,7 @@ def test_a_store_that_is_written_meanwhile_is_never_called_damaged(tmp_path, spa
     writer = StoreWriter(tmp_path / "run.zarr", sparse_run.layout)
     steps = iter(range(10_000))
     sparse_run.append(writer, (next(steps) for _ in range(11)))
-    view, busy = LocalPlace.view, []
+    view, busy = LocalStorage.mmap, []
 
     def view_and_write(self, key):
         content = view(self, key)
@@ -196,7 +196,7 @@ def test_a_store_that_is_written_meanwhile_is_never_called_damaged(tmp_path, spa
             busy.clear()
         return content
 
-    monkeypatch.setattr(LocalPlace, "view", view_and_write)
+    monkeypatch.setattr(LocalStorage, "mmap", view_and_write)
     found = verify(writer.path)
     assert found.problems == ()
     assert any("writes this store" in note.what for note in found.notes)

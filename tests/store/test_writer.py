@@ -10,7 +10,7 @@ import pytest
 import zarr
 
 from trainhooks.store import StoreError, StoreWriter, check_place, open_store
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.local import LocalStorage
 
 
 def journal_files(path):
@@ -60,7 +60,7 @@ def test_all_but_the_first_record_can_be_cut(run, write):
     path = write(run, records=40)
     run_from_five = StoreWriter(path, run.layout, mode="resume", restart_step=4)
     assert run_from_five.last_step == 4
-    run_from_five.abandon()
+    run_from_five.release()
     with pytest.raises(ValueError, match="steps are 0 or more"):
         StoreWriter(path, run.layout, mode="resume", restart_step=-1)
     again = StoreWriter(path, run.layout, mode="resume", restart_step=0)
@@ -96,7 +96,7 @@ def test_an_interrupted_fold_is_repeated(run, tmp_path, monkeypatch):
     # the arrays have grown, the root has not: 32 records, all from the journal
     assert zarr.open_array(writer.path, path="step", mode="r").shape == (32,)
     assert open_store(writer.path).steps.tolist() == list(range(32))
-    writer.abandon()
+    writer.release()
     again = StoreWriter(writer.path, run.layout, mode="resume")
     assert journal_files(writer.path) == []
     run.append(again, range(32, 34))
@@ -128,7 +128,7 @@ def test_a_failed_record_leaves_no_trace(run, tmp_path, monkeypatch):
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patched:
-        patched.setattr("trainhooks.store.storage.base.Checksummed.write", fail)
+        patched.setattr("trainhooks.store.storage.base.ChecksumWriter.write", fail)
         with pytest.raises(StoreError, match=r"cannot write step 1 to .*No space left"):
             run.append(writer, [1])
     assert len(journal_files(writer.path)) == 1
@@ -413,18 +413,18 @@ def test_process_durability_syncs_no_record_and_each_commit(run, tmp_path, synce
 
 def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):
     keys = []
-    plain = LocalPlace.put_streamed
+    plain = LocalStorage.write_stream
 
-    def noted(place, write):
+    def noted(storage, write):
         def named(file):
             keys.append(write(file))
             return keys[-1]
 
-        return plain(place, named)
+        return plain(storage, named)
 
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, range(31))
-    monkeypatch.setattr(LocalPlace, "put_streamed", noted)
+    monkeypatch.setattr(LocalStorage, "write_stream", noted)
     run.append(writer, [31])
     kinds = ["shard" if key.startswith("output_embedding/c") else key.rpartition("/")[2] for key in keys[1:]]
     assert kinds[0] == "shard"

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 
 
-class LateEvent:
+class DelayedEvent:
     """After the first `moves` of a device's moves."""
 
-    def __init__(self, streams: LateStreams, moves: int) -> None:
+    def __init__(self, streams: DelayedStreams, moves: int) -> None:
         self.streams, self.moves = streams, moves
 
     def query(self) -> bool:
@@ -23,7 +23,7 @@ class LateEvent:
         self.streams.run(self.moves)
 
 
-class LateStreams:
+class DelayedStreams:
     """`Streams` on the host. A move is done when somebody waits for it, or `lag` moves later.
 
     The training stream is the host's own order of work: it never runs behind, so a move sees what its source holds
@@ -40,7 +40,7 @@ class LateStreams:
         self.pinned_bytes: list[int] = []
         self.moved_bytes: list[int] = []
 
-    def move(self, pairs):
+    def copy_async(self, pairs):
         """As `Streams`."""
 
         def copy() -> None:
@@ -51,9 +51,9 @@ class LateStreams:
         self.moved_bytes.append(sum(source.nbytes for _, source in pairs))
         if self.lag is not None:
             self.run(len(self.queued) - self.lag)
-        return LateEvent(self, len(self.queued))
+        return DelayedEvent(self, len(self.queued))
 
-    def hold(self, event) -> None:
+    def wait_event(self, event) -> None:
         """As `Streams`: the host goes on, so it is no wait of the host."""
         self.holds += not event.query()
         self.run(event.moves)

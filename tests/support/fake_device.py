@@ -135,12 +135,12 @@ DEVICE = torch.device("pretended", 0)
 
 def main(*, steps: int = 4) -> dict[str, list[str]]:
     """Waits by setting of a recorder that has one."""
-    from delayed_streams import LateStreams
+    from delayed_streams import DelayedStreams
     from loops import VOCAB, TinyLM, batches
 
     import trainhooks as th
-    from trainhooks.recording.plan import Freight
-    from trainhooks.recording.staging import PinnedLane
+    from trainhooks.recording.plan import StagingPlan
+    from trainhooks.recording.staging import PinnedStager
 
     class Gradient(th.Metric):
         variables = (th.Variable("gradient"),)
@@ -149,8 +149,8 @@ def main(*, steps: int = 4) -> dict[str, list[str]]:
         def compute(self, state):
             return {"gradient": state.head.weight.grad.norm()}
 
-    LateStreams.device = DEVICE
-    Freight.lane = lambda self: PinnedLane(LateStreams(lag=1), slot_bytes=self.slot_bytes)
+    DelayedStreams.device = DEVICE
+    StagingPlan.stager = lambda self: PinnedStager(DelayedStreams(lag=1), slot_bytes=self.slot_bytes)
     data = batches(steps)
     counts = torch.bincount(data.flatten(), minlength=VOCAB).numpy()
     counts[:3] = 0

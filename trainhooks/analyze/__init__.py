@@ -1,6 +1,6 @@
 """The offline analyzer: a checkpoint suite in, a trajectory out."""
 
 from trainhooks.analyze.report import AnalysisReport
-from trainhooks.analyze.run import analyze
+from trainhooks.analyze.run import analyze_suite
 
-__all__ = ["AnalysisReport", "analyze"]
+__all__ = ["AnalysisReport", "analyze_suite"]

@@ -14,7 +14,7 @@ from trainhooks.metrics.group_convergence import HORIZON
 from trainhooks.numerics.binning import count_bins, mean_by_bin
 from trainhooks.numerics.movement import RowPairs, compare
 from trainhooks.numerics.norms import ratio
-from trainhooks.numerics.row_sums import HeadRows
+from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe import token_mask
 
 BIN = "frequency_bin"
@@ -78,7 +78,7 @@ class FinalRows:
         if counts is None:
             return cls(None, None, 0)
         mask = token_mask(counts, min_count=min_count, exclude=exclude)
-        rows = HeadRows.of_mask(mask, device=torch.device("cpu"))
+        rows = RowSet.of_mask(mask, device=torch.device("cpu"))
         bins = count_bins(counts)[mask]
         return cls(rows.ids, bins, int(bins.max()) + 1 if len(bins) else 0)
 

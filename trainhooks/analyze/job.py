@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from trainhooks.analyze.distance_to_final import GROUP_VARIABLES, FinalRows
-from trainhooks.analyze.skeleton import StandIn, stand_in
+from trainhooks.analyze.skeleton import ModelSkeleton, build_skeleton
 from trainhooks.analyze.text import TextProbe
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.checkpoints.head_key import HeadKey, head_key
-from trainhooks.checkpoints.suite import Entry, Suite
+from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
@@ -26,7 +26,7 @@ from trainhooks.store import SNAPSHOT
 
 HEAD, ALL = "head", "all"
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
-StandIns = dict[tuple[object, ...], StandIn]
+StandIns = dict[tuple[object, ...], ModelSkeleton]
 MakeMetrics = Callable[[], Sequence[Metric]]
 
 
@@ -36,15 +36,15 @@ class Job:
 
     `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
     its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
-    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `mark`
+    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `fingerprint`
     is the identity of the final output embedding, `taken` says which tensor that is and why; `text`, prepared, is read
     by every model, None for no text. `keeps_lead` False leaves out what a verdict needs, for a store that was begun
     without it.
     """
 
     suite: Suite
-    entries: tuple[Entry, ...]
-    final: Entry
+    entries: tuple[CheckpointRef, ...]
+    final: CheckpointRef
     shape: tuple[int, int]
     groups: dict[str, tuple[str, ...]]
     params: str = HEAD
@@ -56,7 +56,7 @@ class Job:
     make_metrics: MakeMetrics | None = None
     sketch_size: int = 1021
     threads: int = 1
-    mark: str = ""
+    fingerprint: str = ""
     taken: str = ""
     text: TextProbe | None = None
     keeps_lead: bool = True
@@ -88,17 +88,17 @@ class Job:
         return {
             "initial_step": self.entries[0].step,
             "final_step": self.final.step,
-            "final_embedding_hash": self.mark,
+            "final_embedding_hash": self.fingerprint,
             "params": self.params,
             "measured_counts_hash": counts,
             "min_count": self.min_count,
             "excluded_tokens": list(self.exclude),
-            "text_hash": None if self.text is None else self.text.mark,
+            "text_hash": None if self.text is None else self.text.fingerprint,
         }
 
 
 @dataclass(frozen=True)
-class Measured:
+class Measurement:
     """One checkpoint's numbers, on the host: `values` by variable, group norms [group] and `sketch` [group, sketch]."""
 
     step: int
@@ -116,13 +116,13 @@ class Failed:
 
 
 @dataclass(frozen=True)
-class Opened:
+class OpenedCheckpoint:
     """A checkpoint with headers read: its stand-in, and where the output embedding lies."""
 
     checkpoint: Checkpoint
-    standin: StandIn
+    standin: ModelSkeleton
     head: HeadKey
-    around: dict[str, str] = field(default_factory=dict)
+    norm_and_bias: dict[str, str] = field(default_factory=dict)
 
     def read_head(self) -> Tensor:
         """The output embedding as float32 [vocab, dim], contiguous; a map of the file where it can be."""
@@ -130,7 +130,7 @@ class Opened:
 
     def read_around(self) -> dict[str, Tensor]:
         """The head's bias and the last norm, by parameter name, as stored."""
-        return {name: self.checkpoint.read(key) for name, key in self.around.items()}
+        return {name: self.checkpoint.read(key) for name, key in self.norm_and_bias.items()}
 
     def parameter(self, name: str) -> Tensor:
         """A parameter by its name. Raises CheckpointError where the checkpoint has none under a key that fits."""
@@ -141,12 +141,12 @@ class Opened:
 
 def open_entry(
     suite: Suite,
-    entry: Entry,
+    entry: CheckpointRef,
     *,
     head: str | None,
     shape: tuple[int, int] | None = None,
     known: StandIns | None = None,
-) -> Opened:
+) -> OpenedCheckpoint:
     """Open a checkpoint, headers only. `known` are stand-ins made before, which are taken where they fit.
 
     Raises CheckpointError where it cannot be read, or where its output embedding has another shape than `shape`.
@@ -164,15 +164,15 @@ def open_entry(
         json.dumps(dict(checkpoint.config), sort_keys=True, default=str),
         tuple(map(_sign, checkpoint.tensors.values())),
     )
-    standin = known[sign] if sign in known else known.setdefault(sign, stand_in(checkpoint, key))
-    return Opened(checkpoint, standin, key, _around(standin))
+    standin = known[sign] if sign in known else known.setdefault(sign, build_skeleton(checkpoint, key))
+    return OpenedCheckpoint(checkpoint, standin, key, _around(standin))
 
 
 def _sign(entry: TensorEntry) -> tuple[object, ...]:
     return entry.key, entry.dtype, entry.shape
 
 
-def _around(standin: StandIn) -> dict[str, str]:
+def _around(standin: ModelSkeleton) -> dict[str, str]:
     head = standin.head
     beside = [head.bias, head.norm_weight, head.norm_bias]
     return {
@@ -182,7 +182,7 @@ def _around(standin: StandIn) -> dict[str, str]:
     }
 
 
-def wanted_groups(opened: Opened, *, params: str) -> dict[str, tuple[str, ...]]:
+def wanted_groups(opened: OpenedCheckpoint, *, params: str) -> dict[str, tuple[str, ...]]:
     """The parameter groups that are followed, each by its members' names: those that are read whole.
 
     With "head" these are the output embedding and the last norm; a glob adds a group of its own name. Raises ValueError
@@ -193,7 +193,7 @@ def wanted_groups(opened: Opened, *, params: str) -> dict[str, tuple[str, ...]]:
     groups = {group: _names(members) for group, members in standin.groups(patterns).items()}
     held = set(standin.keys)
     if params != ALL:
-        around = {standin.head.name, *opened.around}
+        around = {standin.head.name, *opened.norm_and_bias}
         held &= {name for name in held if name in around or (patterns and fnmatchcase(name, params))}
     return {group: names for group, names in groups.items() if held.issuperset(names)}
 

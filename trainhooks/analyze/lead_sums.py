@@ -12,7 +12,7 @@ from trainhooks.analyze.job import Job
 from trainhooks.core.variable import Variable
 from trainhooks.lead.draws import Columns
 from trainhooks.lead.kept_sums import VALUES, lead_sizes
-from trainhooks.lead.lead_sums import LeadReader
+from trainhooks.lead.lead_sums import LeadAccumulator
 from trainhooks.lead.run_analysis import LEAST_ROWS
 from trainhooks.lead.trajectory import FARTHEST
 from trainhooks.probe import frequency_target, token_mask
@@ -52,7 +52,7 @@ class LeadKeeper:
 
     def __init__(self, job: Job, *, first: Tensor, final: Tensor, cut: Tensor | None, cut_step: int) -> None:
         mask = lead_mask(job)
-        self._reader: LeadReader | None = None
+        self._reader: LeadAccumulator | None = None
         self._rows, self._cut_step = mask, cut_step
         if mask is None:
             return
@@ -63,7 +63,7 @@ class LeadKeeper:
         if not all(one is None or self._is_sound(one) for one in (begin, end, middle)):
             return
         try:
-            self._reader = LeadReader(begin, end, middle, targets=y)
+            self._reader = LeadAccumulator(begin, end, middle, targets=y)
         except ValueError:  # constant targets, nothing moved: no lead, as the verdict will say
             return
 

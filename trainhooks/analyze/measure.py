@@ -10,20 +10,20 @@ import torch
 from torch import Tensor
 
 from trainhooks.analyze.distance_to_final import groups_to_final, head_to_final
-from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, Opened, StandIns, open_entry
+from trainhooks.analyze.job import FAILURES, Failed, Job, Measurement, OpenedCheckpoint, StandIns, open_entry
 from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
-from trainhooks.checkpoints.suite import Entry
+from trainhooks.checkpoints.suite import CheckpointRef
 from trainhooks.lead.lead_sums import cut_index
 from trainhooks.metrics.base import State
-from trainhooks.metrics.record_info import own_values
+from trainhooks.metrics.record_info import record_values
 from trainhooks.numerics.distances import squared_distances
 from trainhooks.numerics.host import to_host
 from trainhooks.numerics.norms import squared_norms
 from trainhooks.numerics.sketch import sketch_parameter
 
 
-class Walk:
+class CheckpointMeasurer:
     """Goes through a job's checkpoints in order of steps; its metrics remember the one before.
 
     A walk that begins in the middle first measures the checkpoint before (and, for metrics that were given, the first
@@ -35,7 +35,7 @@ class Walk:
         metrics = job.metrics()
         self._metrics = [metric for metric in metrics if "sketch" not in metric.needs]
         self._rows = job.final_rows
-        self._final_at: Opened | None = None
+        self._final_at: OpenedCheckpoint | None = None
         self._standins: StandIns = {}
         self._initial: tuple[int, Tensor] | None = None
         self._previous: tuple[int, Tensor] | None = None
@@ -44,7 +44,7 @@ class Walk:
         self._lead: LeadKeeper | None = None
 
     @torch.no_grad()
-    def measure(self, indices: Sequence[int]) -> Iterator[Measured | Failed]:
+    def measure(self, indices: Sequence[int]) -> Iterator[Measurement | Failed]:
         """The numbers of these entries, ascending; a checkpoint that fails is passed over."""
         self._go_before(indices[0])
         for index in indices:
@@ -55,7 +55,7 @@ class Walk:
                 groups = self._groups(opened)
                 values = self._head_values(entry, opened)
                 host = {**to_host({**values, **groups[0]}), **text}
-                yield Measured(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy())
+                yield Measurement(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy())
             except FAILURES as error:
                 yield Failed(entry.step, f"{type(error).__name__}: {_first_line(error)}")
 
@@ -73,7 +73,7 @@ class Walk:
             self._head_values(first, self._open(first))
         self._head_values(near, self._open(near))
 
-    def _read_text_before(self, before: Sequence[Entry]) -> None:
+    def _read_text_before(self, before: Sequence[CheckpointRef]) -> None:
         """The fit that the next transfer starts from: of the nearest checkpoint before that can be measured."""
         for entry in reversed(before if self._job.text is not None else ()):
             with suppress(*FAILURES):
@@ -81,34 +81,34 @@ class Walk:
                 self._text_values(entry)
                 return
 
-    def _text_values(self, entry: Entry) -> dict[str, np.ndarray]:
+    def _text_values(self, entry: CheckpointRef) -> dict[str, np.ndarray]:
         """All figures of the checkpoint's model on the text; its fit is the one before from then on."""
         if self._job.text is None:
             return {}
-        found, self._fit = self._job.text.measure_after(entry.place, before=self._fit)
+        found, self._fit = self._job.text.measure_after(entry.location, before=self._fit)
         return {name: np.asarray(value) for name, value in found.items()}
 
-    def _can_be_read(self, entry: Entry) -> bool:
+    def _can_be_read(self, entry: CheckpointRef) -> bool:
         try:
             self._open(entry).read_head()
         except FAILURES:
             return False
         return True
 
-    def _open(self, entry: Entry) -> Opened:
+    def _open(self, entry: CheckpointRef) -> OpenedCheckpoint:
         return open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape, known=self._standins)
 
-    def _final_opened(self) -> Opened:
+    def _final_opened(self) -> OpenedCheckpoint:
         if self._final_at is None:
             self._final_at = self._open(self._job.final)
         return self._final_at
 
-    def _head_values(self, entry: Entry, opened: Opened) -> dict[str, Tensor | float]:
+    def _head_values(self, entry: CheckpointRef, opened: OpenedCheckpoint) -> dict[str, Tensor | float]:
         """All figures of the output embedding; it is the previous one from then on."""
         weight = opened.read_head()
         if self._final is None:
             self._final = weight if entry.step == self._job.final.step else self._final_opened().read_head()
-        opened.standin.put({opened.standin.head.name: weight, **opened.read_around()})
+        opened.standin.load_tensors({opened.standin.head.name: weight, **opened.read_around()})
         state = State(
             step=entry.step,
             model=opened.standin.model,
@@ -117,7 +117,7 @@ class Walk:
             initial_head=None if self._initial is None or self._initial[0] == entry.step else self._initial[1],
             previous_head=None if self._previous is None else self._previous[1],
         )
-        values = own_values(state, loss=None, learning_rate=None, skipped=False)
+        values = record_values(state, loss=None, learning_rate=None, skipped=False)
         del values["skipped"]  # not known from a checkpoint
         for metric in self._metrics:
             values |= metric.compute(state)
@@ -127,7 +127,7 @@ class Walk:
         self._previous = (entry.step, weight)
         return values
 
-    def _lead_values(self, entry: Entry, weight: Tensor) -> Mapping[str, Tensor]:
+    def _lead_values(self, entry: CheckpointRef, weight: Tensor) -> Mapping[str, Tensor]:
         """What a verdict needs; the ends are read before the first."""
         if lead_mask(self._job) is None:
             return {}
@@ -147,7 +147,7 @@ class Walk:
             return -1, None
         return entries[index].step, self._open(entries[index]).read_head()
 
-    def _groups(self, opened: Opened) -> tuple[dict[str, Tensor], Tensor, Tensor]:
+    def _groups(self, opened: OpenedCheckpoint) -> tuple[dict[str, Tensor], Tensor, Tensor]:
         """To the final state, norms [group] and sketches [group, sketch], read one parameter after another."""
         names = list(dict.fromkeys(name for members in self._job.groups.values() for name in members))
         final = self._final_opened()
@@ -188,10 +188,10 @@ class _Cells:
         return torch.stack(sums) if sums else zero.new_zeros(0, self._size)
 
 
-def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measured | Failed]:
+def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measurement | Failed]:
     """What a worker does: measure some of a job's entries. `skip` are steps that must not be touched."""
     torch.set_num_threads(job.threads)
-    return list(Walk(job, skip=skip).measure(indices))
+    return list(CheckpointMeasurer(job, skip=skip).measure(indices))
 
 
 def _first_line(error: BaseException) -> str:

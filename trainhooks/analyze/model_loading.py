@@ -27,7 +27,7 @@ def check_models(suite: Suite) -> None:
         raise CheckpointError(f"{suite.name} is a store of matrices; a text needs models: give their checkpoints.")
     for entry in reversed(suite.entries):
         try:
-            model_source(entry.place)
+            model_source(entry.location)
         except CheckpointError as error:
             reason = error
         else:

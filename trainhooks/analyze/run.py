@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measured, open_entry, wanted_groups
+from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measurement, open_entry, wanted_groups
 from trainhooks.analyze.lead_sums import job_variables
 from trainhooks.analyze.model_loading import check_models
 from trainhooks.analyze.report import AnalysisReport
@@ -37,7 +37,7 @@ from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
 from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, padded_texts
 from trainhooks.metrics.base import Metric
-from trainhooks.metrics.record_info import OWN_VARIABLES
+from trainhooks.metrics.record_info import RECORD_VARIABLES
 from trainhooks.numerics.sketch import DEFAULT_SIZE
 
 Source = Suite | str | Path | Sequence[str | Path]
@@ -52,7 +52,7 @@ def tell_stderr(message: str) -> None:
     say(message, error=True)
 
 
-def analyze(
+def analyze_suite(
     suite: Source,
     *,
     counts: TokenCounts | np.ndarray | None,
@@ -210,7 +210,7 @@ def _makers(metrics: Sequence[Metric] | MakeMetrics | None, *, in_one_process: b
 
 
 def _check_metrics(job: Job) -> None:
-    metrics = checked_metrics(job.metrics(), own=(*OWN_VARIABLES, *job.own_variables, *job_variables(job)))
+    metrics = checked_metrics(job.metrics(), own=(*RECORD_VARIABLES, *job.own_variables, *job_variables(job)))
     for metric in metrics:
         name = type(metric).__name__
         if "hidden" in metric.needs or metric.moment == "before_update":
@@ -232,8 +232,8 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
                 raise CheckpointError(f"{opened.checkpoint.name} does not hold all that {params!r} names.")
             matrix = opened.read_head()
             shape = (int(matrix.shape[0]), int(matrix.shape[1]))
-            mark = opened.checkpoint.identity(opened.head.key)
-            names: Any = {"params": params, "head": head, "mark": mark, "taken": opened.head.told}
+            fingerprint = opened.checkpoint.identity(opened.head.key)
+            names: Any = {"params": params, "head": head, "fingerprint": fingerprint, "taken": opened.head.told}
             return Job(suite, tuple(sound), final=entry, shape=shape, groups=groups, **names), failed
         except FAILURES as error:
             failed[entry.step] = str(error)
@@ -284,7 +284,7 @@ def _reading(job: Job, text: str | Path, tokenizer: str | Path | None, *, limits
     """The text, tokenized, for the job's rows."""
     assert job.counts is not None
     probe = TextProbe(text, tokenizer, counts=job.counts, min_count=job.min_count, exclude=job.exclude, **limits)
-    return probe.prepared(job.final.place)
+    return probe.prepared(job.final.location)
 
 
 @contextmanager
@@ -314,7 +314,7 @@ def _write(
     failed: dict[int, str] = {}
     with writer:
         for outcome in outcomes:
-            problem = writer.write(outcome) if isinstance(outcome, Measured) else outcome
+            problem = writer.write(outcome) if isinstance(outcome, Measurement) else outcome
             if problem is None:
                 done.append(outcome.step)
             else:

@@ -32,7 +32,7 @@ TIED_HEAD = "lm_head"
 
 
 @dataclass(frozen=True)
-class StandIn:
+class ModelSkeleton:
     """`model` on the meta device, the name of its output embedding's module, and each parameter's key as stored.
 
     Parameters that the checkpoint does not hold under a key that fits have none.
@@ -42,7 +42,7 @@ class StandIn:
     head_module: str
     keys: Mapping[str, str]
 
-    def put(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Place tensors that were read, by parameter name; a tied one stands in every place of it."""
         named = dict(named_parameters(self.model))
         new = {id(named[name]): nn.Parameter(tensor, requires_grad=False) for name, tensor in tensors.items()}
@@ -61,7 +61,7 @@ class StandIn:
         return parameter_groups(self.model, self.head, patterns={pattern: pattern for pattern in patterns})
 
 
-def stand_in(checkpoint: Checkpoint, head: HeadKey) -> StandIn:
+def build_skeleton(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
     """The stand-in of a checkpoint; nothing is read.
 
     Its structure is that of the class that config.json names, where transformers has it and its output embedding fits
@@ -91,7 +91,7 @@ def _declared(config: Mapping[str, object]) -> nn.Module | None:
     return None
 
 
-def _fitted(model: nn.Module, tensors: Mapping[str, TensorEntry], head: HeadKey) -> StandIn | None:
+def _fitted(model: nn.Module, tensors: Mapping[str, TensorEntry], head: HeadKey) -> ModelSkeleton | None:
     """The model with its parameters' keys; None where its output embedding is not the checkpoint's."""
     try:
         found = find_output_embedding(model)
@@ -110,7 +110,7 @@ def _fitted(model: nn.Module, tensors: Mapping[str, TensorEntry], head: HeadKey)
         if key is not None and tensors[key].shape == tuple(parameter.shape):
             keys[name] = key
     module = next(path for path, module in model.named_modules() if module is found.module)
-    return StandIn(model, module, keys)
+    return ModelSkeleton(model, module, keys)
 
 
 def _by_end(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
@@ -118,7 +118,7 @@ def _by_end(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     return {key.split(".", 1)[1]: key for key in tensors if key.split(".", 1)[0] in PREFIXES and "." in key}
 
 
-def _by_names(checkpoint: Checkpoint, head: HeadKey) -> StandIn:
+def _by_names(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
     entries = {key: entry for key, entry in checkpoint.tensors.items() if _is_parameter(entry)}
     if head.key not in entries:
         raise CheckpointError(f"{checkpoint.name}: {head.key!r} is of {checkpoint.tensors[head.key].dtype}, no float.")
@@ -145,7 +145,7 @@ def _by_names(checkpoint: Checkpoint, head: HeadKey) -> StandIn:
         tied = nn.Linear(1, 1, bias=False, device="meta")
         tied._parameters["weight"] = model.get_submodule(head_path)._parameters["weight"]
         model._modules[TIED_HEAD] = tied
-    return StandIn(model, TIED_HEAD if is_embedding else head_path, keys)
+    return ModelSkeleton(model, TIED_HEAD if is_embedding else head_path, keys)
 
 
 def _is_parameter(entry: TensorEntry) -> bool:

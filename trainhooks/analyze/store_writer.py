@@ -9,13 +9,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from trainhooks.analyze.job import FAILURES, Failed, Job, Measured, open_entry
+from trainhooks.analyze.job import FAILURES, Failed, Job, Measurement, open_entry
 from trainhooks.analyze.lead_sums import job_variables
 from trainhooks.checkpoints.store_suite import is_store
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import State
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES, GroupConvergence, convergence_to_final, kept_norms
-from trainhooks.metrics.record_info import OWN_VARIABLES
+from trainhooks.metrics.record_info import RECORD_VARIABLES
 from trainhooks.model import OutputEmbedding
 from trainhooks.model.provenance import provenance_of
 from trainhooks.numerics.host import to_host
@@ -116,7 +116,7 @@ class Writer:
         else:
             self._sink.leave()
 
-    def write(self, measured: Measured) -> Failed | None:
+    def write(self, measured: Measurement) -> Failed | None:
         """Queue one record; Failed where its snapshot cannot be read again."""
         snapshot = None
         if self._snapshots:
@@ -155,7 +155,7 @@ class Writer:
         self._initial_sketch = sketch if self._initial_sketch is None else self._initial_sketch
         self._previous_sketch = sketch
 
-    def _of_text(self, measured: Measured) -> dict[str, np.ndarray]:
+    def _of_text(self, measured: Measurement) -> dict[str, np.ndarray]:
         """The step that the text's figures describe, and those of the first record, repeated."""
         if self._job.text is None:
             return {}
@@ -163,7 +163,7 @@ class Writer:
             self._untrained = _untrained(measured.step, measured.values)
         return {"probability.step": np.asarray(float(measured.step)), **self._untrained}
 
-    def _of_groups(self, measured: Measured, sketch: Tensor) -> dict[str, np.ndarray]:
+    def _of_groups(self, measured: Measurement, sketch: Tensor) -> dict[str, np.ndarray]:
         norms = torch.from_numpy(measured.norms)
         nothing = torch.empty(self._job.shape, device="meta")
         state = State(
@@ -201,7 +201,7 @@ def _layout(
         dim=job.shape[1],
         groups=tuple(job.groups),
         sketch_size=job.sketch_size if job.groups else 0,
-        variables=(*OWN_VARIABLES, *metrics, *job.own_variables, *job_variables(job), *FINAL_VARIABLES),
+        variables=(*RECORD_VARIABLES, *metrics, *job.own_variables, *job_variables(job), *FINAL_VARIABLES),
         precision=precision,
         attributes={**provenance, "output_embedding": head.name, "tied": head.tied},
         token_count=job.counts,

@@ -118,7 +118,7 @@ class TextProbe:
         return (*TEXT_VARIABLES, *PROBE_VARIABLES, *CHANNEL_VARIABLES)
 
     @property
-    def mark(self) -> str:
+    def fingerprint(self) -> str:
         """A hash of the windows, that two probes share where they read the same tokens. Raises ValueError before
         `prepared`."""
         if self.windows is None:
@@ -199,9 +199,9 @@ class TextProbe:
         last = suite.entries[-1]
         if suite.kind == "store":
             raise CheckpointError(f"{suite.name} is a store of matrices; a text needs models: give their checkpoints.")
-        windows = self.prepared(last.place).windows
+        windows = self.prepared(last.location).windows
         assert windows is not None
-        entries = open_checkpoint(last.place).tensors.values()
+        entries = open_checkpoint(last.location).tensors.values()
         size, parameters = (sum(part) for part in zip(*((e.nbytes, math.prod(e.shape)) for e in entries), strict=True))
         sequences, length = len(windows), windows.shape[1] - 1
         positions, models = sequences * length, len(suite.entries)

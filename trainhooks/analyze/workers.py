@@ -15,14 +15,14 @@ from typing import Any
 
 import torch
 
-from trainhooks.analyze.job import Failed, Job, Measured
-from trainhooks.analyze.measure import Walk, run_chunk
+from trainhooks.analyze.job import Failed, Job, Measurement
+from trainhooks.analyze.measure import CheckpointMeasurer, run_chunk
 
 CHUNK = 8
 TRIES = 2
 DEFAULT_WORKERS = 4
 
-Outcomes = Iterator[Measured | Failed]
+Outcomes = Iterator[Measurement | Failed]
 
 
 @dataclass
@@ -47,7 +47,7 @@ def here(job: Job, indices: Sequence[int]) -> Outcomes:
     torch.set_num_threads(job.threads)
     try:
         if indices:
-            yield from Walk(job).measure(indices)
+            yield from CheckpointMeasurer(job).measure(indices)
     finally:
         torch.set_num_threads(before)
 
@@ -61,7 +61,7 @@ def spread(job: Job, indices: Sequence[int], workers: Workers) -> Outcomes:
     """
     size = max(1, min(CHUNK, -(-len(indices) // workers.count)))
     waiting = deque(tuple(indices[start : start + size]) for start in range(0, len(indices), size))
-    running: deque[tuple[tuple[int, ...], Future[list[Measured | Failed]]]] = deque()
+    running: deque[tuple[tuple[int, ...], Future[list[Measurement | Failed]]]] = deque()
     deadly: set[int] = set()
     try:
         while waiting or running:
@@ -81,7 +81,7 @@ def spread(job: Job, indices: Sequence[int], workers: Workers) -> Outcomes:
             future.cancel()
 
 
-def _submit(workers: Workers, job: Job, chunk: tuple[int, ...], deadly: set[int]) -> Future[list[Measured | Failed]]:
+def _submit(workers: Workers, job: Job, chunk: tuple[int, ...], deadly: set[int]) -> Future[list[Measurement | Failed]]:
     """The chunk under way, on new workers where the old ones are gone."""
     try:
         return workers.executor.submit(run_chunk, job, chunk, frozenset(deadly))

@@ -32,11 +32,11 @@ _HINT = "Pass revision_pattern (--revision-pattern), a regular expression with o
 
 
 @dataclass(frozen=True)
-class Entry:
+class CheckpointRef:
     """One checkpoint of a suite: the `step` its name gives, its `place` (a path, or `repository@revision`)."""
 
     step: int
-    place: str
+    location: str
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Suite:
     """
 
     name: str
-    entries: tuple[Entry, ...]
+    entries: tuple[CheckpointRef, ...]
     kind: Kind = "folder"
     wanted: tuple[int, ...] | None = None
 
@@ -57,9 +57,9 @@ class Suite:
         """The steps, ascending."""
         return tuple(entry.step for entry in self.entries)
 
-    def open(self, entry: Entry) -> Checkpoint:
+    def open(self, entry: CheckpointRef) -> Checkpoint:
         """Open one checkpoint, headers only. Raises CheckpointError where it cannot be read."""
-        return open_snapshot(self.name, step=entry.step) if self.kind == "store" else open_checkpoint(entry.place)
+        return open_snapshot(self.name, step=entry.step) if self.kind == "store" else open_checkpoint(entry.location)
 
 
 def list_suite(
@@ -131,7 +131,7 @@ def _compiled(expression: str) -> re.Pattern[str]:
 def _from_folder(folder: str, pattern: re.Pattern[str] | None) -> Suite:
     if is_store(folder):
         found = snapshot_steps(folder)
-        return Suite(folder, tuple(Entry(step, folder) for step in found), kind="store")
+        return Suite(folder, tuple(CheckpointRef(step, folder) for step in found), kind="store")
     # a link that leads nowhere stays listed: the audit says so, where leaving it out would hide it
     names = [
         entry.name
@@ -188,7 +188,7 @@ def _suite(name: str, kind: Kind, places: list[tuple[str, str]], pattern: re.Pat
     if not entries or (kind == "list" and unnamed):
         raise ValueError(f"{name}: {_nothing_found(unnamed, pattern)}")
     _no_step_twice(name, entries)
-    return Suite(name, tuple(Entry(step, place) for step, place in entries), kind=kind)
+    return Suite(name, tuple(CheckpointRef(step, place) for step, place in entries), kind=kind)
 
 
 def _nothing_found(unnamed: list[str], pattern: re.Pattern[str] | None) -> str:

@@ -96,7 +96,7 @@ def analyze(
     """
     from rich.progress import Progress
 
-    from trainhooks.analyze import analyze as run
+    from trainhooks.analyze import analyze_suite as run
     from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS
     from trainhooks.core.token_counts import TokenCounts
 

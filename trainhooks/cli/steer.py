@@ -75,7 +75,7 @@ def steer(
     json
         Print JSON instead of text; a figure that is not defined is null.
     """
-    from trainhooks.intervene.steering.directions import REFERENCES, SOLVED
+    from trainhooks.intervene.steering.directions import BASELINES, SOLVED
     from trainhooks.intervene.steering.report import run_steering
 
     where: dict[str, Any] = {
@@ -89,7 +89,7 @@ def steer(
     edits: dict[str, Any] = {
         "tokens": tokens or pick,
         "ratios": ratios,
-        "directions": direction or (*SOLVED, *REFERENCES),
+        "directions": direction or (*SOLVED, *BASELINES),
     }
     found: Any
     if over is not None:

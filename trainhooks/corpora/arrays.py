@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from trainhooks.corpora.base import MAX_PROBLEMS, LabelRule, Piece, Settings, Tally
+from trainhooks.corpora.base import MAX_PROBLEMS, CorpusChunk, LabelRule, Settings, Tally
 
 PIECE_BYTES = 1 << 26
 _BLOCK = 1 << 18  # ids a pass: what bincount widens to int64 (2 MB) stays in the cache
@@ -84,7 +84,7 @@ def every(period: int) -> Firsts:
     return lambda start, stop: slice(-start % period, stop - start, period)
 
 
-def npy_pieces(path: Path, settings: Settings) -> list[Piece]:
+def npy_pieces(path: Path, settings: Settings) -> list[CorpusChunk]:
     """Pieces of an `.npy` array of any integer dtype and shape, read in C order; the last axis is a sequence.
 
     A `window` is cut over the array's ids as one stream; `skip_first` leaves out the first of each row (of a
@@ -108,7 +108,7 @@ def npy_pieces(path: Path, settings: Settings) -> list[Piece]:
     return spans_of(path, dtype=array.dtype.str, offset=int(array.offset), tokens=array.size, row=row)
 
 
-def bin_pieces(path: Path, *, dtype: str = "uint16", vocab_size: int = 1) -> list[Piece]:
+def bin_pieces(path: Path, *, dtype: str = "uint16", vocab_size: int = 1) -> list[CorpusChunk]:
     """Pieces of a headerless `.bin` of token ids, as nanoGPT writes it: one stream, `uint16` unless said.
 
     `skip_first` leaves out the file's first id only, for the stream does not know its documents. Raises
@@ -163,7 +163,7 @@ def _integer(dtype: str, path: Path) -> np.dtype:
     return kind
 
 
-def spans_of(path: Path, *, dtype: str, offset: int, tokens: int, row: int) -> list[Piece]:
+def spans_of(path: Path, *, dtype: str, offset: int, tokens: int, row: int) -> list[CorpusChunk]:
     """One piece for every 64 MB of an array; none for an empty one. Rules count positions from the file's start."""
     return [ArrayPiece(span, row, span.key(), span.fingerprint()) for span in cut(str(path), dtype, offset, tokens)]
 

@@ -77,7 +77,7 @@ class Tally:
         self.problems = (self.problems + other.problems)[:MAX_PROBLEMS]
 
 
-class Piece(Protocol):
+class CorpusChunk(Protocol):
     """A share of a source that one worker counts in one go: small, picklable, and the same on every call.
 
     `key` is unique among a corpus' pieces and stable between runs as long as the file is untouched (file, its

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from trainhooks.core.token_counts import TokenCounts
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 from trainhooks.corpora.resume import Partial, tokenizer_hash
 
 _TASK_BYTES, _TASK_PIECES = 1 << 25, 256  # small files travel together: a tally is as big as the vocabulary
@@ -44,7 +44,7 @@ class _Progress(Protocol):
 
 
 def count_corpus(
-    sources: Iterable[Piece],
+    sources: Iterable[CorpusChunk],
     *,
     settings: Settings,
     workers: int | None = None,
@@ -83,7 +83,7 @@ def count_corpus(
     return _result(pieces, partial, settings, resumed=resumed, began=began)
 
 
-def _checked(sources: Iterable[Piece], workers: int | None) -> list[Piece]:
+def _checked(sources: Iterable[CorpusChunk], workers: int | None) -> list[CorpusChunk]:
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; needed 1 or more processes, or None for one a processor.")
     pieces = sorted(sources, key=lambda piece: piece.key)
@@ -96,7 +96,7 @@ def _checked(sources: Iterable[Piece], workers: int | None) -> list[Piece]:
 
 
 def _result(
-    pieces: Sequence[Piece], partial: Partial, settings: Settings, *, resumed: int, began: float
+    pieces: Sequence[CorpusChunk], partial: Partial, settings: Settings, *, resumed: int, began: float
 ) -> tuple[TokenCounts, Report]:
     tally = partial.tally
     if not tally.counts.any():
@@ -110,9 +110,9 @@ def _result(
     return counts, Report(len(pieces), resumed, tally.tokens, tally.skipped, tuple(tally.problems), seconds)
 
 
-def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
+def _batches(pieces: Iterable[CorpusChunk]) -> Iterator[list[CorpusChunk]]:
     """Pieces in tasks of at least 32 MB, or of 256 of them."""
-    batch: list[Piece] = []
+    batch: list[CorpusChunk] = []
     size = 0
     for piece in pieces:
         batch.append(piece)
@@ -124,7 +124,7 @@ def _batches(pieces: Iterable[Piece]) -> Iterator[list[Piece]]:
         yield batch
 
 
-def tally_pieces(pieces: Sequence[Piece], settings: Settings) -> Tally:
+def tally_pieces(pieces: Sequence[CorpusChunk], settings: Settings) -> Tally:
     """The merged tally of some pieces: what one worker does at a time."""
     whole = Tally(np.zeros(settings.vocab_size, dtype=np.int64), documents=0)
     for piece in pieces:
@@ -133,7 +133,7 @@ def tally_pieces(pieces: Sequence[Piece], settings: Settings) -> Tally:
 
 
 @contextmanager
-def _hands(workers: int | None, executor: Any, pieces: Sequence[Piece]) -> Iterator[tuple[Executor | None, int]]:
+def _hands(workers: int | None, executor: Any, pieces: Sequence[CorpusChunk]) -> Iterator[tuple[Executor | None, int]]:
     """Who counts, and how many tasks they may have at a time: None for this process itself."""
     if executor is not None:
         # a Dask client's own submit returns futures of another kind
@@ -156,14 +156,14 @@ def _leave_interrupts() -> None:
 
 
 def _tallies(
-    batches: Iterator[list[Piece]], settings: Settings, pool: Executor | None, width: int, resume: Path | None
-) -> Iterator[tuple[list[Piece], Tally]]:
+    batches: Iterator[list[CorpusChunk]], settings: Settings, pool: Executor | None, width: int, resume: Path | None
+) -> Iterator[tuple[list[CorpusChunk], Tally]]:
     """Every batch with its tally, as they come; on an error what is under way is called off."""
     if pool is None:
         for batch in batches:
             yield batch, tally_pieces(batch, settings)
         return
-    running: dict[Future[Tally], list[Piece]] = {}
+    running: dict[Future[Tally], list[CorpusChunk]] = {}
     try:
         while True:
             for batch in islice(batches, width - len(running)):

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 
 from trainhooks.corpora.arrays import Span, count_span, cut, every
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 
 _MAGIC = b"MMIDIDX\x00\x00"
 _LEGACY = b"TNTIDX\x00\x00"
@@ -103,7 +103,7 @@ class MegatronPiece:
         return tally
 
 
-def megatron_pieces(path: Path) -> list[Piece]:
+def megatron_pieces(path: Path) -> list[CorpusChunk]:
     """Pieces of a `.bin/.idx` pair, named by either file.
 
     A `window` is cut over the whole `.bin` as one stream in file order, as Pythia's pre-shuffled files are

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from trainhooks.core.array_files import read_arrays
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 
 _FORMAT = 1
 _EVERY_SECONDS = 3.0
@@ -45,7 +45,7 @@ class Partial:
     _unsaved: bool = False
 
     @classmethod
-    def open(cls, path: Path | None, *, pieces: Sequence[Piece], settings: Settings) -> Partial:
+    def open(cls, path: Path | None, *, pieces: Sequence[CorpusChunk], settings: Settings) -> Partial:
         """A fresh start, or what `path` holds of this very count.
 
         Raises ValueError where the file is damaged, or was made of other settings or of a corpus that differs.
@@ -60,7 +60,7 @@ class Partial:
         fresh.tally = Tally(counts, state["documents"], state["tokens"], state["skipped"], state["problems"])
         return fresh
 
-    def add(self, pieces: Sequence[Piece], tally: Tally) -> None:
+    def add(self, pieces: Sequence[CorpusChunk], tally: Tally) -> None:
         """Take in pieces that were counted together, and keep the whole every few seconds."""
         self.tally.add(tally)
         self.done |= {piece.key: piece.fingerprint for piece in pieces}

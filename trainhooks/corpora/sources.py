@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from trainhooks.corpora.arrays import bin_pieces, npy_pieces
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 from trainhooks.corpora.megatron import megatron_pieces
 
 ARRAYS = frozenset((".npy", ".bin", ".idx"))
@@ -34,7 +34,7 @@ class UnreadableFile:
 
 def open_sources(
     paths: Iterable[str | os.PathLike[str]], settings: Settings, *, bin_dtype: str = "uint16"
-) -> list[Piece]:
+) -> list[CorpusChunk]:
     """The pieces of all files in `paths`, sorted by key, so that the order of the paths makes no difference.
 
     A folder gives every file in it, at any depth, that some reader knows; hidden ones are left out, and so are
@@ -47,7 +47,7 @@ def open_sources(
     """
     given = [os.fspath(path) for path in paths]
     sources = _unique(source for path in given for source in _sources(path, settings))
-    pieces: list[Piece] = []
+    pieces: list[CorpusChunk] = []
     for source in sources:
         try:
             pieces += _open(source, settings, bin_dtype)
@@ -128,7 +128,7 @@ def _unique(sources: Iterable[str]) -> list[str]:
     return list(found.values())
 
 
-def _open(source: str, settings: Settings, bin_dtype: str) -> list[Piece]:
+def _open(source: str, settings: Settings, bin_dtype: str) -> list[CorpusChunk]:
     if _is_table(source):
         from trainhooks.corpora.tables import table_pieces
 

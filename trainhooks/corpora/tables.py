@@ -17,7 +17,7 @@ from typing import Any
 
 import numpy as np
 
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 from trainhooks.corpora.documents import DocumentCounter
 from trainhooks.corpora.fingerprints import checksum, place
 from trainhooks.corpora.splitting import BadDocument
@@ -42,7 +42,7 @@ def is_table(path: str | os.PathLike[str]) -> bool:
     return str(path).startswith(PREFIX) or named or saved
 
 
-def table_pieces(path: str | os.PathLike[str], settings: Settings) -> list[Piece]:
+def table_pieces(path: str | os.PathLike[str], settings: Settings) -> list[CorpusChunk]:
     """A table, a folder of `save_to_disk` or "dataset:NAME[:CONFIG]:SPLIT" as pieces, in order.
 
     Parquet is cut at row groups, a streamed data set at its shards; an Arrow file is one piece. A data set's own
@@ -319,7 +319,7 @@ def _arrow_batches(path: str) -> tuple[Any, Iterator[Any]]:
     return stream.schema, iter(stream)
 
 
-def _parquet(path: Path, settings: Settings) -> list[Piece]:
+def _parquet(path: Path, settings: Settings) -> list[CorpusChunk]:
     """Runs of row groups of some `_SPAN` bytes."""
     weight = path.stat().st_size
     try:
@@ -330,7 +330,7 @@ def _parquet(path: Path, settings: Settings) -> list[Piece]:
             raise ValueError(f"{path}: {error}. Fetch the file again, or skip what is bad (skip_bad).") from error
         return [_whole(path)]
     sizes = [metadata.row_group(group).total_byte_size for group in range(metadata.num_row_groups)]
-    content, found, start = checksum(path, 0, weight), list[Piece](), 0
+    content, found, start = checksum(path, 0, weight), list[CorpusChunk](), 0
     for group in range(len(sizes)):
         size = sum(sizes[start : group + 1])
         if group + 1 == len(sizes) or (size >= _SPAN and settings.rule.window is None):
@@ -361,7 +361,7 @@ def _saved(folder: Path) -> list[Path]:
     return files
 
 
-def _streamed(source: str, settings: Settings) -> list[Piece]:
+def _streamed(source: str, settings: Settings) -> list[CorpusChunk]:
     builder, split = _builder(source)
     rows = builder.as_streaming_dataset(split=split)
     shards = rows.num_shards if settings.rule.window is None else 1

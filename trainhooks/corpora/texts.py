@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from trainhooks.corpora.base import Piece, Settings, Tally
+from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 from trainhooks.corpora.documents import DocumentCounter, load_tokenizer
 from trainhooks.corpora.fingerprints import checksum, place
 from trainhooks.corpora.splitting import BadDocument, chunks, next_cut
@@ -43,7 +43,7 @@ def is_text(path: str | os.PathLike[str]) -> bool:
     return _suffix(Path(path)) in PLAIN | LINES
 
 
-def text_pieces(path: str | os.PathLike[str], settings: Settings) -> list[Piece]:
+def text_pieces(path: str | os.PathLike[str], settings: Settings) -> list[CorpusChunk]:
     """A text file as pieces, in order; none for an empty file.
 
     Raises ValueError for a name that is not known as text, and for a tokenizer that cannot be used.

@@ -17,7 +17,7 @@ from trainhooks.core.printable import page
 from trainhooks.intervene.contexts import Contexts, choose_windows, read_documents, run_windows, split_documents
 from trainhooks.intervene.deletion.orders import RANDOM
 from trainhooks.intervene.deletion.prune import Pruning, prune, token_mask_of
-from trainhooks.intervene.steering.directions import REFERENCES, SOLVED
+from trainhooks.intervene.steering.directions import BASELINES, SOLVED
 from trainhooks.intervene.steering.edits import RATIOS, Steering, steer
 from trainhooks.intervene.target import Target, load_target, store_matrix
 
@@ -28,7 +28,7 @@ HEAD = (
 
 
 @dataclass(frozen=True)
-class Moment:
+class StepModel:
     """A step's model with its calibration and test contexts; the windows of text are the same at every step."""
 
     step: int
@@ -38,22 +38,22 @@ class Moment:
 
 
 @dataclass(frozen=True)
-class Moments:
+class StepModels:
     """The steps of a run from the last to the first, one model in memory at a time; walked once.
 
     `note` says whose hidden states they are.
     """
 
     note: str
-    found: Iterator[Moment]
+    found: Iterator[StepModel]
 
-    def __iter__(self) -> Iterator[Moment]:
+    def __iter__(self) -> Iterator[StepModel]:
         """Moments, each made when it is asked for."""
         return self.found
 
 
 @dataclass(frozen=True)
-class Trajectory:
+class TrainingCurve:
     """A figure against the step: `rows`, by rising step, each with `step` and the names in `columns`.
 
     `note` says whose hidden states they are. A figure that is not defined is NaN, None in `to_dict`.
@@ -88,7 +88,7 @@ def moments(
     context_length: int = 128,
     max_positions: int = 8192,
     seed: int = 0,
-) -> Moments:
+) -> StepModels:
     """The steps of a run, each with its model and contexts.
 
     Without `store`, `model` is a folder of whole checkpoints (`list_suite`) and contexts are each checkpoint's own.
@@ -109,17 +109,17 @@ def moments(
 
     if store is not None:
         heads = ((step, store_matrix(store, step)) for step in reversed(suite.steps))
-        return Moments(HEAD.format(model=model), _in_one_body(lambda: load(model), heads, contexts))
+        return StepModels(HEAD.format(model=model), _in_one_body(lambda: load(model), heads, contexts))
     if suite.kind not in ("folder", "list"):
         raise ValueError(
             f"{model} is a {suite.kind}; whole models at each step are read from folders. Download the steps into "
             "folders step{N}, or give a store together with the model whose body it goes into."
         )
-    models = ((entry.step, load(entry.place)) for entry in reversed(suite.entries))
-    return Moments(WHOLE, (Moment(step, target, *contexts(target)) for step, target in models))
+    models = ((entry.step, load(entry.location)) for entry in reversed(suite.entries))
+    return StepModels(WHOLE, (StepModel(step, target, *contexts(target)) for step, target in models))
 
 
-def prune_along(series: Moments, **options: Any) -> Trajectory:
+def prune_along(series: StepModels, **options: Any) -> TrainingCurve:
     """`prune` at each moment: for each variant the largest fraction in ascending order, the random orders' mean, and
     what saliency gains with its interval; `loss` of the unmodified model, nats. `options` are those of `prune`.
 
@@ -129,13 +129,13 @@ def prune_along(series: Moments, **options: Any) -> Trajectory:
 
 
 def steer_along(
-    series: Moments,
+    series: StepModels,
     *,
     tokens: Sequence[int | str] | int = 20,
     ratios: Sequence[float] = RATIOS,
-    directions: Sequence[str] = (*SOLVED, *REFERENCES),
+    directions: Sequence[str] = (*SOLVED, *BASELINES),
     seed: int = 0,
-) -> Trajectory:
+) -> TrainingCurve:
     """`steer` at each moment, the same tokens at all (those picked at the last step): for each direction the median
     |log(achieved / r)| over tokens and ratios on test documents, infeasible ones left out, and for those made of the
     slope the same at the paper's scale log r, without a search (`.paper`).
@@ -144,7 +144,7 @@ def steer_along(
     """
     chosen: list[Sequence[int | str] | int] = [tokens]
 
-    def figures(moment: Moment) -> dict[str, float]:
+    def figures(moment: StepModel) -> dict[str, float]:
         found = steer(
             moment.target,
             moment.calibration,
@@ -164,23 +164,23 @@ def _in_one_body(
     load: Callable[[], Target],
     heads: Iterator[tuple[int, Tensor]],
     contexts: Callable[[Target], tuple[Contexts, ...]],
-) -> Iterator[Moment]:
+) -> Iterator[StepModel]:
     body = load()
     calibration, test = contexts(body)
     for step, head in heads:
-        yield Moment(step, body.with_head(head), calibration, test)
+        yield StepModel(step, body.with_head(head), calibration, test)
 
 
-def _pruned(moment: Moment, options: dict[str, Any]) -> Pruning:
+def _pruned(moment: StepModel, options: dict[str, Any]) -> Pruning:
     target = moment.target
     own: dict[str, Any] = {"bias": target.bias, "mask": token_mask_of(target)}
     return prune(target.weight, calibration=moment.calibration, test=moment.test, **own, **options)
 
 
-def _collect(series: Moments, figures: Callable[[Moment], dict[str, float]]) -> Trajectory:
+def _collect(series: StepModels, figures: Callable[[StepModel], dict[str, float]]) -> TrainingCurve:
     rows = [{"step": float(moment.step), **figures(moment)} for moment in series]
     rows.sort(key=lambda row: row["step"])
-    return Trajectory(series.note, tuple(name for name in rows[0] if name != "step"), tuple(rows))
+    return TrainingCurve(series.note, tuple(name for name in rows[0] if name != "step"), tuple(rows))
 
 
 def _prune_figures(found: Pruning) -> dict[str, float]:

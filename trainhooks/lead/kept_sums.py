@@ -10,7 +10,7 @@ from jaxtyping import Int
 
 from trainhooks.lead.decomposition import Products
 from trainhooks.lead.draws import Columns
-from trainhooks.lead.lead_sums import CUT, CUT_PARTS, RESAMPLES, Reading
+from trainhooks.lead.lead_sums import CUT, CUT_PARTS, RESAMPLES, LeadSums
 
 LABELLING, CUT_LABELLING, SAMPLE = "lead_labelling", "lead_cut_labelling", "lead_sample"
 _T = "D the change since the first record, T the final one"
@@ -35,7 +35,7 @@ def lead_sizes(columns: Columns) -> Mapping[str, int]:
 
 def kept_reading(
     values: Mapping[str, np.ndarray], *, steps: Int[np.ndarray, "record"], rows: int, dims: int
-) -> Reading:
+) -> LeadSums:
     """The reading of records kept under the names of `VALUES`, the last of them the run's last.
 
     Raises ValueError where a record has none, which says that its matrix was not finite or far beyond both ends, and
@@ -51,7 +51,7 @@ def kept_reading(
     if not products.apart[-1] <= 1e-6 * products.total[-1]:
         raise ValueError("the last record is not the final state that the others were measured against; finish it.")
     columns = Columns.of(rows)
-    return Reading(steps, products, _cut(values, steps), columns, dims, float(values["lead.correlation"][0]))
+    return LeadSums(steps, products, _cut(values, steps), columns, dims, float(values["lead.correlation"][0]))
 
 
 def _cut(values: Mapping[str, np.ndarray], steps: np.ndarray) -> Products | None:

@@ -20,7 +20,7 @@ RESAMPLES = 100
 
 
 @dataclass(frozen=True)
-class Reading:
+class LeadSums:
     """A run as the analysis of the lead needs it, without its matrices.
 
     `products` are against the last record, `cut_products` (None without them) of the first records, against that of
@@ -46,7 +46,7 @@ def cut_index(steps: Sequence[int] | Int[np.ndarray, "record"]) -> int | None:
     return int(within[-1]) if len(within) >= 3 else None
 
 
-class LeadReader:
+class LeadAccumulator:
     """Measures records, one after another, against the run's ends.
 
     `first`, `last` and `cut` (the last record within 3/4 of the run, None without one) are the masked rows of the
@@ -106,11 +106,11 @@ def gathered(
     columns: Columns,
     dims: int,
     correlation: float,
-) -> Reading:
-    """The reading of records measured by one `LeadReader`, the last of them its `last`."""
+) -> LeadSums:
+    """The reading of records measured by one `LeadAccumulator`, the last of them its `last`."""
     whole = [{name: value for name, value in record.items() if not name.startswith(CUT)} for record in records]
     until_cut = [_cut_record(record) for record in records if CUT + "total" in record]
-    return Reading(
+    return LeadSums(
         steps=steps,
         products=Products.stacked(whole),
         cut_products=Products.stacked(until_cut) if until_cut else None,

@@ -26,7 +26,7 @@ class Placement:
     share_of_peak: float
 
 
-def place(step: float, *, learning_rate: Series) -> Placement | None:
+def placement_of(step: float, *, learning_rate: Series) -> Placement | None:
     """Placement of `step` by linear interpolation; None where the step is NaN or no learning rate is above zero.
 
     Raises ValueError where the steps do not increase.

@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from trainhooks.lead.figure import FOLDS, Picture, draw_picture, heldout_correlation
-from trainhooks.lead.lead_sums import LeadReader, Reading, cut_index, gathered
+from trainhooks.lead.lead_sums import LeadAccumulator, LeadSums, cut_index, gathered
 from trainhooks.lead.trajectory import FARTHEST, StraightLine, Trajectory, matrices, thinned
 
 PICTURE_RECORDS = 24
@@ -22,7 +22,7 @@ def read_run(
     seed: int,
     resamples: int,
     max_records: int | None,
-) -> tuple[Reading, Picture]:
+) -> tuple[LeadSums, Picture]:
     """Read the last record, the first, that at 3/4, then all in order; see `analyze_run` for settings and errors."""
     kept = thinned(np.asarray(trajectory.steps), limit=max_records or len(trajectory))
     steps = np.asarray(trajectory.steps)[kept]
@@ -32,7 +32,7 @@ def read_run(
     farthest = FARTHEST * max(float(np.abs(first).max()), float(np.abs(last).max()))
     end = cut_index(steps)
     cut = None if end is None else next(matrices(trajectory, kept[end : end + 1], mask=mask, farthest=farthest))
-    reader = LeadReader(first, last, cut, targets=targets, draws=draws, seed=seed, resamples=resamples)
+    reader = LeadAccumulator(first, last, cut, targets=targets, draws=draws, seed=seed, resamples=resamples)
     drawn = thinned(steps, limit=PICTURE_RECORDS)
     in_picture, correlations, records = set(drawn.tolist()), [], []
     for position, matrix in enumerate(matrices(trajectory, kept, mask=mask, farthest=farthest)):
@@ -45,7 +45,7 @@ def read_run(
 
 
 def _picture(
-    reading: Reading,
+    reading: LeadSums,
     drawn: Int[np.ndarray, "drawn"],
     correlations: Float[np.ndarray, "drawn"],
     *,

@@ -12,8 +12,8 @@ from trainhooks.lead.decomposition import Products
 from trainhooks.lead.draws import DRAWS
 from trainhooks.lead.figure import Picture
 from trainhooks.lead.lead import CutRun, Direction, Lead, Onsets, change_over_noise, direction, lead_at
-from trainhooks.lead.lead_sums import RESAMPLES, Reading
-from trainhooks.lead.learning_rate import Placement, place
+from trainhooks.lead.lead_sums import RESAMPLES, LeadSums
+from trainhooks.lead.learning_rate import Placement, placement_of
 from trainhooks.lead.onset import Onset, Series, check_share, check_steps, series_onset
 from trainhooks.lead.passes import read_run
 from trainhooks.lead.reference_runs import WalkReference, straight_line_leads, walk_references
@@ -122,7 +122,7 @@ def analyze_run(
 
 
 def analyze_reading(
-    reading: Reading,
+    reading: LeadSums,
     *,
     records: int,
     vocab: int,
@@ -165,7 +165,7 @@ def analyze_reading(
     )
 
 
-def _leads(reading: Reading, *, q: tuple[float, ...], above_noise: bool) -> tuple[Lead, ...]:
+def _leads(reading: LeadSums, *, q: tuple[float, ...], above_noise: bool) -> tuple[Lead, ...]:
     steps, products = reading.steps, reading.products
     resampled = Onsets(steps, *products.resampled_progress()) if products.resampled_inner.shape[1] else None
     return tuple(
@@ -181,7 +181,7 @@ def _leads(reading: Reading, *, q: tuple[float, ...], above_noise: bool) -> tupl
     )
 
 
-def _cut_run(reading: Reading) -> CutRun | None:
+def _cut_run(reading: LeadSums) -> CutRun | None:
     cut = reading.cut_products
     return None if cut is None else CutRun(float(reading.cut_step), _onsets(reading.steps[: len(cut.total)], cut))
 
@@ -195,7 +195,7 @@ def _placements(leads: tuple[Lead, ...], learning_rate: Series) -> Mapping[float
     placed = {}
     for lead in leads:
         both = {"frequency": lead.frequency, "rest": lead.rest}
-        found = {name: place(one.step, learning_rate=learning_rate) for name, one in both.items()}
+        found = {name: placement_of(one.step, learning_rate=learning_rate) for name, one in both.items()}
         placed[lead.q] = {name: one for name, one in found.items() if one is not None}
     return placed
 

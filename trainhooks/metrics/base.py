@@ -16,7 +16,7 @@ from trainhooks.core.errors import SettingsError as SettingsError  # noqa: PLC04
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.model import OutputEmbedding
-from trainhooks.model.distributed import Ranks, is_sharded, whole
+from trainhooks.model.distributed import RankGroup, full_tensor, is_sharded
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class State:
     previous_sketch: Float[Tensor, "group sketch"] | None = None
     label_counts: Int[Tensor, "vocab"] | None = None
     learning_rate_sum: float | None = None
-    ranks: Ranks | None = None
+    ranks: RankGroup | None = None
     shared: dict[Any, Any] = field(default_factory=dict, repr=False, compare=False)
 
     @property
@@ -61,7 +61,7 @@ class State:
         if not is_sharded(self.head.weight) and not self.head.adapted:
             return self.head.weight.detach()
         if "output_embedding" not in self.shared:
-            self.shared["output_embedding"] = whole(self.head.matrix)
+            self.shared["output_embedding"] = full_tensor(self.head.matrix)
         gathered: Tensor = self.shared["output_embedding"]
         return gathered
 

@@ -14,14 +14,14 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT
-from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.metrics.shared_sums import share_probe_sums, shared_probe_pass
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_blocks import zero_rows
-from trainhooks.numerics.row_sums import HeadRows
+from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
-from trainhooks.probe.rows import Pass, Rows, kept_blocks, project_rows, sum_rows
+from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import as_counts
@@ -75,9 +75,9 @@ class CovariateBaseline(Metric):
                 f"there are {len(token_texts)} token texts and {len(counts)} counts: give the decoded text of each id "
                 'in a list, "" for ids without one.'
             )
-        self._choice = RowChoice(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
+        self._choice = RowSelection(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
         self._covariates = token_covariates(token_texts)
-        self._prepared = PerEmbedding(self._prepare)
+        self._prepared = CachedByShape(self._prepare)
 
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
@@ -120,7 +120,7 @@ class CovariateBaseline(Metric):
         columns = columns - columns.mean(0)
         spread = columns.std(0, correction=0)
         columns = columns / spread.where(spread > 0, 1)
-        head_rows = HeadRows.of_mask(chosen.mask, device=device)
+        head_rows = RowSet.of_mask(chosen.mask, device=device)
         return _Known(rows.to(device), columns.to(device), head_rows, chosen.key)
 
 
@@ -130,7 +130,7 @@ class _Known:
 
     rows: Rows
     columns: Float64[Tensor, "row covariate"]
-    head_rows: HeadRows
+    head_rows: RowSet
     key: bytes
 
 
@@ -149,7 +149,7 @@ def _scaled(columns: Tensor, *, like: ProbeSums) -> Float64[Tensor, "row covaria
     return columns * spread.where(spread > 0, 1)
 
 
-def _with_columns(embedding: Tensor, rows: Rows, *, first: Pass, columns: Tensor) -> ProbeSums:
+def _with_columns(embedding: Tensor, rows: Rows, *, first: SumsPass, columns: Tensor) -> ProbeSums:
     """The sums of [E, columns] from those of E, a skinny product of both, and the columns' own sums in float64."""
     sums, finite = first.sums, first.finite.double()
     slices = rows.fold_slices()
@@ -168,7 +168,7 @@ def _with_columns(embedding: Tensor, rows: Rows, *, first: Pass, columns: Tensor
     )
 
 
-def _cross(embedding: Tensor, rows: Rows, *, first: Pass, columns: Tensor) -> Float64[Tensor, "fold dim covariate"]:
+def _cross(embedding: Tensor, rows: Rows, *, first: SumsPass, columns: Tensor) -> Float64[Tensor, "fold dim covariate"]:
     """E'C by fold; columns are centred in each fold and 0 where a row is not finite, so any shift of E is exact."""
     dtype, dim = first.shift.dtype, embedding.shape[1]
     out = torch.zeros(FOLDS, columns.shape[1], dim, dtype=torch.float64, device=embedding.device)
@@ -199,7 +199,7 @@ def _predict(rows: Rows, columns: Tensor, found: Coefficients) -> Float64[Tensor
 
 
 def _predict_jointly(
-    embedding: Tensor, rows: Rows, *, first: Pass, columns: Tensor, found: Coefficients
+    embedding: Tensor, rows: Rows, *, first: SumsPass, columns: Tensor, found: Coefficients
 ) -> Float64[Tensor, "row"]:
     """The same from the embedding and columns, in explicit products: rows that are not finite count as the shift."""
     by_fold = found.fold_slope[:, : embedding.shape[1]]
@@ -211,7 +211,7 @@ def _predict_jointly(
 
 
 def _figures(
-    rows: Rows, first: Pass, *, found: Coefficients, predicted: Float[Tensor, "row"], name: str
+    rows: Rows, first: SumsPass, *, found: Coefficients, predicted: Float[Tensor, "row"], name: str
 ) -> dict[str, Tensor]:
     """Held-out R^2, all rows pooled, and Spearman's correlation, averaged over folds; over rows that are finite."""
     y, finite = rows.y[:, 0], first.finite

@@ -14,11 +14,11 @@ from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.group_convergence import GroupConvergence
 from trainhooks.metrics.spectrum import Spectrum
-from trainhooks.numerics.host import on_host
+from trainhooks.numerics.host import cpu_default_device
 from trainhooks.probe import token_mask
 
 
-@on_host()
+@cpu_default_device()
 def default_metrics(
     counts: TokenCounts | np.ndarray | None,
     *,

@@ -15,7 +15,7 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.model import named_parameters
-from trainhooks.model.distributed import Ranks, joined, share, share_of
+from trainhooks.model.distributed import RankGroup, gather_local, local_slice, local_tensor
 from trainhooks.numerics.distances import squared_distances
 from trainhooks.numerics.norms import ratio, squared_norms, unique_tensors
 from trainhooks.numerics.segments import gathered_sums
@@ -94,7 +94,7 @@ class ExactConvergence(Metric):
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """What the copies take, on the host or on the device that was asked for."""
         tensors, _ = unique_tensors(self._select(state))
-        held = [share(tensor) for tensor in tensors]
+        held = [local_tensor(tensor) for tensor in tensors]
         return {"host" if self.device.type == "cpu" else "device": reference_bytes(held)}
 
     def state_dict(self) -> dict[str, Any]:
@@ -136,11 +136,11 @@ class ExactConvergence(Metric):
 class _Shares:
     """What this rank has of parameters: `held`, its share of each of `tensors`, and sums over all ranks' shares."""
 
-    def __init__(self, tensors: Sequence[Tensor], ranks: Ranks | None) -> None:
+    def __init__(self, tensors: Sequence[Tensor], ranks: RankGroup | None) -> None:
         self.tensors = tensors
-        self.held = [share(tensor) for tensor in tensors]
+        self.held = [local_tensor(tensor) for tensor in tensors]
         self._ranks = ranks if ranks is not None and ranks.sharded else None
-        self.first = ranks is None or ranks.first
+        self.first = ranks is None or ranks.is_rank0
         # of what several ranks hold one counts
         self._counts = [self._ranks is None or self._ranks.part(tensor) is not None for tensor in tensors]
 
@@ -150,7 +150,7 @@ class _Shares:
             return values
         nothing = values.new_zeros(())
         mine = [value if counts else nothing for value, counts in zip(values.unbind(), self._counts, strict=True)]
-        return self._ranks.sum(torch.stack(mine) if mine else values)
+        return self._ranks.all_reduce_sum(torch.stack(mine) if mine else values)
 
 
 class _Copy:
@@ -173,13 +173,13 @@ class _Copy:
             )
         copy = cls(shares, saved["squares"].to(shares.held[0].device), device)
         for tensor, value, parameter in zip(copy.tensors, saved["tensors"], like, strict=True):
-            tensor.copy_(share_of(value, like=parameter))
+            tensor.copy_(local_slice(value, like=parameter))
         return copy
 
     def state_dict(self, shares: _Shares) -> dict[str, Any]:
         # the squares first: they wait for the device, and with it for copies to the host that are under way
         squares = self.squares.cpu()
-        whole = (joined(kept, like=like) for kept, like in zip(self.tensors, shares.tensors, strict=True))
+        whole = (gather_local(kept, like=like) for kept, like in zip(self.tensors, shares.tensors, strict=True))
         return {"squares": squares, "tensors": [tensor.cpu().clone() for tensor in whole if shares.first]}
 
     def update(self, shares: _Shares, squares: Tensor) -> None:

@@ -13,11 +13,11 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.metrics.shared_sums import share_probe_pass, share_probe_sums
 from trainhooks.numerics.hashing import permutation
 from trainhooks.numerics.products import exact_products
-from trainhooks.numerics.row_sums import HeadRows
+from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_rows
 from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import slope_cosine
@@ -88,11 +88,13 @@ class FrequencyProbe(Metric):
     ) -> None:
         self.schedule = schedule
         self._counts = as_counts(counts)
-        self._choice = RowChoice(self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
+        self._choice = RowSelection(
+            self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        )
         never = bool((self._counts == 0).any()) or vocab_size is not None
         self.variables = VARIABLES + (NEVER_LABEL_VARIABLES if never else ())
         self._never = never
-        self._prepared = PerEmbedding(self._prepare)
+        self._prepared = CachedByShape(self._prepare)
         self._slopes: list[tuple[int, Tensor]] = []
 
     @property
@@ -132,7 +134,7 @@ class FrequencyProbe(Metric):
         """Take back what `state_dict` gave."""
         self._slopes = [(int(step), slope) for step, slope in state["slopes"]]
 
-    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, HeadRows, bytes]:
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, RowSet, bytes]:
         """What depends on counts alone: rows with both targets, never-label ids, and keys of what is shared."""
         chosen = self._choice.for_rows(vocab)
         assert chosen.counts is not None
@@ -142,7 +144,7 @@ class FrequencyProbe(Metric):
         permuted[ids] = chosen.target[ids[permutation(ids)]]
         rows = Rows.build(torch.stack([chosen.target, permuted], 1), mask=chosen.mask, folds=FOLDS).to(device)
         never = (chosen.counts == 0).nonzero().flatten().to(device)
-        return rows, never, HeadRows.of_mask(chosen.mask, device=device), chosen.key
+        return rows, never, RowSet.of_mask(chosen.mask, device=device), chosen.key
 
     def _drift(self, step: int, slope: Tensor) -> Tensor:
         """Cosine to the slope of the latest earlier step; asking twice for a step gives the same answer."""

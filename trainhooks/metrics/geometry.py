@@ -19,7 +19,7 @@ from trainhooks.numerics.binning import count_bins, mean_by_bin
 from trainhooks.numerics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
 from trainhooks.numerics.movement import Comparison, Movement, RowPairs, compare
 from trainhooks.numerics.norms import ratio
-from trainhooks.numerics.row_sums import HeadRows, HeadSums, sum_head
+from trainhooks.numerics.row_sums import RowSet, RowSums, sum_head
 from trainhooks.numerics.similarity import cka_from_grams
 
 
@@ -27,7 +27,7 @@ from trainhooks.numerics.similarity import cka_from_grams
 class KeptSums:
     """What is kept of a record for the next: its sums, and the norms of its centred rows."""
 
-    sums: HeadSums
+    sums: RowSums
     norms: Float[Tensor, "row"]
 
 
@@ -143,11 +143,10 @@ class HeadGeometry(Metric):
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take back what `state_dict` gave."""
         self._kept = [
-            (int(step), KeptSums(HeadSums(mean_row=mean, gram=gram), norms))
-            for step, mean, gram, norms in state["kept"]
+            (int(step), KeptSums(RowSums(mean_row=mean, gram=gram), norms)) for step, mean, gram, norms in state["kept"]
         ]
 
-    def _compare(self, state: State, rows: HeadRows, sums: HeadSums) -> Comparison:
+    def _compare(self, state: State, rows: RowSet, sums: RowSums) -> Comparison:
         """To the initial head, and to the previous one with the sums that belong to it."""
         head = state.output_embedding
         initial = head if state.initial_head is None else state.initial_head
@@ -166,7 +165,7 @@ class HeadGeometry(Metric):
         found = compare(head, heads, ids=rows.ids, means=[*means, before.mean_row], cross=True)
         return replace(found, previous=before)
 
-    def _by_count(self, found: Comparison, *, rows: HeadRows, vocab: int) -> dict[str, Tensor | float]:
+    def _by_count(self, found: Comparison, *, rows: RowSet, vocab: int) -> dict[str, Tensor | float]:
         if self.bins is None or self.bin_count == 0:
             return {}
         if len(self.bins) != vocab:
@@ -216,7 +215,7 @@ def _bin_variables(count: int) -> tuple[Variable, ...]:
 
 
 def _step_values(
-    pair: RowPairs, cross: Tensor | None, *, sums: HeadSums, previous: HeadSums
+    pair: RowPairs, cross: Tensor | None, *, sums: RowSums, previous: RowSums
 ) -> dict[str, Tensor | float]:
     step = pair.movement()
     values: dict[str, Tensor | float] = {

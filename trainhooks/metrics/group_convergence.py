@@ -13,7 +13,7 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.model.distributed import Ranks
+from trainhooks.model.distributed import RankGroup
 from trainhooks.numerics.norms import group_norms, ratio
 from trainhooks.numerics.sketch import cosine, distance
 from trainhooks.store import Store
@@ -192,14 +192,16 @@ def _check_steps(sketches: Tensor, steps: Tensor) -> None:
 GROUP_NORMS = "group_norms"  # in `State.shared` where the model is sharded: the norms over all ranks
 
 
-def sharded_group_norms(groups: Mapping[str, Sequence[tuple[str, Tensor]]], *, ranks: Ranks) -> Float[Tensor, "group"]:
+def sharded_group_norms(
+    groups: Mapping[str, Sequence[tuple[str, Tensor]]], *, ranks: RankGroup
+) -> Float[Tensor, "group"]:
     """`group_norms` of a sharded model, from the squares of each rank's parts (collective)."""
     parts = {id(tensor): ranks.part(tensor) for members in groups.values() for _, tensor in members}
     held: dict[str, list[Tensor]] = {}
     for group, members in groups.items():
         mine = (parts[id(tensor)] for _, tensor in members)
         held[group] = [part.values for part in mine if part is not None]
-    return ranks.sum(group_norms(held).square()).sqrt()
+    return ranks.all_reduce_sum(group_norms(held).square()).sqrt()
 
 
 NORM = "convergence.norm"

@@ -13,13 +13,13 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
+from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.metrics.shared_sums import head_sums, initial_mean
 from trainhooks.numerics.gram import kept_ids, row_slices, working_dtype
 from trainhooks.numerics.norms import accumulator
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_blocks import shifted_blocks
-from trainhooks.numerics.row_sums import HeadRows
+from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.target import as_counts
 
 
@@ -130,10 +130,10 @@ class LeadParts(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        self._choice = RowChoice(
+        self._choice = RowSelection(
             as_counts(counts), min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
         )
-        self._prepared = PerEmbedding(self._prepare)
+        self._prepared = CachedByShape(self._prepare)
 
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
@@ -145,11 +145,11 @@ class LeadParts(Metric):
         parts = parts_of_ids(head, initial, y, ids=rows.ids, mean_change=change)
         return {f"lead.{name}": value for name, value in vars(parts).items()}
 
-    def _prepare(self, vocab: int, device: torch.device) -> tuple[HeadRows, Tensor]:
+    def _prepare(self, vocab: int, device: torch.device) -> tuple[RowSet, Tensor]:
         """What depends on counts alone."""
         chosen = self._choice.for_rows(vocab)
         assert chosen.target is not None
-        rows = HeadRows.of_mask(chosen.mask, device=device)
+        rows = RowSet.of_mask(chosen.mask, device=device)
         return rows, centred_target(chosen.target[chosen.mask]).to(device)
 
 

@@ -13,8 +13,8 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.row_selection import PerEmbedding, RowChoice
-from trainhooks.model.distributed import Ranks
+from trainhooks.metrics.row_selection import CachedByShape, RowSelection
+from trainhooks.model.distributed import RankGroup
 from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
@@ -106,10 +106,10 @@ class ProbabilityProbe(Metric):
     ) -> None:
         self.schedule = schedule
         self.variables = VARIABLES + (() if counts is None else CHANNEL_VARIABLES)
-        self._choice = RowChoice(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
+        self._choice = RowSelection(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
         self._sample = HiddenSample(positions_per_sequence=positions_per_sequence, max_positions=max_positions)
         self._step: int | None = None
-        self._prepared = PerEmbedding(self._prepare)
+        self._prepared = CachedByShape(self._prepare)
         self._fits: list[tuple[int, ProbeFit]] = []
         self._untrained: dict[str, Tensor | float] = {}
 
@@ -135,7 +135,7 @@ class ProbabilityProbe(Metric):
             return {}
         embedding = state.output_embedding
         wanted, frequency = self._prepared.of(embedding)
-        first = 0 if state.ranks is None else state.ranks.before(len(self._sample.sequence.unique()))
+        first = 0 if state.ranks is None else state.ranks.exclusive_sum(len(self._sample.sequence.unique()))
         even, odd = (self._half(state, parity=(first + parity) % 2) for parity in (0, 1))
         sums = even + odd
         wide = torch.promote_types(embedding.dtype, torch.float32)
@@ -175,7 +175,7 @@ class ProbabilityProbe(Metric):
         mine = torch.tensor(float(len(self._sample.sequence.unique())))
         if state.ranks is None:
             return float(mine)
-        return float(state.ranks.sum(mine * state.ranks.has_data))
+        return float(state.ranks.all_reduce_sum(mine * state.ranks.is_data_rank))
 
     def _half(self, state: State, *, parity: int) -> ProbabilitySums:
         assert self._sample.rows is not None
@@ -229,13 +229,13 @@ def _channel_figures(
     return {f"channel.{name}": value for name, value in vars(found).items() if value is not None}
 
 
-def add_over_ranks(sums: ProbabilitySums, *, ranks: Ranks) -> ProbabilitySums:
+def add_over_ranks(sums: ProbabilitySums, *, ranks: RankGroup) -> ProbabilitySums:
     """The sums over the positions of all ranks (collective); of ranks that see the same batches one counts."""
-    if ranks.alone:
+    if ranks.is_single:
         return sums
-    log_sum = sums.log_sum if ranks.has_data else torch.full_like(sums.log_sum, -torch.inf)
-    most = ranks.largest(log_sum)
+    log_sum = sums.log_sum if ranks.is_data_rank else torch.full_like(sums.log_sum, -torch.inf)
+    most = ranks.all_reduce_max(log_sum)
     shift = torch.where(most.isfinite(), most, 0)  # -inf everywhere stays -inf
-    counted = [part * ranks.has_data for part in (sums.hidden_sum, sums.positions, sums.excluded)]
-    hidden_sum, positions, excluded = (ranks.sum(part) for part in counted)
-    return ProbabilitySums(ranks.sum((log_sum - shift).exp()).log() + shift, hidden_sum, positions, excluded)
+    counted = [part * ranks.is_data_rank for part in (sums.hidden_sum, sums.positions, sums.excluded)]
+    hidden_sum, positions, excluded = (ranks.all_reduce_sum(part) for part in counted)
+    return ProbabilitySums(ranks.all_reduce_sum((log_sum - shift).exp()).log() + shift, hidden_sum, positions, excluded)

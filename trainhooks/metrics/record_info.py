@@ -9,9 +9,9 @@ from torch import Tensor
 
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import State
-from trainhooks.model.distributed import whole
+from trainhooks.model.distributed import full_tensor
 
-OWN_VARIABLES = (
+RECORD_VARIABLES = (
     Variable("skipped", description="1 where the update was skipped (a scaler met an overflow), else 0"),
     Variable("loss", unit="nat", description="training loss of the update that led here, as the loop gave it"),
     Variable("learning_rate", description="learning rate of the update that led here, as the loop gave it"),
@@ -25,21 +25,21 @@ def _distinct(parts: Sequence[str]) -> list[str]:
     return [part if parts.count(part) == 1 else f"{part}.{list(parts[:i]).count(part)}" for i, part in enumerate(parts)]
 
 
-def own_values(
+def record_values(
     state: State, *, loss: Tensor | float | None, learning_rate: float | None, skipped: bool
 ) -> dict[str, Tensor | float]:
-    """The values of `OWN_VARIABLES` but the time; what the loop did not give is left out."""
+    """The values of `RECORD_VARIABLES` but the time; what the loop did not give is left out."""
     values: dict[str, Tensor | float] = {"skipped": float(skipped)}
     # both let NaN through; sums would read the head as float64, eight times as slow
     rows = state.output_embedding if state.head.adapted else state.head.matrix
-    finite = whole(rows.amax(dim=1)).isfinite() & whole(rows.amin(dim=1)).isfinite()
+    finite = full_tensor(rows.amax(dim=1)).isfinite() & full_tensor(rows.amin(dim=1)).isfinite()
     values["nonfinite_rows"] = (~finite).sum()  # of a sharded head only these are gathered
     if loss is not None:
         values["loss"] = loss.detach().squeeze() if isinstance(loss, Tensor) else loss
     return values if learning_rate is None else {**values, "learning_rate": learning_rate}
 
 
-def what_is_not_finite(values: Mapping[str, np.ndarray], *, sketch: np.ndarray | None, groups: list[str]) -> str:
+def describe_nonfinite(values: Mapping[str, np.ndarray], *, sketch: np.ndarray | None, groups: list[str]) -> str:
     """Which weights of a record on the host hold NaN or inf, in words; empty where all are finite.
 
     `sketch` [group, sketch] tells it of the `groups`.

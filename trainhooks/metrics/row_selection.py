@@ -17,7 +17,7 @@ from trainhooks.probe.target import as_counts, counts_for_rows, frequency_target
 Built = TypeVar("Built")
 
 
-class PerEmbedding(Generic[Built]):
+class CachedByShape(Generic[Built]):
     """What an embedding's number of rows and its device decide: built at first use, again where either changes."""
 
     def __init__(self, build: Callable[[int, torch.device], Built]) -> None:
@@ -45,7 +45,7 @@ class TargetRows:
     key: bytes
 
 
-class RowChoice:
+class RowSelection:
     """Which rows enter: the settings `counts`, `min_count`, `exclude`, `mask` and `vocab_size`, as in `token_mask`.
 
     Without counts these are all rows below `vocab_size` in the mask that are not excluded.

@@ -9,26 +9,24 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trainhooks.metrics.base import State
-from trainhooks.metrics.row_selection import PerEmbedding
+from trainhooks.metrics.row_selection import CachedByShape
 from trainhooks.numerics.gram import mean_of_ids, without_rounding
-from trainhooks.numerics.row_sums import HeadRows, HeadSums, _nan_unless, sum_head
-from trainhooks.probe.rows import Pass
+from trainhooks.numerics.row_sums import RowSet, RowSums, _nan_unless, sum_head
+from trainhooks.probe.rows import SumsPass
 
 
 class RowsOfMask:
-    """The `HeadRows` of one mask, built at the first record, and again where the embedding's size or device changes."""
+    """The `RowSet` of one mask, built at the first record, and again where the embedding's size or device changes."""
 
     def __init__(self, mask: Bool[Tensor, "mask"] | None) -> None:
-        self._built = PerEmbedding(
-            lambda vocab, device: HeadRows.build(torch.empty(vocab, 0, device=device), mask=mask)
-        )
+        self._built = CachedByShape(lambda vocab, device: RowSet.build(torch.empty(vocab, 0, device=device), mask=mask))
 
-    def of(self, embedding: Float[Tensor, "vocab dim"]) -> HeadRows:
+    def of(self, embedding: Float[Tensor, "vocab dim"]) -> RowSet:
         """The rows of this embedding. Raises ValueError where the mask has another length."""
         return self._built.of(embedding)
 
 
-def head_sums(state: State, rows: HeadRows) -> HeadSums:
+def head_sums(state: State, rows: RowSet) -> RowSums:
     """The sums of the record's output embedding over `rows`: those that are there already, else made and left there."""
     key = _key(rows)
     if key not in state.shared:
@@ -36,7 +34,7 @@ def head_sums(state: State, rows: HeadRows) -> HeadSums:
     return state.shared[key]
 
 
-def share_probe_sums(state: State, rows: HeadRows, *, first: Pass) -> None:
+def share_probe_sums(state: State, rows: RowSet, *, first: SumsPass) -> None:
     """Leave what an unweighted probe's first pass over the same rows has summed for the other metrics.
 
     The probe leaves rows out that are not finite; here one such row makes everything NaN, as in `sum_head`.
@@ -46,7 +44,7 @@ def share_probe_sums(state: State, rows: HeadRows, *, first: Pass) -> None:
     state.shared[_key(rows)] = _nan_unless(first.finite.all(), mean_row=total.mean_x, gram=gram)
 
 
-def initial_mean(state: State, rows: HeadRows) -> Float[Tensor, "dim"]:
+def initial_mean(state: State, rows: RowSet) -> Float[Tensor, "dim"]:
     """The mean row of the initial embedding over `rows`, computed once a record; the record's own at the first."""
     if state.initial_head is None:
         return head_sums(state, rows).mean_row
@@ -56,16 +54,16 @@ def initial_mean(state: State, rows: HeadRows) -> Float[Tensor, "dim"]:
     return state.shared[key]
 
 
-def share_probe_pass(state: State, key: bytes, *, first: Pass) -> None:
+def share_probe_pass(state: State, key: bytes, *, first: SumsPass) -> None:
     """Leave a probe's first pass, its first target -log(c/N), for who fits more columns to it; see `TargetRows.key`."""
     state.shared["probe_pass", key] = first
 
 
-def shared_probe_pass(state: State, key: bytes) -> Pass | None:
+def shared_probe_pass(state: State, key: bytes) -> SumsPass | None:
     """The pass over these rows and counts that a probe has left, None where none has."""
-    found: Pass | None = state.shared.get(("probe_pass", key))
+    found: SumsPass | None = state.shared.get(("probe_pass", key))
     return found
 
 
-def _key(rows: HeadRows) -> Any:
+def _key(rows: RowSet) -> Any:
     return ("head_sums", rows.key)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from trainhooks.model.candidates import kept
-from trainhooks.model.distributed import is_sharded, whole
+from trainhooks.model.distributed import full_tensor, is_sharded
 from trainhooks.model.wrappers import clean_name
 
 
@@ -51,7 +51,7 @@ def norm_offset(norm: nn.Module) -> float | None:
         return None
     if weight.is_meta or len(weight) % 2:
         return 0.0
-    norm, weight = _unsharded(norm), whole(weight)
+    norm, weight = _unsharded(norm), full_tensor(weight)
     signs = torch.ones_like(weight, memory_format=torch.contiguous_format).detach()
     signs[1::2] = -1
     forward = type(norm).forward  # not the module's call: that would run hooks
@@ -69,6 +69,6 @@ def _unsharded(norm: nn.Module) -> nn.Module:
         return norm
     still: nn.Module = object.__new__(type(norm))  # copy.copy() would call the constructor of FSDP2's class
     still.__dict__.update(norm.__dict__)
-    own = {name: None if tensor is None else whole(tensor) for name, tensor in norm._parameters.items()}
+    own = {name: None if tensor is None else full_tensor(tensor) for name, tensor in norm._parameters.items()}
     still.__dict__["_parameters"] = own
     return still

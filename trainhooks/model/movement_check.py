@@ -9,7 +9,7 @@ from jaxtyping import Bool
 from torch import Tensor
 
 from trainhooks.model import OutputEmbedding, is_quantized
-from trainhooks.model.distributed import share
+from trainhooks.model.distributed import local_tensor
 
 SAMPLE = 1 << 14  # numbers of each parameter
 
@@ -31,8 +31,8 @@ class Mark:
         parts = [head.weight, *([] if head.bias is None else [head.bias])]
         if head.adapted:
             parts += head.module.parameters()
-        plain = [part for part in parts if not is_quantized(share(part))]
-        return Mark(tuple((part, _sample(share(part))) for part in plain))
+        plain = [part for part in parts if not is_quantized(local_tensor(part))]
+        return Mark(tuple((part, _sample(local_tensor(part))) for part in plain))
 
     @torch.no_grad()
     def moved(self) -> Bool[Tensor, ""]:
@@ -40,7 +40,7 @@ class Mark:
         found = [
             ((now != before) & ~(now.isnan() & before.isnan())).any()
             for part, before in self.kept
-            if (now := _sample(share(part))).shape == before.shape and now.device == before.device
+            if (now := _sample(local_tensor(part))).shape == before.shape and now.device == before.device
         ]
         return torch.stack(found).any() if found else torch.zeros((), dtype=torch.bool, device="cpu")
 

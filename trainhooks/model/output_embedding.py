@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from trainhooks.model.blocks_and_norm import last_norm, norm_offset
 from trainhooks.model.candidates import candidates_told, heads, is_matrix, kept
 from trainhooks.model.core import check_model, core_model, named_parameters
-from trainhooks.model.distributed import is_sharded, whole
+from trainhooks.model.distributed import full_tensor, is_sharded
 from trainhooks.model.effective import computed_by, dequantized, innermost, outermost
 from trainhooks.model.followable import bias_of, entering, how_followed, is_own
 
@@ -49,7 +49,7 @@ class OutputEmbedding:
         around: dict[str, Any] = {name: getattr(self, name) for name in ("bias", "norm_weight", "norm_bias")}
         if not any(tensor is not None and is_sharded(tensor) for tensor in around.values()):
             return self
-        gathered: dict[str, Any] = {name: None if part is None else whole(part) for name, part in around.items()}
+        gathered: dict[str, Any] = {name: None if part is None else full_tensor(part) for name, part in around.items()}
         return replace(self, **gathered)
 
     @property

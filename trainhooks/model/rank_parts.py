@@ -14,7 +14,7 @@ Slices = Iterator[tuple[int, Tensor]]
 
 
 @dataclass(frozen=True)
-class Part:
+class LocalPart:
     """What this rank adds of a tensor of shape `shape`: `values`, which begin at `offset` in it."""
 
     values: Tensor
@@ -41,7 +41,7 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Rows:
+class RowShard:
     """This rank's share of the matrix' snapshots: it writes `piece` of `pieces`, the rows `rows` (start, stop).
 
     A rank that has none, because others hold the same, is piece -1.

@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 @dataclass(frozen=True)
-class Packed:
+class PackedResults:
     """A record's results: `known` numbers of the host, and one vector `flat` of all that lie on a device.
 
     `shapes` holds the shape of every result, in their order.
@@ -34,7 +34,7 @@ class Packed:
         return {name: arrays[name] for name in self.shapes}
 
 
-def pack(values: Mapping[str, Tensor | float]) -> Packed:
+def pack(values: Mapping[str, Tensor | float]) -> PackedResults:
     """Results as they are now, to be moved in a single transfer; nothing waits for a device."""
     tensors = {name: value.detach() for name, value in values.items() if isinstance(value, Tensor)}
     host = torch.device("cpu")
@@ -46,10 +46,10 @@ def pack(values: Mapping[str, Tensor | float]) -> Packed:
     dtype = torch.float32 if device.type == "mps" else torch.float64  # mps has no float64
     there = [tensor.reshape(-1).to(device, dtype) for name, tensor in tensors.items() if name not in here]
     shapes = {name: tuple(np.shape(value)) for name, value in values.items()}
-    return Packed(known, shapes, torch.cat(there) if there else None)
+    return PackedResults(known, shapes, torch.cat(there) if there else None)
 
 
-def as_now(values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
+def cloned(values: Mapping[str, Tensor | float]) -> dict[str, Tensor | float]:
     """Results that stay what they are when parameters move: one may be a parameter, or a view of it."""
     return {name: value.clone() if isinstance(value, Tensor) else value for name, value in values.items()}
 
@@ -61,7 +61,7 @@ def to_host(values: Mapping[str, Tensor | float]) -> dict[str, np.ndarray]:
 
 
 @contextmanager
-def on_host() -> Iterator[None]:
+def cpu_default_device() -> Iterator[None]:
     """Inside, new tensors that name no device lie on the host, whatever `torch.set_default_device` says."""
     with nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
         yield

@@ -12,7 +12,7 @@ from torch import Tensor
 from trainhooks.numerics.gram import ProductSum, centred_blocks, working_dtype
 from trainhooks.numerics.norms import accumulator
 from trainhooks.numerics.products import exact_products
-from trainhooks.numerics.row_sums import HeadSums
+from trainhooks.numerics.row_sums import RowSums
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ class Comparison:
     norms: Float[Tensor, "row"]
     pairs: tuple[RowPairs, ...]
     cross: Float[Tensor, "dim dim"] | None = None
-    previous: HeadSums | None = None
+    previous: RowSums | None = None
 
 
 def compare(

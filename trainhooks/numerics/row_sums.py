@@ -12,7 +12,7 @@ from trainhooks.numerics.gram import check_rows, gram_of_ids, mean_of_ids
 
 
 @dataclass(frozen=True)
-class HeadRows:
+class RowSet:
     """The rows that a mask keeps: their ids on the embedding's device (None: all), how many, and a key of the set.
 
     Two masks that keep the same rows have the same key, so what one metric has summed another can take.
@@ -23,21 +23,21 @@ class HeadRows:
     key: bytes
 
     @classmethod
-    def build(cls, embedding: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None) -> HeadRows:
+    def build(cls, embedding: Float[Tensor, "vocab dim"], *, mask: Bool[Tensor, "mask"] | None) -> RowSet:
         """Waits for the device where the mask lies on one: build it once. Raises ValueError for another length."""
         check_rows(embedding, mask=mask)
         mask = torch.ones(len(embedding), dtype=torch.bool) if mask is None else mask.cpu()
         return cls.of_mask(mask, device=embedding.device)
 
     @classmethod
-    def of_mask(cls, mask: Bool[Tensor, "vocab"], *, device: torch.device) -> HeadRows:
+    def of_mask(cls, mask: Bool[Tensor, "vocab"], *, device: torch.device) -> RowSet:
         """The rows of a mask on the host that is as long as the embedding, which lies on `device`."""
         ids = None if bool(mask.all()) else mask.nonzero().flatten().to(device)
         return cls(ids=ids, count=int(mask.sum()), key=mask.numpy().tobytes())
 
 
 @dataclass(frozen=True)
-class HeadSums:
+class RowSums:
     """Mean row, and Gram of the rows about it, float64; all NaN where one of the rows is not finite.
 
     The Gram is exactly 0 where all rows are equal, up to their rounding.
@@ -47,13 +47,13 @@ class HeadSums:
     gram: Float[Tensor, "dim dim"]
 
 
-def sum_head(embedding: Float[Tensor, "vocab dim"], rows: HeadRows) -> HeadSums:
+def sum_head(embedding: Float[Tensor, "vocab dim"], rows: RowSet) -> RowSums:
     """The sums of one embedding, from a pass of its own."""
     mean = mean_of_ids(embedding, rows.ids)
     gram = gram_of_ids(embedding, rows.ids, mean=mean)
     return _nan_unless(gram.isfinite().all(), mean_row=mean, gram=gram)
 
 
-def _nan_unless(finite: Tensor, *, mean_row: Tensor, gram: Tensor) -> HeadSums:
+def _nan_unless(finite: Tensor, *, mean_row: Tensor, gram: Tensor) -> RowSums:
     nan = torch.full((), float("nan"), dtype=gram.dtype, device=gram.device)
-    return HeadSums(mean_row=torch.where(finite, mean_row, nan), gram=torch.where(finite, gram, nan))
+    return RowSums(mean_row=torch.where(finite, mean_row, nan), gram=torch.where(finite, gram, nan))

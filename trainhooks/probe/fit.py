@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.rank_correlation import average_ranks, pearson
-from trainhooks.probe.rows import Pass, Rows, project_rows, sum_rows
+from trainhooks.probe.rows import Rows, SumsPass, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
 from trainhooks.probe.sums import Moments, ProbeSums
 from trainhooks.probe.target import effective_rows
@@ -161,7 +161,7 @@ def needs_exact(rows: Rows, *, dim: int) -> bool:
     return len(rows) - max(rows.fold_sizes) <= dim
 
 
-def _sum_for_host(embedding: Tensor, rows: Rows) -> tuple[Pass, bool]:
+def _sum_for_host(embedding: Tensor, rows: Rows) -> tuple[SumsPass, bool]:
     """The first pass, again in float64 where float32 cannot carry the solution, and whether to solve exactly."""
     first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
     first.refuse_bad_rows(rows)
@@ -183,7 +183,7 @@ class Scored:
     row_norms: Float64[Tensor, "row"]
 
 
-def score(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: Pass, found: Coefficients) -> Scored:
+def score(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass, found: Coefficients) -> Scored:
     """The second pass: explicit predictions, whose error is second order in that of the coefficients."""
     total = first.sums.total()
     shift = first.shift.double()

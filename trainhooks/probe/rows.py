@@ -131,7 +131,7 @@ class Rows:
 
 
 @dataclass(frozen=True)
-class Pass:
+class SumsPass:
     """What the first pass leaves: the sums; for each row whether it is finite and its squared norm about `shift`.
 
     `rows_less_shift` are the rows themselves in the order of the fit, those that are not finite as zeros, for the
@@ -160,7 +160,7 @@ def refuse_rows(bad: Int64[Tensor, "bad"]) -> None:
         )
 
 
-def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch.dtype) -> Pass:
+def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch.dtype) -> SumsPass:
     """The sums by fold in one pass: products of blocks in `dtype`, added up in float64.
 
     Rows are shifted by a middle row before the product, which keeps float32 good where the mean row is long. A
@@ -178,7 +178,7 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
         shift_y=rows.mean_y,
         eps=torch.finfo(dtype).eps,
     )
-    return Pass(
+    return SumsPass(
         sums=sums,
         finite=added.square_norms < torch.inf,
         square_norms=added.square_norms,
@@ -260,7 +260,7 @@ def project_rows(
     embedding: Shaped[Tensor, "vocab dim"],
     rows: Rows,
     *,
-    first: Pass,
+    first: SumsPass,
     by_fold: Float64[Tensor, "fold dim held_out"],
     for_all: Float64[Tensor, "dim all"],
 ) -> tuple[Float64[Tensor, "row held_out"], Float64[Tensor, "row all"]]:
@@ -284,7 +284,7 @@ def project_rows(
 
 
 def kept_blocks(
-    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: Pass
+    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass
 ) -> Iterator[tuple[int, slice, Float[Tensor, "block dim"]]]:
     """(fold, slice, rows less the shift) by blocks: what the first pass has kept, else gathered again. Only read them.
 

@@ -36,7 +36,7 @@ class Budget:
             )
 
 
-class Thinning:
+class BudgetController:
     """Keeps the recorder's cost within a budget by the spacing of its parts: the metrics, then the snapshots.
 
     `parts` names them, the snapshots last. `spacing` is by part the least number of updates between two times, 0 where
@@ -76,7 +76,7 @@ class Thinning:
         finally:
             self._seconds[part] += time.perf_counter() - begin
 
-    def excess(self, cost: Cost) -> int | None:
+    def over_budget_part(self, cost: Cost) -> int | None:
         """The part to thin, given the cost so far and looking at what came since the last look; None for none.
 
         The first look only begins: before it lies what is done once, such as laying the store out.
@@ -97,7 +97,7 @@ class Thinning:
         snapshots = len(self.parts) - 1
         return snapshots if self.budget.thin_snapshots and self._last[snapshots] is not None else None
 
-    def thin(self, part: int) -> None:
+    def back_off(self, part: int) -> None:
         """Double the spacing of a part."""
         self.spacing[part] = 2 * max(self.spacing[part], self._gap[part])
 

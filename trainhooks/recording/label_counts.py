@@ -6,17 +6,17 @@ import torch
 from jaxtyping import Int
 from torch import Tensor
 
-from trainhooks.model.distributed import Ranks
+from trainhooks.model.distributed import RankGroup
 
 
-class LabelTally:
+class LabelCounter:
     """Counts labels [vocab]: an update's labels are pending until it is done, and lost if it was skipped.
 
     Those of its last forward pass are kept apart, so that this one can be taken back. Bin 0 of the tensors kept here
     is for what is no label, the last one for ids beyond the vocabulary.
     """
 
-    def __init__(self, vocab: int, *, ranks: Ranks | None = None) -> None:
+    def __init__(self, vocab: int, *, ranks: RankGroup | None = None) -> None:
         self._vocab = vocab
         self._seen: Tensor | None = None
         self._pending: Tensor | None = None  # of the update under way, but for its last pass
@@ -31,7 +31,7 @@ class LabelTally:
         return None if self._seen is None else self._seen[1:-1]
 
     @property
-    def foreign(self) -> Int[Tensor, ""] | None:
+    def out_of_vocab(self) -> Int[Tensor, ""] | None:
         """How many of this rank's ids lay beyond the vocabulary, where the counts lie; None without labels."""
         return None if self._seen is None else self._seen[-1]
 
@@ -43,13 +43,13 @@ class LabelTally:
     def _all(self) -> Tensor | None:
         if self._ranks is not None and self._ranks.misses_labels:
             return None
-        if self._ranks is None or self._ranks.alone:
+        if self._ranks is None or self._ranks.is_single:
             return self._seen
         if not self._total_is_fresh:
             # once given they stay: asking the others again would wait for the device at each record
             self._any_given = self._any_given or self._ranks.any(self._seen is not None)
-            mine = self._seen if self._seen is not None and self._ranks.has_data else self._nothing()
-            self._total = self._ranks.sum(mine) if self._any_given else None
+            mine = self._seen if self._seen is not None and self._ranks.is_data_rank else self._nothing()
+            self._total = self._ranks.all_reduce_sum(mine) if self._any_given else None
             self._total_is_fresh = True
         return self._total
 
@@ -109,7 +109,7 @@ class LabelTally:
         if state is not None and len(state) != self._vocab + 2:
             raise ValueError(f"the state counts labels of {len(state) - 2} tokens; this model has {self._vocab}.")
         self._total, self._total_is_fresh = state, True
-        keeps = self._ranks is None or self._ranks.first  # the sum over ranks holds them once
+        keeps = self._ranks is None or self._ranks.is_rank0  # the sum over ranks holds them once
         self._seen = state if keeps or state is None else self._nothing()
 
 

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 from trainhooks.core.errors import SettingsError
 from trainhooks.metrics.base import Metric
-from trainhooks.model.distributed import Ranks
+from trainhooks.model.distributed import RankGroup
 
 
 class Faults:
@@ -17,7 +17,7 @@ class Faults:
     There one rank alone may have failed, and the others would wait for it in a collective.
     """
 
-    def __init__(self, *, strict: bool, ranks: Ranks) -> None:
+    def __init__(self, *, strict: bool, ranks: RankGroup) -> None:
         self.strict, self._ranks = strict, ranks
         self._failed: list[Metric] = []
 
@@ -34,7 +34,7 @@ class Faults:
             raise
         except Exception as error:
             together = self._ranks.sharded or "hidden" in metric.needs
-            if self.strict or (together and not self._ranks.alone):
+            if self.strict or (together and not self._ranks.is_single):
                 raise
             self._failed.append(metric)
             warnings.warn(

@@ -13,15 +13,15 @@ from torch import Tensor
 from trainhooks.core.schedule import EveryStep, Schedule, Union
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.model.distributed import Announcement, Ranks
-from trainhooks.recording.budget import REVIEW_STEPS, Budget, Thinning, budget_variables
+from trainhooks.model.distributed import Announcement, RankGroup
+from trainhooks.recording.budget import REVIEW_STEPS, Budget, BudgetController, budget_variables
 from trainhooks.recording.metric_failures import Faults
 from trainhooks.recording.timing import Cost, Stopwatch
 
 logger = logging.getLogger("trainhooks")
 
 
-class Timetable:
+class MetricRunner:
     """Says of each step which metrics are due, and whether a snapshot is.
 
     `schedule` holds for metrics that have none of their own (None: every step), and for snapshots where
@@ -36,7 +36,7 @@ class Timetable:
         schedule: Schedule | None,
         snapshot_schedule: Schedule | None,
         budget: float | Budget | None,
-        ranks: Ranks,
+        ranks: RankGroup,
         faults: Faults,
     ) -> None:
         self.metrics = list(metrics)
@@ -48,7 +48,7 @@ class Timetable:
         self._records = Union((self._schedule, self._snapshot_schedule, *own))
         parts = [*(type(metric).__name__ for metric in metrics), "snapshots"]
         budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
-        self._thinning = None if budget is None else Thinning(budget, parts=parts)
+        self._controller = None if budget is None else BudgetController(budget, parts=parts)
         self._decided: Announcement | None = None  # what rank 0 said at the last review
 
     @property
@@ -58,17 +58,17 @@ class Timetable:
         return {"records": self._records, **own, "snapshots": self._snapshot_schedule}
 
     def agree(self, first: int, **more: object) -> None:
-        """Check that all ranks have this timetable from step `first` on, and what `more` names (collective).
+        """Check that all ranks have this metric runner from step `first` on, and what `more` names (collective).
 
         Schedules are compared by when they fire. Raises ValueError where ranks differ: they would wait for each other.
         """
-        if self._ranks.alone:
+        if self._ranks.is_single:
             return
         steps = [*range(first, first + 512), *(1000 * n for n in range(first // 1000, first // 1000 + 64))]
         metrics = [(type(m).__name__, m.moment, sorted(m.needs), [v.name for v in m.variables]) for m in self.metrics]
-        thinned = None if self._thinning is None else (self._thinning.budget, self._thinning.state_dict())
+        thinned = None if self._controller is None else (self._controller.budget, self._controller.state_dict())
         schedules = {what: [step for step in steps if fires(step)] for what, fires in self.schedules.items()}
-        self._ranks.agree({"steps": first, "metrics": metrics, "schedules": schedules, "budgets": thinned, **more})
+        self._ranks.check_same({"steps": first, "metrics": metrics, "schedules": schedules, "budgets": thinned, **more})
 
     def record_due(self, step: int) -> bool:
         """Whether there is a record of `step`: something is scheduled."""
@@ -76,7 +76,7 @@ class Timetable:
 
     def metrics_due(self, moment: str, step: int) -> list[Metric]:
         """What this rank computes of the record of `step` at a moment; what all ranks observe, all of them compute."""
-        here = [m for m in self.metrics if m.moment == moment and (self._ranks.measures or "hidden" in m.needs)]
+        here = [m for m in self.metrics if m.moment == moment and (self._ranks.computes_metrics or "hidden" in m.needs)]
         return [metric for metric in here if self._is_due(metric, step)]
 
     def observe(self, hidden: Tensor, *, step: int) -> None:
@@ -97,28 +97,28 @@ class Timetable:
         None where it raises.
         """
         with self._faults.of(metric, step=state.step):
-            if self._thinning is None:
+            if self._controller is None:
                 return metric.enqueue(state)
-            with self._thinning.taking(self.metrics.index(metric), state.step):
+            with self._controller.taking(self.metrics.index(metric), state.step):
                 return metric.enqueue(state)
         return {}
 
     def conclude(self, values: dict[str, np.ndarray], *, step: int = 0) -> dict[str, np.ndarray]:
         """The values of the record of `step` on the host, each metric's last part done, within the budget too."""
         for part, metric in enumerate(self.metrics):
-            timing = nullcontext() if self._thinning is None else self._thinning.timing(part)
+            timing = nullcontext() if self._controller is None else self._controller.timing(part)
             with self._faults.of(metric, step=step), timing:
                 values = dict(metric.conclude(values))
         return values
 
     def take_snapshot(self, step: int) -> bool:
         """Whether a snapshot is due at `step`; if so it counts as taken."""
-        if self._thinning is None or not self._snapshot_schedule(step):
+        if self._controller is None or not self._snapshot_schedule(step):
             return self._snapshot_schedule(step)
         part = len(self.metrics)
-        if not self._thinning.allows(part, step):
+        if not self._controller.allows(part, step):
             return False
-        with self._thinning.taking(part, step):
+        with self._controller.taking(part, step):
             return True
 
     def review(self, step: int, *, watch: Stopwatch) -> None:
@@ -127,46 +127,46 @@ class Timetable:
         Several ranks hear at one review what rank 0 decided at the review before: no rank waits for another, and none
         looks at a clock of its own.
         """
-        if self._thinning is None or step % REVIEW_STEPS:
+        if self._controller is None or step % REVIEW_STEPS:
             return
         decided, self._decided = self._decided, None
-        excess = self._thinning.excess(watch.cost) if self._ranks.first else None
+        excess = self._controller.over_budget_part(watch.cost) if self._ranks.is_rank0 else None
         if decided is None:
-            decided = self._ranks.announce(-1 if excess is None else excess)
-            if not self._ranks.alone:
+            decided = self._ranks.broadcast_async(-1 if excess is None else excess)
+            if not self._ranks.is_single:
                 self._decided = decided
                 return
         # else the excess counts for nothing: the ranks were hearing of it meanwhile, and the look began a new lap
         if (part := decided.read()) >= 0:
-            self._thinning.thin(part)
-            what, spacing = self._thinning.parts[part], self._thinning.spacing[part]
+            self._controller.back_off(part)
+            what, spacing = self._controller.parts[part], self._controller.spacing[part]
             logger.info("step %d: over budget; %s every %d updates at most from here", step, what, spacing)
 
     @property
     def variables(self) -> tuple[Variable, ...]:
         """What may be in a record: what it says of the budget, where there is one, and what the metrics declare."""
-        budget = () if self._thinning is None else budget_variables(self._thinning.parts)
+        budget = () if self._controller is None else budget_variables(self._controller.parts)
         return (*budget, *(variable for metric in self.metrics for variable in metric.variables))
 
     def budget_values(self, cost: Cost) -> dict[str, np.ndarray]:
         """What a record says of the budget, given the cost so far; nothing where there is none."""
-        if self._thinning is None:
+        if self._controller is None:
             return {}
-        spacing = np.array(self._thinning.spacing, dtype=np.float64)
+        spacing = np.array(self._controller.spacing, dtype=np.float64)
         return {"recorder.share": np.array(cost.fraction), "recorder.spacing": spacing}
 
     def state_dict(self) -> dict[str, Any] | None:
         """What has been thinned, for a run that goes on; None without a budget."""
-        return None if self._thinning is None else self._thinning.state_dict()
+        return None if self._controller is None else self._controller.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Take back what `state_dict` gave; without a budget on both sides nothing is.
 
         Raises ValueError where it was saved with other metrics.
         """
-        if self._thinning is not None and state is not None:
-            self._thinning.load_state_dict(state)
+        if self._controller is not None and state is not None:
+            self._controller.load_state_dict(state)
 
     def _is_due(self, metric: Metric, step: int) -> bool:
         scheduled = not self._faults.has(metric) and (metric.schedule or self._schedule)(step)
-        return scheduled and (self._thinning is None or self._thinning.allows(self.metrics.index(metric), step))
+        return scheduled and (self._controller is None or self._controller.allows(self.metrics.index(metric), step))

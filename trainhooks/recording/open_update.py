@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from trainhooks.metrics.base import Metric
-from trainhooks.recording.reference_states import References
+from trainhooks.recording.reference_states import ReferenceStates
 from trainhooks.recording.resume import metric_states
 
 
@@ -24,7 +24,7 @@ class Said:
 
 
 @dataclass(frozen=True)
-class UnderWay:
+class OpenUpdate:
     """The recorder as it was before a record, with what the loop said of the update that the record is of.
 
     A signal's handler may save a checkpoint while `after_update` measures. Parameters have moved then, so the update
@@ -36,9 +36,9 @@ class UnderWay:
     recorded: int | None
     learning_rate_sum: float | None
     before: Mapping[str, Tensor | float]
-    references: References
+    references: ReferenceStates
     metrics: Sequence[Metric]  # set aside
-    thinning: dict[str, Any] | None
+    controller: dict[str, Any] | None
 
     def state_dict(self) -> dict[str, Any]:
         """The parts of a recorder's state that the record under way changes, and "unrecorded": what it needs."""
@@ -47,7 +47,7 @@ class UnderWay:
             "learning_rate_sum": self.learning_rate_sum,
             "references": self.references.state_dict(),
             "metrics": metric_states(self.metrics),
-            "thinning": self.thinning,
+            "controller": self.controller,
             "unrecorded": {
                 "loss": None if self.said.loss is None else float(self.said.loss),
                 "learning_rate": self.said.learning_rate,

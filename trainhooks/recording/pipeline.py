@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from trainhooks.metrics.base import State
-from trainhooks.metrics.record_info import what_is_not_finite
-from trainhooks.numerics.host import Packed, pack
+from trainhooks.metrics.record_info import describe_nonfinite
+from trainhooks.numerics.host import PackedResults, pack
 from trainhooks.recording.frozen_head import Standstill
-from trainhooks.recording.plan import Freight
-from trainhooks.recording.sink_group import Outlets
-from trainhooks.recording.staging import Lane, Parcel
-from trainhooks.recording.tracked_model import Followed
+from trainhooks.recording.plan import StagingPlan
+from trainhooks.recording.sink_group import SinkGroup
+from trainhooks.recording.staging import StagedTensor, Stager
+from trainhooks.recording.tracked_model import TrackedModel
 from trainhooks.sinks import Record
 from trainhooks.sinks.base import read_only
 
@@ -35,7 +35,7 @@ MOVED_TEXT = (
 )
 
 Conclude = Callable[..., dict[str, np.ndarray]]
-"""What makes the values of the record of `step` of those that have travelled (see `Timetable.conclude`)."""
+"""What makes the values of the record of `step` of those that have travelled (see `MetricRunner.conclude`)."""
 
 _SKETCH, _FOREIGN = "", " foreign"  # no variables' names: they travel with the values
 MOVED = " moved"
@@ -43,12 +43,12 @@ MOVED = " moved"
 
 
 @dataclass(frozen=True)
-class _Sent:
+class _InFlight:
     """What stays behind of a record while its tensors travel."""
 
     step: int
     groups: tuple[str, ...]
-    packed: Packed
+    packed: PackedResults
     known: Mapping[str, np.ndarray]
     has_counts: bool
     has_snapshot: bool
@@ -56,54 +56,54 @@ class _Sent:
     paired: frozenset[str]
 
 
-class Dispatch:
-    """Sends records over a lane and gives them to the outlets, in order, in the thread that calls `hand_out`.
+class RecordPipeline:
+    """Sends records over a stager and gives them to the sinks, in order, in the thread that calls `deliver`.
 
     On the host a record is handed out when it is sent. From a GPU it is once it has arrived: records without a matrix
-    travel several together, and nothing waits but `hand_out(wait=True)`. A matrix travels as it is stored, bfloat16 in
+    travel several together, and nothing waits but `deliver(wait=True)`. A matrix travels as it is stored, bfloat16 in
     2 bytes an element, or in float32 where it is kept for comparison too. `conclude` finishes a record's values on the
     host. What is wrong with a record is said once, with its step, on the `first` rank.
     """
 
-    def __init__(self, outlets: Outlets, *, conclude: Conclude, first: bool, strict: bool = False) -> None:
-        self._outlets, self._conclude, self._first, self._strict = outlets, conclude, first, strict
+    def __init__(self, sink_group: SinkGroup, *, conclude: Conclude, first: bool, strict: bool = False) -> None:
+        self._sink_group, self._conclude, self._first, self._strict = sink_group, conclude, first, strict
         self._warned: set[str] = set()
         self.standstill = Standstill()
-        self._freight: Freight | None = None
-        self._lane: Lane | None = None
+        self._staging_plan: StagingPlan | None = None
+        self._stager: Stager | None = None
 
     @property
-    def lane(self) -> Lane:
-        """The lane of the freight that was announced."""
-        assert self._lane is not None, "carry() comes first"
-        return self._lane
+    def stager(self) -> Stager:
+        """The stager of the staging plan that was announced."""
+        assert self._stager is not None, "carry() comes first"
+        return self._stager
 
     @property
-    def freight(self) -> Freight:
+    def staging_plan(self) -> StagingPlan:
         """What was announced."""
-        assert self._freight is not None, "carry() comes first"
-        return self._freight
+        assert self._staging_plan is not None, "carry() comes first"
+        return self._staging_plan
 
-    def carry(self, freight: Freight) -> None:
-        """Use the lane that this freight needs; what is on its way arrives first."""
-        self._empty()
-        self._freight, self._lane = freight, freight.lane()
+    def use_device(self, staging_plan: StagingPlan) -> None:
+        """Use the stager that this staging plan needs; what is on its way arrives first."""
+        self._flush()
+        self._staging_plan, self._stager = staging_plan, staging_plan.stager()
 
-    def copies(self, followed: Followed, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
+    def copy_head(self, tracked: TrackedModel, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
         """Point-in-time copies: what this rank stores of the head, and all of it where later records compare with it.
 
-        Of a sharded head each rank stores its own rows, without a gather, where the outlets take them.
+        Of a sharded head each rank stores its own rows, without a gather, where the sinks take them.
         """
-        by_rows = stored and self._outlets.rows is not None
+        by_rows = stored and self._sink_group.rows is not None
         copy = None
         if compared or (stored and not by_rows):
-            head = followed.whole_head()  # collective, so before anything that depends on the rank
-            if compared or self._outlets.takes_records:
-                copy = self.lane.copy(head, dtype=torch.float32 if compared else self.freight.stored)
+            head = tracked.full_head()  # collective, so before anything that depends on the rank
+            if compared or self._sink_group.accepts_records:
+                copy = self.stager.copy(head, dtype=torch.float32 if compared else self.staging_plan.stored)
         if not by_rows:
             return copy if stored else None, copy
-        rows = followed.rows()
-        return None if rows is None else self.lane.copy(rows, dtype=self.freight.stored), copy
+        rows = tracked.local_rows()
+        return None if rows is None else self.stager.copy(rows, dtype=self.staging_plan.stored), copy
 
     def send(
         self,
@@ -120,15 +120,15 @@ class Dispatch:
         `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. `paired` are the
         values that are void where `MOVED` is not 0. Nothing moves on a rank whose records nobody takes.
         """
-        if not self._outlets.takes_records:
+        if not self._sink_group.accepts_records:
             return
         extra = {_SKETCH: state.sketch, _FOREIGN: foreign}
         packed = pack({**values, **{name: tensor for name, tensor in extra.items() if tensor is not None}})
-        counts, rows = state.label_counts, self._outlets.rows
-        parcels: list[Parcel] = [] if packed.flat is None else [(packed.flat, packed.flat.dtype)]
-        parcels += [] if counts is None else [(counts, counts.dtype)]
-        parcels += [] if snapshot is None else [(snapshot, self.freight.stored)]
-        sent = _Sent(
+        counts, rows = state.label_counts, self._sink_group.rows
+        staged: list[StagedTensor] = [] if packed.flat is None else [(packed.flat, packed.flat.dtype)]
+        staged += [] if counts is None else [(counts, counts.dtype)]
+        staged += [] if snapshot is None else [(snapshot, self.staging_plan.stored)]
+        sent = _InFlight(
             step=state.step,
             groups=tuple(state.groups),
             packed=packed,
@@ -138,13 +138,13 @@ class Dispatch:
             rows=None if rows is None else rows.rows,
             paired=paired,
         )
-        large = packed.flat is not None and packed.flat.nbytes > self.freight.record
-        self.lane.send(parcels, note=sent, at_once=large or snapshot is not None)
+        large = packed.flat is not None and packed.flat.nbytes > self.staging_plan.record
+        self.stager.stage(staged, note=sent, at_once=large or snapshot is not None)
 
-    def hand_out(self, *, wait: bool = False) -> None:
-        """Give the outlets what has arrived; `wait` for all that was sent. Raises what a sink does."""
-        if self._lane is not None:
-            for sent, tensors in self._lane.arrived(wait=wait):
+    def deliver(self, *, wait: bool = False) -> None:
+        """Give the sinks what has arrived; `wait` for all that was sent. Raises what a sink does."""
+        if self._stager is not None:
+            for sent, tensors in self._stager.completed(wait=wait):
                 self._deliver(*self._arrived(sent, tensors))
 
     def settle(self, *, step: int) -> None:
@@ -152,11 +152,11 @@ class Dispatch:
 
         Raises what a sink does when it is given a record, and nothing else: a checkpoint never fails for a slow disk.
         """
-        self.hand_out(wait=True)
+        self.deliver(wait=True)
         begin = time.monotonic()
-        settled, waited = self._outlets.settle(seconds=SETTLE_SECONDS), time.monotonic() - begin
+        settled, waited = self._sink_group.settle(seconds=SETTLE_SECONDS), time.monotonic() - begin
         if not settled:
-            durable = self._outlets.durable_step
+            durable = self._sink_group.durable_step
             text = (
                 f"the checkpoint is ahead of the store, which holds records up to step {durable} after {waited:.0f} s. "
                 "A run that is killed before the others are durable goes on with a gap that the store names"
@@ -167,20 +167,20 @@ class Dispatch:
 
     def finish(self, *, step: int, wait_seconds: float) -> None:
         """The run has ended at `step`: everything arrives, and the sinks get what needed the last record."""
-        self._empty()
+        self._flush()
         if self._first:
-            if not self._outlets.wait(seconds=wait_seconds):
+            if not self._sink_group.wait(seconds=wait_seconds):
                 text = "other ranks have not written their rows of all records; those are left out"
                 self._warn_once("pieces", text, step=step)
-            self._outlets.finish()
+            self._sink_group.finish()
 
-    def _empty(self) -> None:
-        """Nothing is on its way any more, and what the lane has cost the loop is said."""
-        self.hand_out(wait=True)
-        if self._lane is not None and self._lane.waits:
-            logger.info("the loop waited %d times for records on their way from the device", self._lane.waits)
+    def _flush(self) -> None:
+        """Nothing is on its way any more, and what the stager has cost the loop is said."""
+        self.deliver(wait=True)
+        if self._stager is not None and self._stager.waits:
+            logger.info("the loop waited %d times for records on their way from the device", self._stager.waits)
 
-    def _arrived(self, sent: _Sent, tensors: list[Tensor]) -> tuple[Record, int]:
+    def _arrived(self, sent: _InFlight, tensors: list[Tensor]) -> tuple[Record, int]:
         """The record, and how many labels of this rank so far were none of the vocabulary."""
         here = iter(tensors)
         values = sent.packed.unpack(None if sent.packed.flat is None else next(here))
@@ -200,7 +200,7 @@ class Dispatch:
             values=known,
             groups=sent.groups,
             rows=sent.rows,
-            labels=self._outlets.labels,
+            labels=self._sink_group.labels,
             sketch=arrays.get("sketch"),
             label_counts=arrays.get("label_counts"),
             snapshot=arrays.get("snapshot"),
@@ -209,7 +209,7 @@ class Dispatch:
 
     def _as_declared(self, values: Mapping[str, np.ndarray], *, step: int) -> dict[str, np.ndarray]:
         """The values that a variable declares, in its shape; others are left out, said once, or raised (`strict`)."""
-        shapes, kept = self._outlets.shapes, dict(values)
+        shapes, kept = self._sink_group.shapes, dict(values)
         for name, value in values.items():
             if shapes.get(name) == np.shape(value) or not self._first:
                 continue
@@ -222,14 +222,14 @@ class Dispatch:
         return kept
 
     def _deliver(self, record: Record, foreign: int) -> None:
-        self._outlets.write(record)
-        if weights := what_is_not_finite(record.values, sketch=record.sketch, groups=list(record.groups)):
+        self._sink_group.write(record)
+        if weights := describe_nonfinite(record.values, sketch=record.sketch, groups=list(record.groups)):
             text = f"weights are not finite: {weights}. They are recorded as they are"
             self._warn_once("nonfinite", text, step=record.step)
         if still := self.standstill.look(record):
             self._warn_once("standstill", still, step=record.step)
         if foreign:
-            text = f"labels beyond the {self.freight.vocab} rows of the output embedding; not counted"
+            text = f"labels beyond the {self.staging_plan.vocab} rows of the output embedding; not counted"
             self._warn_once("labels", text, step=record.step)
 
     def _warn_once(self, kind: str, text: str, *, step: int) -> None:

@@ -15,7 +15,15 @@ from trainhooks.core.formatting import human
 from trainhooks.core.schedule import Schedule
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
-from trainhooks.recording.staging import ALIGNMENT, RECORDS_AT_ONCE, SLOTS, CudaStreams, DirectLane, Lane, PinnedLane
+from trainhooks.recording.staging import (
+    ALIGNMENT,
+    RECORDS_AT_ONCE,
+    SLOTS,
+    BlockingStager,
+    CudaStreams,
+    PinnedStager,
+    Stager,
+)
 from trainhooks.store import Layout, required_bytes
 from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
@@ -70,7 +78,7 @@ def plan_run(
     total_steps: int | None,
     layout: Layout | None,
     matrix_bytes: int,
-    freight: Freight,
+    staging_plan: StagingPlan,
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
     queue_bytes: int = 0,
@@ -79,7 +87,7 @@ def plan_run(
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
-    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `freight` is what moves to the
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `staging plan` is what moves to the
     host and what is kept of it, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
     and "host", `queue_bytes` has room for records that wait for the store's writer, in which `fold_threads` compress,
     `gathered_bytes` of a sharded output embedding.
@@ -99,13 +107,13 @@ def plan_run(
         disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
         gathered_bytes=gathered_bytes,
         device_bytes=gathered_bytes
-        + freight.device_bytes
+        + staging_plan.device_bytes
         + 3 * sketch_bytes
         + sum(one.get("device", 0) for one in kept),
-        pinned_bytes=freight.pinned_bytes,
+        pinned_bytes=staging_plan.pinned_bytes,
         queue_bytes=queue_bytes,
         host_bytes=matrix_bytes
-        + freight.pinned_bytes
+        + staging_plan.pinned_bytes
         + queue_bytes
         + (0 if layout is None else _STORE_BYTES + matrix_bytes + fold_bytes(layout, threads=fold_threads))
         + (0 if layout is not None else sketch_bytes * (records or 1))
@@ -162,25 +170,25 @@ def check_disk(path: Path, *, needed: int, force: bool) -> None:
         )
 
 
-def freight_of(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> Freight:
+def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> StagingPlan:
     """What records of this layout and output embedding are in bytes; `metrics` say what is kept of it."""
     values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
     numbers = values + len(layout.groups) * layout.sketch_size + layout.vocab + 1  # label counts; those beyond
-    return Freight(
+    return StagingPlan(
         device=weight.device,
         vocab=layout.vocab,
         dim=layout.dim,
         stored=torch.bfloat16 if layout.kept_bits == BFLOAT16_MANTISSA_BITS else torch.float32,
-        kept=kept_heads(need for metric in metrics for need in metric.needs),
-        apart=sum(metric.sent_bytes(weight) for metric in metrics),
+        kept_copies=kept_heads(need for metric in metrics for need in metric.needs),
+        unbatched_bytes=sum(metric.sent_bytes(weight) for metric in metrics),
         record=8 * numbers,
         sharded=is_sharded(weight),
     )
 
 
 @dataclass(frozen=True)
-class Freight:
-    """What one run sends over the lane of `device`, in bytes: known before it begins.
+class StagingPlan:
+    """What one run sends over the stager of `device`, in bytes: known before it begins.
 
     The output embedding is `vocab` x `dim`, stored as `stored`; `kept` of it (float32) are compared with later ones;
     `record` bytes are all else that a record holds, and `apart` more those that do not wait for other records. Of a
@@ -191,33 +199,37 @@ class Freight:
     vocab: int
     dim: int
     stored: torch.dtype
-    kept: int
+    kept_copies: int
     record: int
-    apart: int = 0
+    unbatched_bytes: int = 0
     sharded: bool = False
 
     @property
-    def copied(self) -> torch.dtype:
+    def copy_dtype(self) -> torch.dtype:
         """What the point-in-time copy is made in: as it is stored, but float32 where it is kept for comparison too."""
-        return torch.float32 if self.kept else self.stored
+        return torch.float32 if self.kept_copies else self.stored
 
     @property
     def slot_bytes(self) -> int:
         """One slot of the ring."""
         together = RECORDS_AT_ONCE * (self.record + 4 * ALIGNMENT)
-        return self.copied.itemsize * self._numbers + self.apart + together
+        return self.copy_dtype.itemsize * self._numbers + self.unbatched_bytes + together
 
     @property
     def device_bytes(self) -> int:
         """On the device: the copy in flight, what is kept (on a GPU: brought for a record), what waits to be sent."""
-        copies = self.copied.itemsize + (self.stored.itemsize if self.kept and self.sharded else 0) + 4 * self.kept
-        waiting = RECORDS_AT_ONCE * self.record + self.apart if self._pins else 0
+        copies = (
+            self.copy_dtype.itemsize
+            + (self.stored.itemsize if self.kept_copies and self.sharded else 0)
+            + 4 * self.kept_copies
+        )
+        waiting = RECORDS_AT_ONCE * self.record + self.unbatched_bytes if self._pins else 0
         return copies * self._numbers + waiting
 
     @property
     def pinned_bytes(self) -> int:
         """Pinned on the host beside a GPU: the ring, and what is kept; none elsewhere."""
-        return SLOTS * self.slot_bytes + 4 * self.kept * self._numbers if self._pins else 0
+        return SLOTS * self.slot_bytes + 4 * self.kept_copies * self._numbers if self._pins else 0
 
     @property
     def _numbers(self) -> int:
@@ -227,8 +239,10 @@ class Freight:
     def _pins(self) -> bool:
         return self.device.type == "cuda"
 
-    def lane(self) -> Lane:
-        """The lane for it, its memory allocated."""
+    def stager(self) -> Stager:
+        """The stager for it, its memory allocated."""
         return (
-            PinnedLane(CudaStreams(self.device), slot_bytes=self.slot_bytes) if self._pins else DirectLane(self.device)
+            PinnedStager(CudaStreams(self.device), slot_bytes=self.slot_bytes)
+            if self._pins
+            else BlockingStager(self.device)
         )

@@ -19,26 +19,26 @@ from trainhooks.metrics.arguments import checked_counts, checked_metrics, checke
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
-from trainhooks.metrics.record_info import OWN_VARIABLES
+from trainhooks.metrics.record_info import RECORD_VARIABLES
 from trainhooks.model import OutputEmbedding
 from trainhooks.model.hooks import WatchedHead
-from trainhooks.numerics.host import on_host
+from trainhooks.numerics.host import cpu_default_device
 from trainhooks.numerics.sketch import DEFAULT_SIZE, Sketcher
 from trainhooks.recording.arguments import check_has_values, check_loss, check_when
 from trainhooks.recording.budget import Budget
 from trainhooks.recording.frozen_head import warn_where_frozen
-from trainhooks.recording.label_counts import LabelTally
+from trainhooks.recording.label_counts import LabelCounter
 from trainhooks.recording.metric_failures import Faults
-from trainhooks.recording.metric_runner import Timetable
-from trainhooks.recording.open_update import Said, UnderWay
-from trainhooks.recording.pipeline import Dispatch
-from trainhooks.recording.plan import Plan, freight_of, plan_run
-from trainhooks.recording.resume import Restart, as_saved, load_metric_states, offered
+from trainhooks.recording.metric_runner import MetricRunner
+from trainhooks.recording.open_update import OpenUpdate, Said
+from trainhooks.recording.pipeline import RecordPipeline
+from trainhooks.recording.plan import Plan, plan_run, staging_plan
+from trainhooks.recording.resume import ResumePoint, as_saved, load_metric_states, offered
 from trainhooks.recording.run_description import RunDescription
-from trainhooks.recording.sink_group import Outlets
+from trainhooks.recording.sink_group import SinkGroup
 from trainhooks.recording.timing import Cost, Stopwatch, device_clock
-from trainhooks.recording.tracked_model import Followed
-from trainhooks.recording.update_measurement import Measuring
+from trainhooks.recording.tracked_model import TrackedModel
+from trainhooks.recording.update_measurement import UpdateMeasurement
 from trainhooks.sinks import Sink, StoreSink
 from trainhooks.store import Layout, Writing
 from trainhooks.store.format.precision import kept_mantissa_bits
@@ -88,7 +88,7 @@ class Recorder:
     Raises ValueError for bad arguments, OSError for a store that can't be written or does not fit, before any step.
     """
 
-    @on_host()
+    @cpu_default_device()
     def __init__(
         self,
         model: nn.Module,
@@ -119,11 +119,11 @@ class Recorder:
         check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
         kept_mantissa_bits(precision)
         self.total_steps, self.step, self._model = total_steps, 0, model
-        self._followed = Followed(model, name=head, patterns=groups)
-        self._ranks = self._followed.ranks
-        with self._followed.readable():
+        self._tracked = TrackedModel(model, name=head, patterns=groups)
+        self._ranks = self._tracked.ranks
+        with self._tracked.full_params():
             self._run = RunDescription.of(
-                self._followed,
+                self._tracked,
                 counts=checked_counts(counts),
                 vocab_size=vocab_size,
                 token_texts=token_texts,
@@ -134,8 +134,8 @@ class Recorder:
         if metrics is None:
             counted, texts = self._run.token_count, self._run.token_text
             metrics = default_metrics(counted, min_count=min_count, exclude=exclude, token_texts=texts)
-        self._metrics = checked_metrics([*metrics, *extra_metrics], own=(*OWN_VARIABLES, *FINAL_VARIABLES))
-        self._timetable = Timetable(
+        self._metrics = checked_metrics([*metrics, *extra_metrics], own=(*RECORD_VARIABLES, *FINAL_VARIABLES))
+        self._metric_runner = MetricRunner(
             self._metrics,
             schedule=schedule,
             snapshot_schedule=snapshot_schedule,
@@ -144,29 +144,29 @@ class Recorder:
             faults=Faults(strict=strict, ranks=self._ranks),
         )
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
-        self._outlets = Outlets(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
+        self._sink_group = SinkGroup(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
         self._force, self._attributes = force, rows
         self._connect(sketch_size=sketch_size, strict=strict)
 
     def _connect(self, *, sketch_size: int, strict: bool) -> None:
         """Put the parts together that measure and hand on, with nothing counted yet."""
         needs = frozenset[str]().union(*(metric.needs for metric in self._metrics))
-        sketched = self._outlets.store or "sketch" in needs
-        self._sketcher = Sketcher(self._followed.groups, size=sketch_size) if sketched else None
-        conclude, first = self._timetable.conclude, self._ranks.first
-        self._dispatch = Dispatch(self._outlets, conclude=conclude, first=first, strict=strict)
-        self._labels = LabelTally(self._run.vocab, ranks=self._ranks)
+        sketched = self._sink_group.store or "sketch" in needs
+        self._sketcher = Sketcher(self._tracked.groups, size=sketch_size) if sketched else None
+        conclude, first = self._metric_runner.conclude, self._ranks.is_rank0
+        self._pipeline = RecordPipeline(self._sink_group, conclude=conclude, first=first, strict=strict)
+        self._labels = LabelCounter(self._run.vocab, ranks=self._ranks)
         self._watch = Stopwatch()
-        self._measuring = Measuring(
-            self._followed,
-            timetable=self._timetable,
-            dispatch=self._dispatch,
+        self._measuring = UpdateMeasurement(
+            self._tracked,
+            metric_runner=self._metric_runner,
+            dispatch=self._pipeline,
             labels=self._labels,
             watch=self._watch,
             sketcher=self._sketcher,
         )
-        self._restart: Restart | None = None
-        self._under_way: UnderWay | None = None
+        self._restart: ResumePoint | None = None
+        self._under_way: OpenUpdate | None = None
         self._unrecorded: dict[str, Any] | None = None
         self._opened = self._closed = False
         self._watched = WatchedHead(self.observe) if "hidden" in needs else None
@@ -181,11 +181,11 @@ class Recorder:
         """
         self._refuse_when_closed()
         with self._watch:
-            self._dispatch.hand_out()
+            self._pipeline.deliver()
             if labels is not None:
                 self._labels.begin(labels)
             if not self._opened:
-                with self._followed.readable():
+                with self._tracked.full_params():
                     self._open()
             if labels is not None:
                 self._labels.add(labels)
@@ -194,11 +194,11 @@ class Recorder:
     @torch.no_grad()
     def before_update(self) -> None:
         """Call when gradients are complete and parameters have not moved yet."""
-        due = self._timetable.metrics_due("before_update", self.step + 1)
-        if due and self._watched is not None and self._ranks.first:
+        due = self._metric_runner.metrics_due("before_update", self.step + 1)
+        if due and self._watched is not None and self._ranks.is_rank0:
             self._watched.check_seen(step=self.step + 1)
         if due:
-            with self._watch, self._followed.plain_arithmetic(), self._followed.readable(gradients=True):
+            with self._watch, self._tracked.no_autocast(), self._tracked.full_params(gradients=True):
                 self._measuring.before_update(self.step + 1, due=due)
 
     def discard_step(self, *, last_pass: bool = False) -> None:
@@ -207,7 +207,7 @@ class Recorder:
         After an out-of-memory error that the loop catches, for one. `last_pass`: only the last forward pass's labels.
         """
         self._labels.discard(last_pass=last_pass)
-        self._timetable.forget(last_pass=last_pass)
+        self._metric_runner.forget(last_pass=last_pass)
 
     def observe(self, hidden: Tensor) -> None:
         """Show what enters the head, [..., dim], where the loss bypasses the head's module (fused losses).
@@ -218,7 +218,7 @@ class Recorder:
             return
         if self._watched is not None:
             self._watched.has_seen = True
-        with self._watch, self._followed.plain_arithmetic():
+        with self._watch, self._tracked.no_autocast():
             self._measuring.observe(hidden, step=self.step)
 
     def after_update(
@@ -237,7 +237,7 @@ class Recorder:
             measuring, rates = self._measuring, self._measuring.learning_rate_sum
             if learning_rate is not None:
                 rates = (rates or 0.0) + (0.0 if skipped else learning_rate)
-            due = self._timetable.record_due(self.step + 1)
+            due = self._metric_runner.record_due(self.step + 1)
             said = Said(loss, learning_rate, skipped)
             under_way = measuring.as_it_is(said=said, rates=rates) if due else None
             self._labels.update_done(skipped=skipped)
@@ -247,9 +247,9 @@ class Recorder:
             if due:
                 self._record(said)
         self._watch.step_done()
-        self._timetable.review(self.step, watch=self._watch)
+        self._metric_runner.review(self.step, watch=self._watch)
 
-    @on_host()
+    @cpu_default_device()
     def close(self, *, wait_seconds: float = WAIT_SECONDS) -> None:
         """End the run: what needs its last record is computed, sinks are closed. May be called twice.
 
@@ -264,8 +264,8 @@ class Recorder:
         nothing_open, self._closed = self._closed or not self._opened or forked, True
         if nothing_open:
             return
-        with closing(self._outlets), self._watch:  # sinks close also where the device has failed, its clock with it
-            self._dispatch.finish(step=self.step, wait_seconds=wait_seconds)
+        with closing(self._sink_group), self._watch:  # sinks close also where the device has failed, its clock with it
+            self._pipeline.finish(step=self.step, wait_seconds=wait_seconds)
 
     def __enter__(self) -> Recorder:
         return self
@@ -278,60 +278,60 @@ class Recorder:
         """Add a sink before the first step; only rank 0 uses it. Raises RuntimeError after it."""
         if self._opened:
             raise RuntimeError("sinks are opened at the first step; add them before it.")
-        self._outlets.add(sink)
+        self._sink_group.add(sink)
 
     @property
     def head(self) -> OutputEmbedding:
         """The output embedding that is followed."""
-        return self._followed.head
+        return self._tracked.head
 
     @property
     def cost(self) -> Cost:
         """What the recorder has cost so far."""
-        return replace(self._watch.cost, writer_seconds=self._outlets.cpu_seconds)
+        return replace(self._watch.cost, writer_seconds=self._sink_group.cpu_seconds)
 
     @property
     def durable_step(self) -> int | None:
         """The last step up to which every record is safe in the store; None without a store or a record."""
-        return self._outlets.durable_step
+        return self._sink_group.durable_step
 
-    @on_host()
+    @cpu_default_device()
     def plan(self) -> Plan:
         """What the run will take. Raises ValueError where a schedule never fires within `total_steps`."""
-        store, layout = self._outlets.store, self._layout()
-        with self._followed.readable():
+        store, layout = self._sink_group.store, self._layout()
+        with self._tracked.full_params():
             return plan_run(
-                self._timetable.schedules,
+                self._metric_runner.schedules,
                 total_steps=self.total_steps,
                 layout=None if store is None else layout,
                 matrix_bytes=4 * self._run.vocab * self._run.dim,
                 queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
                 fold_threads=1 if store is None else store.writing.fold_threads,
-                freight=freight_of(layout, weight=self.head.weight, metrics=self._metrics),
-                gathered_bytes=self._followed.gathered_bytes,
+                staging_plan=staging_plan(layout, weight=self.head.weight, metrics=self._metrics),
+                gathered_bytes=self._tracked.gathered_bytes,
                 sketch_bytes=4 * len(layout.groups) * layout.sketch_size,
                 kept=[metric.kept_bytes(self._measuring.state(self.step)) for metric in self._metrics],
             )
 
     def flush(self) -> None:
         """Give the sinks every record so far; waits for the device."""
-        self._dispatch.hand_out(wait=True)
+        self._pipeline.deliver(wait=True)
 
-    @on_host()
+    @cpu_default_device()
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint must hold so that a restarted run goes on as if it had never stopped.
 
         With several ranks all of them call it (label counts are summed); rank 0's answer is the one to keep. Waits for
         the device, and until every record it knows of is durable, a minute at most.
         """
-        self._dispatch.settle(step=self.step)
+        self._pipeline.settle(step=self.step)
         now = self._under_way or self._measuring.as_it_is()
         unrecorded = {} if self._under_way else {"unrecorded": self._unrecorded}
         begun, labels = self._opened or self._restart is not None, self._labels.state_dict()
         state = {"step": self.step, "begun": begun, "label_counts": labels, **now.state_dict(), **unrecorded}
         return offered(state, begun=begun)
 
-    @on_host()
+    @cpu_default_device()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on after `state["step"]`: the store, opened with mode="resume", is cut there.
 
@@ -341,14 +341,14 @@ class Recorder:
             raise RuntimeError("load_state_dict() must come before the first begin_step().")
         state = as_saved(state)
         self.step = int(state["step"])
-        if (restart := Restart.of(state)) is None:
+        if (restart := ResumePoint.of(state)) is None:
             return
         self._restart = restart
         self._labels.load_state_dict(state["label_counts"])
         self._measuring.learning_rate_sum = state["learning_rate_sum"]
         self._measuring.references.load_state_dict(dict(state["references"]))
         load_metric_states(self._metrics, state)
-        self._timetable.load_state_dict(state.get("thinning"))
+        self._metric_runner.load_state_dict(state.get("controller"))
         self._unrecorded = state.get("unrecorded")
 
     def _refuse_when_closed(self) -> None:
@@ -357,29 +357,29 @@ class Recorder:
 
     def _follow(self) -> None:
         """Look the parameters up again where the model has got new ones (`load_state_dict(assign=True)`, tying)."""
-        if not (self._opened and self._followed.is_current):
-            self._followed.look_again(step=self.step)
+        if not (self._opened and self._tracked.is_current):
+            self._tracked.refresh(step=self.step)
             if self._watched is not None:
                 self._watched.follow(self.head.module)
         if self._opened and self.head.weight.device != self._device:
             self._carry(self._layout())
 
-    @on_host()
+    @cpu_default_device()
     def _open(self) -> None:
         self._follow()
         check_has_values(self.head.weight)
         layout, restart = self._layout(), self._restart
-        self._timetable.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=restart)
+        self._metric_runner.agree(self.step, groups=(layout.groups, layout.sketch_size), restarts=restart)
         plan = self.plan()
         self._carry(layout)  # before the sinks: where there is no memory for it, nothing is left open
-        self._outlets.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
+        self._sink_group.open(layout, plan=plan, weight=self.head.weight, restart=restart, force=self._force)
         self._opened, self._pid = True, os.getpid()
-        if self._ranks.first:
-            self._dispatch.standstill.told = warn_where_frozen(self.head, self._model.parameters(), step=self.step)
+        if self._ranks.is_rank0:
+            self._pipeline.standstill.told = warn_where_frozen(self.head, self._model.parameters(), step=self.step)
         if unrecorded := self._unrecorded:  # the checkpoint was saved while this record was being made
             self._unrecorded, self._measuring.before = None, dict(unrecorded["before"])
             self._record(Said(**{name: value for name, value in unrecorded.items() if name != "before"}))
-        if restart is None and self._timetable.record_due(0):
+        if restart is None and self._metric_runner.record_due(0):
             self._record(Said())
         elif restart is None:  # what is called initial is the state before the first update, recorded or not
             self._measuring.remember()
@@ -387,17 +387,17 @@ class Recorder:
     def _carry(self, layout: Layout) -> None:
         """Records come from the head's device from here on."""
         self._device = self.head.weight.device
-        self._dispatch.carry(freight_of(layout, weight=self.head.weight, metrics=self._metrics))
-        self._measuring.references.place(self._dispatch.lane, device=self._device)
-        self._watch.follow(device_clock(self._device))
+        self._pipeline.use_device(staging_plan(layout, weight=self.head.weight, metrics=self._metrics))
+        self._measuring.references.move_to(self._pipeline.stager, device=self._device)
+        self._watch.set_device_timer(device_clock(self._device))
 
     def _layout(self) -> Layout:
-        variables = (*OWN_VARIABLES, *self._timetable.variables)
-        return self._run.layout(self._followed, self._sketcher, variables=variables, attributes=self._attributes)
+        variables = (*RECORD_VARIABLES, *self._metric_runner.variables)
+        return self._run.layout(self._tracked, self._sketcher, variables=variables, attributes=self._attributes)
 
     def _record(self, said: Said) -> None:
-        with self._followed.plain_arithmetic(), self._followed.readable():
+        with self._tracked.no_autocast(), self._tracked.full_params():
             self._follow()
             self._measuring.record(self.step, said=said)
-            self._dispatch.hand_out()
+            self._pipeline.deliver()
         self._under_way = None

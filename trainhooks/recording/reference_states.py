@@ -8,16 +8,16 @@ import torch
 from torch import Tensor
 
 from trainhooks.metrics.base import HEADS
-from trainhooks.recording.staging import DirectLane, Lane
+from trainhooks.recording.staging import BlockingStager, Stager
 
 TENSORS = ("initial_head", "previous_head", "initial_sketch", "previous_sketch")
 
 
 @dataclass
-class References:
+class ReferenceStates:
     """Output embeddings and sketches of the first record and of the last one; None where nothing asks for them.
 
-    Output embeddings are kept by the `lane`: beside a GPU in pinned memory of the host, in float32 (bfloat16 would
+    Output embeddings are kept by the `stager`: beside a GPU in pinned memory of the host, in float32 (bfloat16 would
     round by more than most updates move), and brought to the device for the records whose metrics compare with them.
     """
 
@@ -25,22 +25,22 @@ class References:
     previous_head: Tensor | None = None
     initial_sketch: Tensor | None = None
     previous_sketch: Tensor | None = None
-    lane: Lane = field(default_factory=DirectLane)
+    stager: Stager = field(default_factory=BlockingStager)
 
     def advance(self, *, head: Tensor | None, sketch: Tensor | None, needs: frozenset[str]) -> None:
-        """Take in the record just made: `head` is the float32 copy that the lane made last."""
+        """Take in the record just made: `head` is the float32 copy that the stager made last."""
         if head is not None and "initial_head" in needs and self.initial_head is None:
-            self.initial_head = self.lane.keep(head)
+            self.initial_head = self.stager.offload(head)
         if head is not None and "previous_head" in needs:
-            self.previous_head = self.lane.keep(head, over=self.previous_head)
+            self.previous_head = self.stager.offload(head, over=self.previous_head)
         if self.initial_sketch is None:
             self.initial_sketch = sketch
         self.previous_sketch = sketch
 
-    def brought(self, *, heads: bool) -> References:
+    def brought(self, *, heads: bool) -> ReferenceStates:
         """What one record's metrics are shown; the output embeddings only where `heads` says that one asks for them."""
         initial, previous = (
-            self.lane.bring(kept) if heads and kept is not None else None
+            self.stager.to_device(kept) if heads and kept is not None else None
             for kept in (self.initial_head, self.previous_head)
         )
         return replace(self, initial_head=initial, previous_head=previous)
@@ -49,7 +49,7 @@ class References:
         """The tensors that are held, on the host."""
         held = {name: getattr(self, name) for name in TENSORS}
         return {
-            name: self.lane.read(tensor) if name in HEADS else tensor.cpu()
+            name: self.stager.to_host(tensor) if name in HEADS else tensor.cpu()
             for name, tensor in held.items()
             if tensor is not None
         }
@@ -59,11 +59,11 @@ class References:
         for name, tensor in state.items():
             setattr(self, name, tensor)
 
-    def place(self, lane: Lane, *, device: torch.device) -> None:
+    def move_to(self, stager: Stager, *, device: torch.device) -> None:
         """Hold everything where records of a model on `device` look for it: tensors came, or the model has moved."""
-        before, self.lane = self.lane, lane
+        before, self.stager = self.stager, stager
         for name in TENSORS:
             tensor = getattr(self, name)
             if tensor is not None:
-                # read: what the lane before keeps may still be on its way there
-                setattr(self, name, lane.keep(before.read(tensor)) if name in HEADS else tensor.to(device))
+                # read: what the stager before keeps may still be on its way there
+                setattr(self, name, stager.offload(before.to_host(tensor)) if name in HEADS else tensor.to(device))

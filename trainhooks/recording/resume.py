@@ -16,7 +16,7 @@ from trainhooks.store import Store, open_store
 
 
 @dataclass(frozen=True)
-class Restart:
+class ResumePoint:
     """A run that goes on after `step` updates; `recorded` is the last record that its checkpoint knew, if any.
 
     `sketch` [group, sketch] is that record's, by which the run is known again in its store, and `first` is that of
@@ -29,14 +29,14 @@ class Restart:
     first: np.ndarray | None = field(default=None, repr=False, compare=False)
 
     @staticmethod
-    def of(state: Mapping[str, Any]) -> Restart | None:
+    def of(state: Mapping[str, Any]) -> ResumePoint | None:
         """What a recorder's state says; None where it was saved before record 0: there is nothing to go on from."""
         if not state.get("begun", True):
             return None
         redone = 1 if state.get("unrecorded") else 0  # its record, should it be there already, is made again
         references = state.get("references", {})
         known, first = (_on_host(references.get(name)) for name in ("previous_sketch", "initial_sketch"))
-        return Restart(step=int(state["step"]) - redone, recorded=state.get("recorded"), sketch=known, first=first)
+        return ResumePoint(step=int(state["step"]) - redone, recorded=state.get("recorded"), sketch=known, first=first)
 
 
 def _on_host(sketch: Tensor | None) -> np.ndarray | None:
@@ -51,7 +51,7 @@ def offered(state: Mapping[str, Any], *, begun: bool) -> dict[str, Any]:
     """
     if begun:
         return {**state, "whole": (dict(state),)}
-    unknown = {"label_counts", "references", "thinning", "unrecorded"}
+    unknown = {"label_counts", "references", "controller", "unrecorded"}
     return {**{name: value for name, value in state.items() if name not in unknown}, "whole": ()}
 
 
@@ -61,7 +61,7 @@ def as_saved(state: Mapping[str, Any]) -> Mapping[str, Any]:
     return whole[0] if whole else state
 
 
-def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists: bool) -> str:
+def opening_mode(restart: ResumePoint | None, *, mode: str, path: str | Path, exists: bool) -> str:
     """How to open the store at `path`: `mode`, but "create" where the run goes on and its store is gone, said once.
 
     Raises ValueError where a store is to be resumed and nothing says where; where it is another run's.
@@ -87,7 +87,7 @@ def opening_mode(restart: Restart | None, *, mode: str, path: str | Path, exists
     return mode
 
 
-def _check_store(restart: Restart, *, path: str | Path) -> None:
+def _check_store(restart: ResumePoint, *, path: str | Path) -> None:
     """Warn where the checkpoint is ahead of the store: the records between the two are missing.
 
     Raises ValueError where the record that both know is not the same: the store is another run's.
@@ -108,7 +108,7 @@ def _check_store(restart: Restart, *, path: str | Path) -> None:
         )
 
 
-def _check_is_behind(restart: Restart, store: Store, *, last: int | None, path: str | Path) -> None:
+def _check_is_behind(restart: ResumePoint, store: Store, *, last: int | None, path: str | Path) -> None:
     """Warn where the store of a run that was killed ends before its checkpoint. Raises ValueError for another store."""
     # a store that was closed lost nothing by a kill, and one with another first record is another run's
     ended = store.complete and not store.dropped

@@ -13,7 +13,7 @@ from trainhooks.metrics.arguments import padded_texts
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
 from trainhooks.model.provenance import provenance_of
 from trainhooks.numerics.sketch import Sketcher
-from trainhooks.recording.tracked_model import Followed
+from trainhooks.recording.tracked_model import TrackedModel
 from trainhooks.store import Layout
 
 
@@ -30,7 +30,7 @@ class RunDescription:
 
     @staticmethod
     def of(
-        followed: Followed,
+        tracked: TrackedModel,
         *,
         counts: TokenCounts | None,
         vocab_size: int | None,
@@ -42,30 +42,30 @@ class RunDescription:
 
         Raises ValueError for counts and texts that do not fit its rows, and for provenance that is no JSON.
         """
-        vocab, dim = followed.head.weight.shape
+        vocab, dim = tracked.head.weight.shape
         return RunDescription(
             vocab=vocab,
             dim=dim,
             precision=precision,
-            provenance=provenance_of(followed.model, counts, given=provenance),
+            provenance=provenance_of(tracked.model, counts, given=provenance),
             token_count=None if counts is None else counts.for_rows(vocab, vocab_size=vocab_size),
             token_text=None if token_texts is None else padded_texts(token_texts, rows=vocab),
         )
 
     def layout(
         self,
-        followed: Followed,
+        tracked: TrackedModel,
         sketcher: Sketcher | None,
         *,
         variables: Sequence[Variable],
         attributes: Mapping[str, object],
     ) -> Layout:
         """The store's layout for these variables, with those that need the last record where there are sketches."""
-        head = followed.head
+        head = tracked.head
         return Layout(
             vocab=self.vocab,
             dim=self.dim,
-            groups=tuple(followed.groups),
+            groups=tuple(tracked.groups),
             sketch_size=0 if sketcher is None else sketcher.size,
             variables=(*variables, *(() if sketcher is None else FINAL_VARIABLES)),
             precision=self.precision,

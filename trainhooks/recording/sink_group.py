@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from trainhooks.metrics.group_convergence import NORM, convergence_to_final, kept_norms
-from trainhooks.model.distributed import Ranks
-from trainhooks.model.rank_parts import Rows
+from trainhooks.model.distributed import RankGroup
+from trainhooks.model.rank_parts import RowShard
 from trainhooks.recording.plan import Plan, check_disk
-from trainhooks.recording.resume import Restart, opening_mode
-from trainhooks.sinks import PieceSink, Record, Sink, StoreSink
+from trainhooks.recording.resume import ResumePoint, opening_mode
+from trainhooks.sinks import RankRowsSink, Record, Sink, StoreSink
 from trainhooks.sinks.base import entry_labels, read_only
 from trainhooks.store import Layout
 
@@ -28,7 +28,7 @@ BEFORE_ALL = -1
 """The step after which a run goes on that goes on with nothing: no record lies before it."""
 
 
-class Outlets:
+class SinkGroup:
     """The sinks of one rank: rank 0 has all of them, and the store last; another has its piece of the store, or none.
 
     `store` is the store's sink where there is one, on every rank; `rows` is this rank's share of the stored matrices
@@ -40,32 +40,32 @@ class Outlets:
     """
 
     def __init__(
-        self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: Ranks, overwrite: bool = False
+        self, sinks: Iterable[Sink], *, store: StoreSink | None, ranks: RankGroup, overwrite: bool = False
     ) -> None:
         self.store, self._overwrite = store, overwrite
-        self.rows: Rows | None = None
+        self.rows: RowShard | None = None
         self.labels: Mapping[str, tuple[str, ...]] = {}
         self.shapes: Mapping[str, tuple[int, ...]] = {}
         self._ranks = ranks
         given = _checked(sinks)
-        self._sinks: list[Sink] = [*given, *([] if store is None else [store])] if ranks.first else []
+        self._sinks: list[Sink] = [*given, *([] if store is None else [store])] if ranks.is_rank0 else []
         self._last: int | None = None
         self._steps: list[int] = []  # with the sketches, where no store keeps them
         self._sketches: list[np.ndarray] = []
         self._norms: list[np.ndarray] = []
-        with ranks.together("use the sinks"):
+        with ranks.raise_together("use the sinks"):
             for sink in self._sinks:
                 sink.check()
 
     @property
-    def takes_records(self) -> bool:
+    def accepts_records(self) -> bool:
         """Whether records come here: to rank 0, which also says what is wrong with them, and to ranks with a piece."""
-        return self._ranks.first or bool(self._sinks)
+        return self._ranks.is_rank0 or bool(self._sinks)
 
     def add(self, sink: Sink) -> None:
         """One more, before `open`; only rank 0 uses it. Raises ValueError for what is no sink."""
         _checked([sink])
-        if self._ranks.first:
+        if self._ranks.is_rank0:
             self._sinks.insert(0, sink)
 
     @property
@@ -73,7 +73,7 @@ class Outlets:
         """The last step up to which every record is safe in the store; None without a store or a record."""
         return None if self.store is None else self.store.durable_step
 
-    def open(self, layout: Layout, *, plan: Plan, weight: Tensor, restart: Restart | None, force: bool) -> None:
+    def open(self, layout: Layout, *, plan: Plan, weight: Tensor, restart: ResumePoint | None, force: bool) -> None:
         """Open them for records of this layout, whose matrix is `weight` (collective).
 
         Raises ValueError where ranks differ in what they store, and where `restart` and the store do not belong
@@ -83,12 +83,12 @@ class Outlets:
         self.labels = entry_labels(layout)
         self.shapes = {variable.name: layout.row_shape(variable) for variable in layout.variables}
         matrix = layout.vocab, layout.dim, layout.kept_bits
-        self._ranks.agree({"store": "none" if self.store is None else "one", "output embedding": matrix})
+        self._ranks.check_same({"store": "none" if self.store is None else "one", "output embedding": matrix})
         if self.store is not None and self.store.folder is not None:  # at a URL one rank writes whole matrices
             self.rows = self._ranks.rows(weight, folder=self.store.folder.parent)
             self.store.pieces = 1 if self.rows is None else self.rows.pieces
-        with self._ranks.together("open the sinks"):
-            if self._ranks.first:
+        with self._ranks.raise_together("open the sinks"):
+            if self._ranks.is_rank0:
                 logger.info("recording %s", plan)
                 if self.store is not None:
                     _settle_store(self.store, plan=plan, restart=restart, force=force)
@@ -152,7 +152,7 @@ class Outlets:
             for sink in reversed(self._sinks):
                 closing.callback(sink.close)
 
-    def _open_sinks(self, layout: Layout, *, restart: Restart | None) -> None:
+    def _open_sinks(self, layout: Layout, *, restart: ResumePoint | None) -> None:
         anew = BEFORE_ALL if self._overwrite else None
         with ExitStack() as opened:  # where one sink fails, those that opened are closed
             for sink in self._sinks:
@@ -160,12 +160,12 @@ class Outlets:
                 opened.callback(sink.close)
             opened.pop_all()
 
-    def _open_piece(self, store: StoreSink, rows: Rows) -> None:
+    def _open_piece(self, store: StoreSink, rows: RowShard) -> None:
         """Where this rank is not the first but writes rows, it has a sink for these."""
-        attempt = self._ranks.tell(store.attempt if self._ranks.first else None)
+        attempt = self._ranks.broadcast_object(store.attempt if self._ranks.is_rank0 else None)
         if rows.piece > 0:
             self._sinks = [
-                PieceSink(
+                RankRowsSink(
                     store.path,
                     piece=rows.piece,
                     pieces=rows.pieces,
@@ -190,7 +190,7 @@ def _checked(sinks: object) -> list[Sink]:
     return given
 
 
-def _settle_store(store: StoreSink, *, plan: Plan, restart: Restart | None, force: bool) -> None:
+def _settle_store(store: StoreSink, *, plan: Plan, restart: ResumePoint | None, force: bool) -> None:
     store.mode = opening_mode(restart, mode=store.mode, path=store.path, exists=store.exists)
     store.recorded = None if restart is None else restart.recorded
     if store.folder is not None:

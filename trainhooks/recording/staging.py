@@ -17,15 +17,15 @@ RECORDS_AT_ONCE = 16
 """Records without a matrix that travel together."""
 ALIGNMENT = 16  # bytes; any dtype may begin there
 
-Parcel = tuple[Tensor, torch.dtype]
+StagedTensor = tuple[Tensor, torch.dtype]
 """A tensor and the dtype that it has on the host."""
 
 
-class Lane(ABC):
+class Stager(ABC):
     """Carries tensors of one device to the host, in the order in which they were sent.
 
     What is sent must not be written into before it has arrived; `copy` makes what may be. `waits` counts how often the
-    training thread had to wait for the device since the lane was full.
+    training thread had to wait for the device since the stager was full.
     """
 
     waits = 0
@@ -35,30 +35,30 @@ class Lane(ABC):
         """The matrix as it is now, on its device; what is copied next may take its place, sent or kept or not."""
 
     @abstractmethod
-    def send(self, parcels: Sequence[Parcel], *, note: Any, at_once: bool) -> None:
+    def stage(self, staged: Sequence[StagedTensor], *, note: Any, at_once: bool) -> None:
         """Send tensors off under a note, together with later ones unless `at_once`."""
 
     @abstractmethod
-    def arrived(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
+    def completed(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
         """Notes and host tensors that nobody else holds, each once, in order; `wait` for all that was sent."""
 
     @abstractmethod
-    def keep(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
+    def offload(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
         """What to hold of a matrix between records, to be read by `bring`; `over` is given back for it.
 
         The matrix is what `copy` gave last, or lies on the host.
         """
 
     @abstractmethod
-    def bring(self, kept: Tensor) -> Tensor:
+    def to_device(self, kept: Tensor) -> Tensor:
         """What is kept, where metrics read it; let it go after the record."""
 
     @abstractmethod
-    def read(self, kept: Tensor) -> Tensor:
+    def to_host(self, kept: Tensor) -> Tensor:
         """What is kept, on the host; waits for it."""
 
 
-class DirectLane(Lane):
+class BlockingStager(Stager):
     """For a model on the host, or on a `device` without pinned memory: everything arrives when it is sent."""
 
     def __init__(self, device: torch.device | None = None) -> None:
@@ -69,25 +69,25 @@ class DirectLane(Lane):
         """A tensor of its own."""
         return matrix.detach().to(dtype, copy=True, memory_format=torch.contiguous_format)
 
-    def send(self, parcels: Sequence[Parcel], *, note: Any, at_once: bool) -> None:
+    def stage(self, staged: Sequence[StagedTensor], *, note: Any, at_once: bool) -> None:
         """Move them, and wait where there is a device."""
         # the cast comes last: mps has no float64
-        self._done.append((note, [tensor.detach().cpu().to(dtype) for tensor, dtype in parcels]))
+        self._done.append((note, [tensor.detach().cpu().to(dtype) for tensor, dtype in staged]))
 
-    def arrived(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
+    def completed(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
         """All that was sent."""
         while self._done:
             yield self._done.popleft()
 
-    def keep(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
+    def offload(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
         """The matrix itself, or what came from the host on the device."""
         return matrix.to(self._device)
 
-    def bring(self, kept: Tensor) -> Tensor:
+    def to_device(self, kept: Tensor) -> Tensor:
         """The matrix itself."""
         return kept
 
-    def read(self, kept: Tensor) -> Tensor:
+    def to_host(self, kept: Tensor) -> Tensor:
         """The matrix itself, or a copy where it lies on a device."""
         return kept.cpu()
 
@@ -103,14 +103,14 @@ class Event(Protocol):
 
 
 class Streams(Protocol):
-    """What a `PinnedLane` needs of a device: the stream that trains, and another one that moves."""
+    """What a `PinnedStager` needs of a device: the stream that trains, and another one that moves."""
 
     device: torch.device
 
-    def move(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
+    def copy_async(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         """Copy each (target on the host, source) aside, after all that the training stream was given so far."""
 
-    def hold(self, event: Event) -> None:
+    def wait_event(self, event: Event) -> None:
         """Let what the training stream is given from now on begin after the event; the host goes on."""
 
     def pinned(self, size_bytes: int) -> Tensor:
@@ -124,7 +124,7 @@ class CudaStreams:
         self.device = device
         self._aside = torch.cuda.Stream(device)
 
-    def move(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
+    def copy_async(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> Event:
         """See `Streams`. The sources must live until the event has happened."""
         given, done = torch.cuda.Event(), torch.cuda.Event()
         given.record(torch.cuda.current_stream(self.device))
@@ -135,7 +135,7 @@ class CudaStreams:
         done.record(self._aside)
         return done
 
-    def hold(self, event: Any) -> None:
+    def wait_event(self, event: Any) -> None:
         """See `Streams`."""
         torch.cuda.current_stream(self.device).wait_event(event)
 
@@ -145,7 +145,7 @@ class CudaStreams:
 
 
 @dataclass(frozen=True)
-class _Load:
+class _Transfer:
     """What is on its way: the slot that it fills, the event after it, and by note its (source, place, dtype)."""
 
     slot: Tensor
@@ -153,7 +153,7 @@ class _Load:
     entries: list[tuple[Any, list[tuple[Tensor, Tensor, torch.dtype]]]]
 
 
-class PinnedLane(Lane):
+class PinnedStager(Stager):
     """Through a ring of `slots` buffers of pinned memory, `slot_bytes` each, that a stream of its own fills.
 
     What is sent waits until `records_at_once` sendings are together, or one says `at_once`; then one slot takes them
@@ -162,7 +162,7 @@ class PinnedLane(Lane):
     of the device then, which has work for as long. A load that is larger than a slot gets a larger one, which stays.
 
     `copy` has one place on the device for each shape and dtype. It is taken again by the next copy, which the training
-    stream begins when the one before has left: so device memory is bounded without the host's waiting. `keep` holds
+    stream begins when the one before has left: so device memory is bounded without the host's waiting. `offload` holds
     matrices in pinned memory, and `bring` moves them to the device for one record.
     """
 
@@ -171,57 +171,57 @@ class PinnedLane(Lane):
     ) -> None:
         self._streams, self._records_at_once = streams, records_at_once
         self._free = [streams.pinned(slot_bytes) for _ in range(slots)]
-        self._held: list[tuple[Any, Sequence[Parcel]]] = []
-        self._flying: deque[_Load] = deque()
+        self._held: list[tuple[Any, Sequence[StagedTensor]]] = []
+        self._flying: deque[_Transfer] = deque()
         self._done: deque[tuple[Any, list[Tensor]]] = deque()
         self._places: dict[tuple[torch.Size, torch.dtype], Tensor] = {}
         self._last: Event | None = None  # after all that has been moved so far
 
     def copy(self, matrix: Tensor, *, dtype: torch.dtype) -> Tensor:
-        """See `Lane`; the cast is the device's."""
+        """See `Stager`; the cast is the device's."""
         key = matrix.shape, dtype
         if key not in self._places:
             self._places[key] = torch.empty(matrix.shape, dtype=dtype, device=self._streams.device)
         self._hold()
         return self._places[key].copy_(matrix.detach())
 
-    def send(self, parcels: Sequence[Parcel], *, note: Any, at_once: bool) -> None:
-        """See `Lane`."""
-        self._held.append((note, [(tensor.detach(), dtype) for tensor, dtype in parcels]))
+    def stage(self, staged: Sequence[StagedTensor], *, note: Any, at_once: bool) -> None:
+        """See `Stager`."""
+        self._held.append((note, [(tensor.detach(), dtype) for tensor, dtype in staged]))
         if at_once or len(self._held) >= self._records_at_once:
-            self._launch()
+            self._start()
 
-    def arrived(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
-        """See `Lane`."""
+    def completed(self, *, wait: bool = False) -> Iterator[tuple[Any, list[Tensor]]]:
+        """See `Stager`."""
         yield from self._landed()  # before the device is asked again: where it has failed, this is what is left
         if wait and self._held:
-            self._launch()
+            self._start()
         while self._flying and (wait or self._flying[0].event.query()):
-            self._land()
+            self._finish()
             yield from self._landed()
 
-    def keep(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
-        """See `Lane`: pinned memory, filled aside, or at once from the host."""
+    def offload(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
+        """See `Stager`: pinned memory, filled aside, or at once from the host."""
         kept = self._pinned_like(matrix) if over is None else over
         if matrix.device != self._streams.device:
             return kept.copy_(matrix)
-        self._last = self._streams.move([(kept, matrix)])
+        self._last = self._streams.copy_async([(kept, matrix)])
         return kept
 
-    def bring(self, kept: Tensor) -> Tensor:
-        """See `Lane`: a copy on the device."""
+    def to_device(self, kept: Tensor) -> Tensor:
+        """See `Stager`: a copy on the device."""
         self._hold()
         return torch.empty_like(kept, device=self._streams.device).copy_(kept, non_blocking=True)
 
-    def read(self, kept: Tensor) -> Tensor:
-        """See `Lane`: a copy, since the next `keep` may write into it."""
+    def to_host(self, kept: Tensor) -> Tensor:
+        """See `Stager`: a copy, since the next `offload` may write into it."""
         if self._last is not None:
             self._last.synchronize()
         return kept.clone()
 
     def _hold(self) -> None:
         if self._last is not None:
-            self._streams.hold(self._last)
+            self._streams.wait_event(self._last)
 
     def _pinned_like(self, matrix: Tensor) -> Tensor:
         return self._streams.pinned(matrix.nbytes).view(matrix.dtype).view(matrix.shape)
@@ -232,33 +232,33 @@ class PinnedLane(Lane):
 
     # an interrupt may come while these wait or copy: what is held, flying or free changes after that, all at once
 
-    def _launch(self) -> None:
-        slot = self._next_slot(sum(_room(tensor) for _, parcels in self._held for tensor, _ in parcels))
+    def _start(self) -> None:
+        slot = self._next_slot(sum(_room(tensor) for _, staged in self._held for tensor, _ in staged))
         entries, start = [], 0
-        for note, parcels in self._held:
+        for note, staged in self._held:
             placed = []
-            for tensor, dtype in parcels:
+            for tensor, dtype in staged:
                 place = slot[start : start + tensor.nbytes].view(tensor.dtype).view(tensor.shape)
                 placed.append((tensor, place, dtype))
                 start += _room(tensor)
             entries.append((note, placed))
         pairs = [(place, tensor) for _, placed in entries for tensor, place, _ in placed]
-        self._last = self._streams.move(pairs)
-        self._flying.append(_Load(slot, self._last, entries))
+        self._last = self._streams.copy_async(pairs)
+        self._flying.append(_Transfer(slot, self._last, entries))
         del self._free[0], self._held[:]
 
     def _next_slot(self, size: int) -> Tensor:
         """The first of the free ones, large enough; it stays among them until a load has it."""
         while self._flying and self._flying[0].event.query():
-            self._land()
+            self._finish()
         if not self._free:
             self.waits += 1
-            self._land()
+            self._finish()
         if self._free[0].nbytes < size:
             self._free[0] = self._streams.pinned(size)
         return self._free[0]
 
-    def _land(self) -> None:
+    def _finish(self) -> None:
         """Read the oldest load, once it is there, and give its slot back."""
         load = self._flying[0]
         load.event.synchronize()

@@ -64,7 +64,7 @@ class Cost:
         )
 
 
-class Mark(Protocol):
+class TimingEvent(Protocol):
     """A point in a device's work, its time taken there."""
 
     def query(self) -> bool:
@@ -74,20 +74,20 @@ class Mark(Protocol):
         """Milliseconds from here to a later mark; both must have been come by."""
 
 
-class DeviceClock:
+class DeviceTimer:
     """Adds up what a device spends between enter and exit, without ever waiting for it.
 
     `mark` puts a mark behind what the device has been given so far. Between two marks a device also stands still where
     the host does not give it work fast enough: that is the recorder's time too.
     """
 
-    def __init__(self, mark: Callable[[], Mark]) -> None:
+    def __init__(self, mark: Callable[[], TimingEvent]) -> None:
         self._mark = mark
-        self._begun: list[Mark] = []
-        self._pairs: deque[tuple[Mark, Mark]] = deque()
+        self._begun: list[TimingEvent] = []
+        self._pairs: deque[tuple[TimingEvent, TimingEvent]] = deque()
         self._seconds = 0.0
 
-    def __enter__(self) -> DeviceClock:
+    def __enter__(self) -> DeviceTimer:
         self._begun.append(self._mark())
         return self
 
@@ -115,8 +115,8 @@ class Stopwatch:
     """
 
     def __init__(self) -> None:
-        self._clocks: list[DeviceClock | None] = [None]  # the last one is that of the device now
-        self._running: DeviceClock | None = None
+        self._clocks: list[DeviceTimer | None] = [None]  # the last one is that of the device now
+        self._running: DeviceTimer | None = None
         self._seconds = 0.0
         self._lap = 0.0
         self._steps = 0
@@ -140,7 +140,7 @@ class Stopwatch:
         self._lap += now - self._entered
         self._last = now
 
-    def follow(self, clock: DeviceClock | None) -> None:
+    def set_device_timer(self, clock: DeviceTimer | None) -> None:
         """From the next enter on the model is on the device of this clock; None for the host."""
         self._clocks.append(clock)
 
@@ -162,7 +162,7 @@ class Stopwatch:
         return Cost(self._steps, self._seconds, self._last - (self._first or 0.0), device)
 
 
-def device_clock(device: torch.device) -> DeviceClock | None:
+def device_clock(device: torch.device) -> DeviceTimer | None:
     """A clock of what a GPU does; None for the host, whose clock the stopwatch has."""
     if device.type != "cuda":
         return None
@@ -172,4 +172,4 @@ def device_clock(device: torch.device) -> DeviceClock | None:
         event.record(torch.cuda.current_stream(device))
         return event
 
-    return DeviceClock(mark)
+    return DeviceTimer(mark)

@@ -10,19 +10,19 @@ from torch import Tensor, nn
 
 from trainhooks.metrics.base import State
 from trainhooks.model import check_model, find_output_embedding, module_at, module_path, parameter_at, parameter_groups
-from trainhooks.model.distributed import Ranks, is_sharded, reshard, unflattened, whole
-from trainhooks.numerics.host import on_host
+from trainhooks.model.distributed import RankGroup, full_tensor, is_sharded, reshard, summon_full_params
+from trainhooks.numerics.host import cpu_default_device
 from trainhooks.numerics.sketch import Sketcher
 from trainhooks.recording.arguments import check_same_shape
-from trainhooks.recording.reference_states import References
+from trainhooks.recording.reference_states import ReferenceStates
 
 
-class Followed:
+class TrackedModel:
     """A model's output embedding `head` and parameter `groups` as they are now, and the `ranks` that train it.
 
     `name` is the output embedding's module where it cannot be found, `patterns` are further groups by glob patterns.
 
-    Raises ValueError where there is no output embedding, for bad patterns and for models that `Ranks` refuses.
+    Raises ValueError where there is no output embedding, for bad patterns and for models that `RankGroup` refuses.
     """
 
     def __init__(
@@ -30,11 +30,11 @@ class Followed:
     ) -> None:
         check_model(model)
         self.model = model
-        self.ranks = Ranks(model)  # first: it reshards, and what follows reads parameters
+        self.ranks = RankGroup(model)  # first: it reshards, and what follows reads parameters
         self.ranks.meet()
         self._name, self._patterns = name, patterns
-        self._is_readable = not self.ranks.flat
-        with self.readable():
+        self._is_readable = not self.ranks.uses_fsdp1
+        with self.full_params():
             self.head = find_output_embedding(model, name=name)
             self.groups = parameter_groups(model, self.head, patterns=patterns)
             self._shape = self.head.weight.shape
@@ -47,7 +47,7 @@ class Followed:
         is_there = parameter_at(self.model, self.head.name) is weight and module is self.head.module
         return is_there and weight.shape == self._shape
 
-    def look_again(self, *, step: int) -> None:
+    def refresh(self, *, step: int) -> None:
         """Find output embedding and groups anew.
 
         Raises ValueError where the matrix has another shape at `step`, or the model was sharded meanwhile.
@@ -60,7 +60,7 @@ class Followed:
         self._path = module_path(self.model, head.module)
 
     @contextmanager
-    def readable(self, *, gradients: bool = False) -> Iterator[None]:
+    def full_params(self, *, gradients: bool = False) -> Iterator[None]:
         """Inside, parameters have their shapes, and their gradients if asked for: elsewhere not where they are flat.
 
         Collective then; may be nested.
@@ -68,7 +68,7 @@ class Followed:
         if self._is_readable:
             yield
             return
-        with unflattened(self.model, gradients=gradients):
+        with summon_full_params(self.model, gradients=gradients):
             self._is_readable = True
             try:
                 yield
@@ -78,21 +78,21 @@ class Followed:
     @property
     def gathered_bytes(self) -> int:
         """Bytes that each record gathers on every rank: a sharded head, or the whole model where it is flat."""
-        if self.ranks.flat:
+        if self.ranks.uses_fsdp1:
             return sum(parameter.nbytes for _, parameter in self.groups["whole"])
         return self.head.weight.nbytes if is_sharded(self.head.weight) else 0
 
     @contextmanager
-    def plain_arithmetic(self) -> Iterator[None]:
+    def no_autocast(self) -> Iterator[None]:
         """No autocast inside, and no default device: the loop's choices are not the metrics'."""
-        with torch.autocast(self.head.weight.device.type, enabled=False), on_host():
+        with torch.autocast(self.head.weight.device.type, enabled=False), cpu_default_device():
             yield
 
     def state(
         self,
         step: int,
         *,
-        references: References,
+        references: ReferenceStates,
         learning_rate_sum: float | None,
         sketch: Tensor | None = None,
         label_counts: Tensor | None = None,
@@ -120,13 +120,13 @@ class Followed:
         if not self.ranks.sharded:
             return sketcher.sketch(self.groups)
         device = self.head.weight.device
-        return self.ranks.sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device))
+        return self.ranks.all_reduce_sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device))
 
-    def whole_head(self) -> Tensor:
+    def full_head(self) -> Tensor:
         """The output embedding [vocab, dim] as it is, of a sharded one collective; copy what is to be kept."""
-        return whole(self.head.matrix)
+        return full_tensor(self.head.matrix)
 
-    def rows(self) -> Tensor | None:
+    def local_rows(self) -> Tensor | None:
         """This rank's own rows of the output embedding as they are; None where others hold the same."""
         part = self.ranks.part(self.head.weight)
         return None if part is None else part.values

@@ -3,8 +3,8 @@
 from trainhooks.sinks.base import Record, Sink
 from trainhooks.sinks.json_lines import JsonLinesSink
 from trainhooks.sinks.memory import MemorySink
-from trainhooks.sinks.rank_rows import PieceSink
+from trainhooks.sinks.rank_rows import RankRowsSink
 from trainhooks.sinks.store import StoreSink
 from trainhooks.sinks.tensorboard import TensorBoardSink
 
-__all__ = ["JsonLinesSink", "MemorySink", "PieceSink", "Record", "Sink", "StoreSink", "TensorBoardSink"]
+__all__ = ["JsonLinesSink", "MemorySink", "RankRowsSink", "Record", "Sink", "StoreSink", "TensorBoardSink"]

@@ -20,7 +20,7 @@ END_SECONDS = 120.0
 _LOOK_SECONDS = 0.1
 
 
-class PieceSink(Sink):
+class RankRowsSink(Sink):
     """Writes this rank's rows of each snapshot as journal pieces of the store at `path`, in the background.
 
     The store must be open on rank 0, which folds the pieces; a record counts once all its pieces are there. `write`

@@ -94,7 +94,7 @@ class StoreSink(Sink):
         )
         self._writer = BackgroundWriter(writer, writing=self.writing)
         # a run that ends without close() keeps what it has queued
-        weakref.finalize(self, self._writer.leave)
+        weakref.finalize(self, self._writer.detach)
 
     def write(self, record: Record) -> None:
         """Queue the record; `durable_step` says when it is on disk."""
@@ -153,7 +153,7 @@ class StoreSink(Sink):
     def leave(self) -> None:
         """Make durable what was written and let the store go, not complete: the run will go on."""
         if self._writer is not None:
-            self._writer.leave()
+            self._writer.detach()
 
 
 def _location(path: str | Path) -> str | Path:

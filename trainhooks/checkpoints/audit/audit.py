@@ -18,9 +18,9 @@ from torch import Tensor
 from trainhooks.checkpoints.audit.continuity import Pair, compare, jumps, spikes, unrelated
 from trainhooks.checkpoints.audit.header_checks import (
     HEAD,
-    Finding,
     Kind,
     Seen,
+    SuiteFinding,
     failed,
     holds_weights,
     identical,
@@ -31,7 +31,7 @@ from trainhooks.checkpoints.audit.header_checks import (
     same,
 )
 from trainhooks.checkpoints.base import Checkpoint
-from trainhooks.checkpoints.suite import Entry, Suite
+from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.formatting import shortened
 from trainhooks.core.printable import page
 
@@ -49,7 +49,7 @@ class Audit:
     name: str
     steps: tuple[int, ...]
     tensors: tuple[str, ...]
-    findings: tuple[Finding, ...]
+    findings: tuple[SuiteFinding, ...]
     pairs: dict[tuple[int, int], Pair] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
 
@@ -59,7 +59,7 @@ class Audit:
         return not self.findings
 
     @property
-    def doubts(self) -> tuple[Finding, ...]:
+    def doubts(self) -> tuple[SuiteFinding, ...]:
         """What puts in doubt that the rest is one run in this order."""
         return tuple(finding for finding in self.findings if finding.doubtful)
 
@@ -107,7 +107,7 @@ class Audit:
         return page(lines)
 
 
-def _grouped(findings: Sequence[Finding]) -> list[str]:
+def _grouped(findings: Sequence[SuiteFinding]) -> list[str]:
     """A line a finding; those that say the same of one step after another share one."""
     steps: dict[tuple[str, str], list[int]] = defaultdict(list)
     for finding in findings:
@@ -130,7 +130,7 @@ def audit_suite(
     params: str = HEAD,
     head: str | None = None,
     full: bool = False,
-    opener: Callable[[Entry], Checkpoint] | None = None,
+    opener: Callable[[CheckpointRef], Checkpoint] | None = None,
 ) -> Audit:
     """Audit a suite; a checkpoint that cannot be read is a finding, and the audit goes on.
 
@@ -163,13 +163,13 @@ def audit_suite(
     return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken)
 
 
-def _order(finding: Finding) -> tuple[int, tuple[int, ...]]:
+def _order(finding: SuiteFinding) -> tuple[int, tuple[int, ...]]:
     return get_args(Kind).index(finding.kind), finding.steps
 
 
 def _read_headers(
-    suite: Suite, *, params: str, head: str | None, full: bool, opener: Callable[[Entry], Checkpoint]
-) -> tuple[dict[int, Seen], list[Finding]]:
+    suite: Suite, *, params: str, head: str | None, full: bool, opener: Callable[[CheckpointRef], Checkpoint]
+) -> tuple[dict[int, Seen], list[SuiteFinding]]:
     seen: dict[int, Seen] = {}
     findings = []
     for entry in suite.entries:
@@ -182,13 +182,13 @@ def _read_headers(
     return seen, findings
 
 
-def _confirm(suite: Suite, seen: dict[int, Seen], opener: Callable[[Entry], Checkpoint]) -> list[Finding]:
+def _confirm(suite: Suite, seen: dict[int, Seen], opener: Callable[[CheckpointRef], Checkpoint]) -> list[SuiteFinding]:
     """Hash in full what lies on this machine and looks the same; `seen` learns it, or loses what cannot be read."""
     findings = []
     alike = {step for steps in same(seen) for step in steps}
     for entry in suite.entries:
         # a hub's own hash is already one of every byte, and another would cost a download
-        if entry.step not in alike or not os.path.exists(entry.place):
+        if entry.step not in alike or not os.path.exists(entry.location):
             continue
         one = seen[entry.step]
         try:
@@ -208,10 +208,12 @@ class _Walk:
     steps: list[int] = field(default_factory=list)
     near: list[Pair] = field(default_factory=list)
     skip: list[Pair] = field(default_factory=list)
-    findings: list[Finding] = field(default_factory=list)
+    findings: list[SuiteFinding] = field(default_factory=list)
 
 
-def _walk(entries: Sequence[Entry], seen: dict[int, Seen], opener: Callable[[Entry], Checkpoint]) -> _Walk:
+def _walk(
+    entries: Sequence[CheckpointRef], seen: dict[int, Seen], opener: Callable[[CheckpointRef], Checkpoint]
+) -> _Walk:
     walk = _Walk()
     states: deque[list[Tensor]] = deque(maxlen=2)
     for entry in entries:
@@ -223,7 +225,7 @@ def _walk(entries: Sequence[Entry], seen: dict[int, Seen], opener: Callable[[Ent
             continue
         if bad := [key for key, tensor in zip(seen[entry.step].keys, state, strict=True) if not _finite(tensor)]:
             message = f"step {entry.step}: NaN or infinity in {', '.join(bad[:3])}"
-            walk.findings.append(Finding("not finite", (entry.step,), message, broken=(entry.step,)))
+            walk.findings.append(SuiteFinding("not finite", (entry.step,), message, broken=(entry.step,)))
             continue
         if states:
             pair = compare(states[-1], state)
@@ -231,7 +233,9 @@ def _walk(entries: Sequence[Entry], seen: dict[int, Seen], opener: Callable[[Ent
                 message = f"steps {walk.steps[-1]} and {entry.step} have equal tensors in files that differ"
                 both = (walk.steps[-1], entry.step)
                 begins = len(walk.steps) == 1  # nothing has moved yet
-                walk.findings.append(Finding("identical", both, message, broken=(entry.step,), doubtful=not begins))
+                walk.findings.append(
+                    SuiteFinding("identical", both, message, broken=(entry.step,), doubtful=not begins)
+                )
                 continue
             walk.near.append(pair)
         walk.steps.append(entry.step)
@@ -246,7 +250,7 @@ def _finite(tensor: Tensor) -> bool:
     return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_PART_ELEMENTS))
 
 
-def _out_of_line(walk: _Walk) -> list[Finding]:
+def _out_of_line(walk: _Walk) -> list[SuiteFinding]:
     alone = set(spikes([pair.distance for pair in walk.near], [pair.distance for pair in walk.skip]))
     findings = [_spike(walk, i) for i in sorted(alone)]
     kept = [i for i in range(len(walk.steps)) if i not in alone]
@@ -260,20 +264,20 @@ def _out_of_line(walk: _Walk) -> list[Finding]:
             f"from step {steps[i]} to {steps[i + 1]} the tensors move {pairs[i].distance:.4g}, out of line with the "
             "steps around"
         )
-        findings.append(Finding("discontinuity", (steps[i], steps[i + 1]), message, doubtful=True))
+        findings.append(SuiteFinding("discontinuity", (steps[i], steps[i + 1]), message, doubtful=True))
     return findings
 
 
-def _spike(walk: _Walk, i: int) -> Finding:
+def _spike(walk: _Walk, i: int) -> SuiteFinding:
     before, step, after = walk.steps[i - 1 : i + 2]
     message = (
         f"step {step} is {walk.near[i - 1].distance:.4g} from step {before} and {walk.near[i].distance:.4g} from step "
         f"{after}, which are {walk.skip[i - 1].distance:.4g} apart"
     )
-    return Finding("discontinuity", (step,), message, broken=(step,), doubtful=True)
+    return SuiteFinding("discontinuity", (step,), message, broken=(step,), doubtful=True)
 
 
-def _unrelated(steps: Sequence[int], pairs: Sequence[Pair], apart: Sequence[int]) -> list[Finding]:
+def _unrelated(steps: Sequence[int], pairs: Sequence[Pair], apart: Sequence[int]) -> list[SuiteFinding]:
     """A finding for each place where a series breaks off; the minority is broken where one side is the majority."""
     cuts = [0, *(i + 1 for i in apart), len(steps)]
     parts = [steps[a:b] for a, b in pairwise(cuts)]
@@ -286,5 +290,5 @@ def _unrelated(steps: Sequence[int], pairs: Sequence[Pair], apart: Sequence[int]
             "or another initialization"
         )
         broken = tuple(step for side in sides for step in side)
-        findings.append(Finding("unrelated", (steps[i], steps[i + 1]), message, broken=broken, doubtful=True))
+        findings.append(SuiteFinding("unrelated", (steps[i], steps[i + 1]), message, broken=broken, doubtful=True))
     return findings

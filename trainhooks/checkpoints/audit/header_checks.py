@@ -15,7 +15,7 @@ from trainhooks.checkpoints.base import Checkpoint, CheckpointError
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.sources.hub import list_hub_folder
 from trainhooks.checkpoints.steps import PYTHIA_GRID, missing_steps
-from trainhooks.checkpoints.suite import Entry, Suite
+from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES, may_be_weights, weights_folder
 from trainhooks.core.formatting import shortened
 
@@ -29,7 +29,7 @@ Kind = Literal[
 
 
 @dataclass(frozen=True)
-class Finding:
+class SuiteFinding:
     """One thing that is wrong: its kind, the steps it concerns, a sentence, and which of the steps are `broken`.
 
     A step is broken where its numbers would be wrong or missing; the others are named for context. `doubtful` findings
@@ -77,25 +77,25 @@ def _wanted_keys(checkpoint: Checkpoint, params: str) -> tuple[str, ...]:
     return keys
 
 
-def failed(entry: Entry, error: Exception, *, kind: Kind = "unreadable") -> Finding:
+def failed(entry: CheckpointRef, error: Exception, *, kind: Kind = "unreadable") -> SuiteFinding:
     """A checkpoint that cannot be read, in one line; its place is not repeated, so that what is alike reads alike."""
     lines = str(error).strip().splitlines() or [type(error).__name__]
-    told = lines[0].removeprefix(entry.place).lstrip(":/ ") or lines[0]
-    return Finding(kind, (entry.step,), f"step {entry.step}: {told}", broken=(entry.step,))
+    told = lines[0].removeprefix(entry.location).lstrip(":/ ") or lines[0]
+    return SuiteFinding(kind, (entry.step,), f"step {entry.step}: {told}", broken=(entry.step,))
 
 
-def holds_weights(suite: Suite, entry: Entry) -> bool:
+def holds_weights(suite: Suite, entry: CheckpointRef) -> bool:
     """Whether there is a file of weights at all where a checkpoint could not be opened; True where nobody can say."""
     if suite.kind == "hub":
-        repository, _, revision = entry.place.rpartition("@")
+        repository, _, revision = entry.location.rpartition("@")
         try:
             folder = list_hub_folder(repository, revision=revision)
         except CheckpointError:
             return True
         names = os.listdir(folder) if isinstance(folder, Path) else list(folder.files)
-    elif os.path.isdir(entry.place):
+    elif os.path.isdir(entry.location):
         try:
-            names = os.listdir(weights_folder(Path(entry.place)))
+            names = os.listdir(weights_folder(Path(entry.location)))
         except (CheckpointError, OSError):
             return True
     else:
@@ -104,27 +104,29 @@ def holds_weights(suite: Suite, entry: Entry) -> bool:
     return any(name.endswith(suffixes) and may_be_weights(name) for name in names)
 
 
-def missing(suite: Suite) -> list[Finding]:
+def missing(suite: Suite) -> list[SuiteFinding]:
     """The steps that were asked for, or that the suite's grid or spacing has, and that are not there."""
     wanted = suite.wanted
     if wanted is None and suite.kind == "hub" and fnmatchcase(suite.name, PYTHIA):
         wanted = PYTHIA_GRID
     lacking = missing_steps(suite.steps) if wanted is None else tuple(sorted(set(wanted) - set(suite.steps)))
     why = "the suite's own spacing has them" if wanted is None else "they were expected"
-    return [Finding("missing", lacking, f"steps {shortened(lacking)} are not there; {why}")] if lacking else []
+    return [SuiteFinding("missing", lacking, f"steps {shortened(lacking)} are not there; {why}")] if lacking else []
 
 
-def known(suite: Suite, names: Sequence[str]) -> list[Finding]:
+def known(suite: Suite, names: Sequence[str]) -> list[SuiteFinding]:
     """The public reports on a hub repository that concern the tensors `names`."""
     if suite.kind != "hub":
         return []
     return [
-        Finding("known bad", tuple(steps), f"steps {shortened(steps)}: {report.note} ({report.source})", tuple(steps))
+        SuiteFinding(
+            "known bad", tuple(steps), f"steps {shortened(steps)}: {report.note} ({report.source})", tuple(steps)
+        )
         for report, steps in known_bad(suite.name, steps=suite.steps, tensors=names)
     ]
 
 
-def layouts(seen: dict[int, Seen], *, params: str) -> list[Finding]:
+def layouts(seen: dict[int, Seen], *, params: str) -> list[SuiteFinding]:
     """Shapes and dtypes that differ from the commonest; in a tie that of the latest step counts as usual."""
     findings = []
     shapes = {step: one.shapes if params == HEAD else (one.keys, one.shapes) for step, one in seen.items()}
@@ -132,14 +134,14 @@ def layouts(seen: dict[int, Seen], *, params: str) -> list[Finding]:
         vocabulary = params == HEAD and seen[step].shapes[0][:1] != seen[usual].shapes[0][:1]
         kind: Kind = "vocabulary" if vocabulary else "shape"
         what = f"step {step} has {_shown(seen[step], seen[usual])}, step {usual} has {_shown(seen[usual], seen[step])}"
-        findings.append(Finding(kind, (step,), what, broken=(step,)))
+        findings.append(SuiteFinding(kind, (step,), what, broken=(step,)))
     by_dtype: dict[tuple[str, ...], list[int]] = defaultdict(list)
     # by kind of dtype, not tensor by tensor: where other tensors are there, that is said above
     for step, _ in _unusual({step: tuple(sorted(set(one.dtypes))) for step, one in seen.items()}):
         by_dtype[tuple(sorted(set(seen[step].dtypes)))].append(step)
     for dtypes, steps in by_dtype.items():
         message = f"steps {shortened(steps)} are stored as {', '.join(dtypes)}, the others are not"
-        findings.append(Finding("dtype", tuple(steps), message))
+        findings.append(SuiteFinding("dtype", tuple(steps), message))
     return findings
 
 
@@ -166,7 +168,7 @@ def same(seen: dict[int, Seen]) -> list[list[int]]:
     return [steps for steps in groups.values() if len(steps) > 1]
 
 
-def identical(suite: Suite, seen: dict[int, Seen], *, wrong: set[int]) -> list[Finding]:
+def identical(suite: Suite, seen: dict[int, Seen], *, wrong: set[int]) -> list[SuiteFinding]:
     """Steps of equal content; which of those that are not known to be `wrong` stays is said in `audit_suite`."""
     place = {step: number for number, step in enumerate(seen)}
     findings = []
@@ -175,7 +177,7 @@ def identical(suite: Suite, seen: dict[int, Seen], *, wrong: set[int]) -> list[F
         left = [step for step in steps if step not in wrong]
         stays = left[0] if in_a_row and left else suite.steps[-1]
         findings.append(
-            Finding(
+            SuiteFinding(
                 "identical",
                 tuple(steps),
                 f"steps {shortened(steps)} have the same content",

@@ -33,7 +33,7 @@ class Inert:
         return self.state.get(name) if isinstance(self.state, dict) else None
 
 
-class Record:
+class TensorStub:
     """Base of what stands for torch's own objects: a pickle cannot change it after it was checked."""
 
     def set_state(self, _: Any) -> None:
@@ -41,21 +41,21 @@ class Record:
         raise CheckpointError("the pickle tries to change a tensor's record after it was made; it is refused.")
 
 
-class Dtype(Record):
+class Dtype(TensorStub):
     """A torch dtype by name."""
 
     def __init__(self, name: str) -> None:
         self.name = name
 
 
-class Storage(Record):
+class Storage(TensorStub):
     """A storage: its dtype's name, its entry's key in the zip and its length in elements."""
 
     def __init__(self, dtype: str, key: str, length: int) -> None:
         self.dtype, self.key, self.length = dtype, key, length
 
 
-class Strided(Record):
+class Strided(TensorStub):
     """A tensor: a storage, the offset of its first element, its shape and strides, all in elements."""
 
     def __init__(self, storage: Storage, offset: int, shape: tuple[int, ...], stride: tuple[int, ...]) -> None:
@@ -69,14 +69,14 @@ class Strided(Record):
         return 1 + sum((size - 1) * step for size, step in zip(self.shape, self.stride, strict=True))
 
 
-class Foreign(Record):
+class Foreign(TensorStub):
     """A tensor that is there and not read: `what` it is in words, and its shape, () where the pickle does not tell."""
 
     def __init__(self, what: str, shape: tuple[int, ...] = ()) -> None:
         self.what, self.shape = what[:120], shape
 
 
-class RebuildTensor(Record):
+class RebuildTensor(TensorStub):
     """In place of torch._utils._rebuild_tensor and _v2."""
 
     def __call__(self, storage: Any, offset: Any, shape: Any, stride: Any, *_: Any) -> Strided | Foreign:
@@ -92,7 +92,7 @@ class RebuildTensor(Record):
         return tensor
 
 
-class RebuildUntyped(Record):
+class RebuildUntyped(TensorStub):
     """In place of torch._utils._rebuild_tensor_v3: a tensor that says its own dtype, on a storage of bytes."""
 
     def __call__(
@@ -109,7 +109,7 @@ class RebuildUntyped(Record):
         return RebuildTensor()(Storage(dtype.name, storage.key, length), offset, shape, stride)
 
 
-class RebuildParameter(Record):
+class RebuildParameter(TensorStub):
     """In place of torch._utils._rebuild_parameter: the tensor inside."""
 
     def __call__(self, data: Any, *_: Any) -> Any:
@@ -117,7 +117,7 @@ class RebuildParameter(Record):
         return data
 
 
-class RebuildSubclass(Record):
+class RebuildSubclass(TensorStub):
     """In place of torch._tensor._rebuild_from_type_v2: the tensor inside, without its Python attributes."""
 
     def __call__(self, rebuild: Any, kind: Any, arguments: Any, _: Any) -> Any:
@@ -134,7 +134,7 @@ class RebuildSubclass(Record):
         return Foreign(f"a {kind or 'tensor of its own class'}", next(iter(shapes), ()))
 
 
-class MakeMapping(Record):
+class MakeMapping(TensorStub):
     """In place of collections.OrderedDict: a dict, empty as pickles make it."""
 
     def __call__(self) -> dict[Any, Any]:
@@ -142,7 +142,7 @@ class MakeMapping(Record):
         return {}
 
 
-class MakeSize(Record):
+class MakeSize(TensorStub):
     """In place of torch.Size: a tuple."""
 
     def __call__(self, sizes: Any = ()) -> Any:

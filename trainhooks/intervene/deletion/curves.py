@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Float64, Int64
 from torch import Tensor
 
 from trainhooks.intervene.contexts import blocks
-from trainhooks.intervene.deletion.variants import Code
+from trainhooks.intervene.deletion.variants import DeletionVariant
 from trainhooks.numerics.products import exact_products
 
 FRACTIONS = tuple(number / 20 for number in range(1, 21))
@@ -26,7 +26,7 @@ CODE_BYTES = 1 << 29
 
 
 @dataclass(frozen=True)
-class Curves:
+class DeletionCurves:
     """Sums over each test document's positions: `sums` [code, fraction, measure, document].
 
     `evaluated` [code, document] are the positions that each code was evaluated on: those of random orders are thinned.
@@ -38,7 +38,7 @@ class Curves:
     come to, of `dim`. `loss` [document] is the unmodified model's, summed.
     """
 
-    codes: tuple[Code, ...]
+    codes: tuple[DeletionVariant, ...]
     fractions: tuple[float, ...]
     deleted: tuple[int, ...]
     sums: Float64[Tensor, "code fraction measure document"]
@@ -92,11 +92,11 @@ def deletion_curves(
     *,
     labels: Int64[Tensor, "position"],
     document: Int64[Tensor, "position"],
-    codes: Sequence[Code],
+    codes: Sequence[DeletionVariant],
     fractions: Sequence[float] = FRACTIONS,
     bias: Float[Tensor, "vocab"] | None = None,
     thin: int = 1,
-) -> Curves:
+) -> DeletionCurves:
     """Evaluate every code at every fraction of deleted dimensions (rounded to whole ones) on test contexts.
 
     Random orders, of which there are many, are evaluated on every `thin`-th position of each document, its first
@@ -132,7 +132,7 @@ def deletion_curves(
             chunk = codes[start : start + together]
             rows = [(code.basis.to(weight).T @ weight.T).contiguous() for code in chunk]
 
-            def evaluate(where: slice, chunk: Sequence[Code] = chunk, rows: list[Tensor] = rows) -> _Found:
+            def evaluate(where: slice, chunk: Sequence[DeletionVariant] = chunk, rows: list[Tensor] = rows) -> _Found:
                 block = _block(
                     weight, hidden[where], labels=labels[where], document=document[where].to(weight.device), bias=bias
                 )
@@ -152,7 +152,7 @@ def deletion_curves(
                 for number, (part_owner, found) in enumerate(each, start):
                     sums[number].index_add_(2, part_owner, found.double())
     kept = (sums.cpu(), evaluated.cpu(), positions.cpu(), loss.cpu())
-    return Curves(tuple(codes), tuple(fractions), deleted, *kept, dim=dim)
+    return DeletionCurves(tuple(codes), tuple(fractions), deleted, *kept, dim=dim)
 
 
 def thinned(document: Int64[Tensor, "position"], thin: int) -> Bool[Tensor, "position"]:
@@ -164,7 +164,7 @@ def thinned(document: Int64[Tensor, "position"], thin: int) -> Bool[Tensor, "pos
     return rank % thin == 0
 
 
-def _is_random(code: Code) -> bool:
+def _is_random(code: DeletionVariant) -> bool:
     return code.order is not None and code.order.seed is not None
 
 
@@ -222,7 +222,9 @@ def _block(weight: Tensor, states: Tensor, *, labels: Tensor, document: Tensor, 
     )
 
 
-def _evaluate(block: _Block, code: Code, *, rows: Tensor, deleted: tuple[int, ...], scratch: Tensor) -> Tensor:
+def _evaluate(
+    block: _Block, code: DeletionVariant, *, rows: Tensor, deleted: tuple[int, ...], scratch: Tensor
+) -> Tensor:
     """The measures of one code [fraction, measure, position]."""
     z, q, s = scratch[:, : len(block.hidden)]
     basis, coordinates = code.basis.to(z), code.coordinates.to(z)

@@ -9,15 +9,15 @@ import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from trainhooks.intervene.deletion.curves import MEASURES, Curves
+from trainhooks.intervene.deletion.curves import MEASURES, DeletionCurves
 from trainhooks.intervene.deletion.orders import RANDOM
-from trainhooks.intervene.deletion.variants import Code
+from trainhooks.intervene.deletion.variants import DeletionVariant
 
 LEVEL = 0.95
 
 
 @dataclass(frozen=True)
-class Interval:
+class BootstrapInterval:
     """An estimate with its 95% interval; NaN bounds where nothing could be resampled."""
 
     value: float
@@ -39,9 +39,9 @@ class Gain:
     """
 
     variant: str
-    fraction: Interval
-    js: Interval
-    loss: Interval
+    fraction: BootstrapInterval
+    js: BootstrapInterval
+    loss: BootstrapInterval
     at: float
     seeds: int
 
@@ -69,7 +69,7 @@ def largest_fraction(
 ) -> Float64[Tensor, "*batch"]:
     """The fraction at which JS or |loss change| first passes its bound (nats), between grid points linear; in [0, 1].
 
-    `fractions` are what was deleted (`Curves.shares`): at 64 dimensions 5% comes to 3 of them, 4.7%.
+    `fractions` are what was deleted (`DeletionCurves.shares`): at 64 dimensions 5% comes to 3 of them, 4.7%.
 
     The curve starts at 0 with nothing deleted; later returns under the bounds do not count. The last fraction of
     the grid where no bound is passed. Raises ValueError for a bound that is not above 0.
@@ -90,21 +90,21 @@ def largest_fraction(
 
 
 def fraction_intervals(
-    curves: Curves, *, js_bound: float = 0.02, loss_bound: float = 0.05, draws: int = 400, seed: int = 0
-) -> list[Interval]:
+    curves: DeletionCurves, *, js_bound: float = 0.02, loss_bound: float = 0.05, draws: int = 400, seed: int = 0
+) -> list[BootstrapInterval]:
     """The largest deletable fraction of each code, with percentiles over resampled documents."""
     options: dict[str, float] = {"js_bound": js_bound, "loss_bound": loss_bound}
     values = largest_fraction(curves.mean()[0], fractions=curves.shares, **options)
     weights = document_draws(len(curves.positions), draws=draws, seed=seed)
     if not len(weights):
-        return [Interval(float(value), math.nan, math.nan) for value in values]
+        return [BootstrapInterval(float(value), math.nan, math.nan) for value in values]
     drawn = largest_fraction(curves.mean(weights=weights), fractions=curves.shares, **options)
     tails = drawn.quantile(drawn.new_tensor([(1 - LEVEL) / 2, (1 + LEVEL) / 2]), dim=0)
-    return [Interval(float(v), float(a), float(b)) for v, a, b in zip(values, *tails, strict=True)]
+    return [BootstrapInterval(float(v), float(a), float(b)) for v, a, b in zip(values, *tails, strict=True)]
 
 
 def saliency_gain(
-    curves: Curves,
+    curves: DeletionCurves,
     *,
     variant: str = "zero",
     order: str = "ascending",
@@ -142,11 +142,11 @@ def saliency_gain(
     return Gain(variant, fraction, js, loss, at=curves.fractions[nearest], seeds=len(random))
 
 
-def _is(code: Code, variant: str, order: str) -> bool:
+def _is(code: DeletionVariant, variant: str, order: str) -> bool:
     return code.variant == variant and code.order is not None and code.order.name == order
 
 
-def _predictive(point: Tensor, drawn: Tensor, *, chosen: int, random: list[int]) -> Interval:
+def _predictive(point: Tensor, drawn: Tensor, *, chosen: int, random: list[int]) -> BootstrapInterval:
     from scipy.stats import t
 
     n = len(random)
@@ -154,4 +154,4 @@ def _predictive(point: Tensor, drawn: Tensor, *, chosen: int, random: list[int])
     sampling = float((drawn[:, chosen] - drawn[:, random].mean(1)).var())
     spread = float(point[random].var()) * (1 + 1 / n) + sampling
     half = float(t.ppf((1 + LEVEL) / 2, n - 1)) * math.sqrt(spread)
-    return Interval(value, value - half, value + half)
+    return BootstrapInterval(value, value - half, value + half)

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from trainhooks.core.printable import page
 from trainhooks.intervene.contexts import Contexts
-from trainhooks.intervene.deletion.curves import FRACTIONS, MEASURES, Curves, deletion_curves
-from trainhooks.intervene.deletion.gains import Gain, Interval, fraction_intervals, saliency_gain
+from trainhooks.intervene.deletion.curves import FRACTIONS, MEASURES, DeletionCurves, deletion_curves
+from trainhooks.intervene.deletion.gains import BootstrapInterval, Gain, fraction_intervals, saliency_gain
 from trainhooks.intervene.deletion.orders import ORDERS, RANDOM, deletion_orders, probability_slope
 from trainhooks.intervene.deletion.variants import RANK, VARIANTS, build_codes, edited_head
 from trainhooks.intervene.target import Target
@@ -28,8 +28,8 @@ class Pruning:
     compensated orders says that hidden states have low effective rank; `rank_k` stands beside it.
     """
 
-    curves: Curves
-    largest: tuple[Interval, ...]
+    curves: DeletionCurves
+    largest: tuple[BootstrapInterval, ...]
     gains: dict[str, Gain]
     js_bound: float
     loss_bound: float
@@ -78,11 +78,11 @@ class Pruning:
         return page(lines).removesuffix("\n")
 
 
-def _plain(found: Interval) -> dict[str, float | None]:
+def _plain(found: BootstrapInterval) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in vars(found).items()}
 
 
-def _text(found: Interval) -> str:
+def _text(found: BootstrapInterval) -> str:
     return f"{found.value:.3f} [{found.low:.3f}, {found.high:.3f}]"
 
 

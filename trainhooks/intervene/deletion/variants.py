@@ -17,7 +17,7 @@ RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Code:
+class DeletionVariant:
     """Coordinates of hidden states in which a deletion drops the last ones: logits = base + sum over kept j.
 
     A state h is written as u = C (h - mean), and the logits as E mean + b + sum_j u_j (E B)_j with B = `basis`
@@ -43,17 +43,17 @@ class Code:
         return f"{self.variant}/{self.order.name}{seed}"
 
 
-def plain_code(order: Order, *, mean: Float[Tensor, "dim"] | None = None) -> Code:
+def plain_code(order: Order, *, mean: Float[Tensor, "dim"] | None = None) -> DeletionVariant:
     """`zero`: deleted columns are set to 0 (to their mean over tokens: the same, by the softmax).
 
     With the `mean` [dim] of calibration's hidden states, `context_mean`: deleted dimensions keep E_wi mean(h_i), a
     bias for each token.
     """
     basis = torch.eye(len(order.dimensions), device=order.dimensions.device)[:, order.dimensions.flip(0)]
-    return Code("zero" if mean is None else "context_mean", order, basis, basis.T, mean)
+    return DeletionVariant("zero" if mean is None else "context_mean", order, basis, basis.T, mean)
 
 
-def compensated_code(order: Order, moment: Float[Tensor, "dim dim"]) -> Code:
+def compensated_code(order: Order, moment: Float[Tensor, "dim dim"]) -> DeletionVariant:
     """`compensated`: kept dimensions take over E_del M_del,keep M_keep,keep^-1; M = `moment` from `second_moment`.
 
     M gets a ridge of 1e-6 of its mean diagonal, so that it is regular. Raises ValueError where M is all 0.
@@ -64,10 +64,10 @@ def compensated_code(order: Order, moment: Float[Tensor, "dim dim"]) -> Code:
     basis, coordinates = torch.empty_like(factor), torch.empty_like(factor)
     basis[order.dimensions.flip(0)] = factor
     coordinates[:, order.dimensions.flip(0)] = inverse
-    return Code("compensated", order, basis.float(), coordinates.float())
+    return DeletionVariant("compensated", order, basis.float(), coordinates.float())
 
 
-def rank_code(weight: Float[Tensor, "vocab dim"], moment: Float[Tensor, "dim dim"]) -> Code:
+def rank_code(weight: Float[Tensor, "vocab dim"], moment: Float[Tensor, "dim dim"]) -> DeletionVariant:
     """`rank_k`, the reference without an order: the matrix of rank k with the least squared logit error.
 
     Least over the calibration contexts of M = `moment`, after each context's mean logit is taken off, which no
@@ -80,7 +80,7 @@ def rank_code(weight: Float[Tensor, "vocab dim"], moment: Float[Tensor, "dim dim
     inverse = (vectors / values.sqrt()) @ vectors.T
     _, leading = torch.linalg.eigh(root @ (centred.T @ centred) @ root)
     leading = leading.flip(1)
-    return Code(RANK, None, (root @ leading).float(), (leading.T @ inverse).float())
+    return DeletionVariant(RANK, None, (root @ leading).float(), (leading.T @ inverse).float())
 
 
 @torch.no_grad()
@@ -91,7 +91,7 @@ def build_codes(
     orders: list[Order],
     variants: tuple[str, ...] = VARIANTS,
     rank: bool = True,
-) -> list[Code]:
+) -> list[DeletionVariant]:
     """Every variant with every order, then the rank-k reference; M and means from calibration's hidden states.
 
     Raises ValueError for an unknown variant, and without positions.
@@ -101,7 +101,7 @@ def build_codes(
         raise ValueError(f"unknown variant {unknown[:1] or 'none'}; take from {', '.join(VARIANTS)}.")
     moment = second_moment(hidden)
     mean = hidden.mean(0, dtype=torch.float64).float()
-    codes: list[Code] = []
+    codes: list[DeletionVariant] = []
     for variant in variants:
         for order in orders:
             if variant == "compensated":
@@ -113,7 +113,11 @@ def build_codes(
 
 @torch.no_grad()
 def edited_head(
-    weight: Float[Tensor, "vocab dim"], *, code: Code, deleted: int, bias: Float[Tensor, "vocab"] | None = None
+    weight: Float[Tensor, "vocab dim"],
+    *,
+    code: DeletionVariant,
+    deleted: int,
+    bias: Float[Tensor, "vocab"] | None = None,
 ) -> tuple[Float[Tensor, "vocab dim"], Float[Tensor, "vocab"] | None]:
     """The output embedding [vocab, dim] and head bias with the last `deleted` coordinates of a code gone.
 

@@ -11,13 +11,13 @@ from torch import Tensor
 
 SOLVED = ("elementwise", "saliency", "least_norm", "least_spread", "logit_bias")
 """Directions whose scale is found by root search; the first three are made from the probe's slope."""
-REFERENCES = ("random_norm", "random_shift")
+BASELINES = ("random_norm", "random_shift")
 """Random directions with the norm, and with the mean logit shift, of the solved least-norm edit."""
 _RIDGE = 1e-6
 
 
 @dataclass(frozen=True)
-class Direction:
+class EditDirection:
     """`vector` [dim], of which a scale c adds c times to a row; None for the plain logit bias, where c is added to
     the logit itself. `ridge` is what was added to the covariance's diagonal, relative to its mean (0: none)."""
 
@@ -38,7 +38,7 @@ def make_directions(
     slope: Float64[Tensor, "dim"],
     weight: Float[Tensor, "vocab dim"],
     hidden: Float[Tensor, "position dim"],
-) -> list[Direction]:
+) -> list[EditDirection]:
     """The directions of `SOLVED` named, in that order; a scale of log r is what the log-linear encoding predicts for r.
 
     Those made of the slope A follow E' = E - log(r) * Omega * A^-1 with element-wise inverse and weights Omega that
@@ -51,20 +51,20 @@ def make_directions(
     """
     unknown = [name for name in names if name not in SOLVED]
     if unknown:
-        raise ValueError(f"there is no direction {unknown[0]!r}: take some of {', '.join((*SOLVED, *REFERENCES))}.")
+        raise ValueError(f"there is no direction {unknown[0]!r}: take some of {', '.join((*SOLVED, *BASELINES))}.")
     from_slope = set(names) & {"elementwise", "saliency", "least_norm"}
     if from_slope and not bool((slope != 0).any()):
         raise ValueError(f"the probe's slope is zero, so {sorted(from_slope)} are not defined: all rows are equal.")
-    made: list[Direction] = []
+    made: list[EditDirection] = []
     for name in SOLVED:
         if name not in names:
             continue
         if name == "logit_bias":
-            made.append(Direction(name, None))
+            made.append(EditDirection(name, None))
         elif name == "least_spread":
-            made.append(Direction(name, least_spread(hidden), _RIDGE))
+            made.append(EditDirection(name, least_spread(hidden), _RIDGE))
         else:
-            made.append(Direction(name, _from_slope(name, slope, weight)))
+            made.append(EditDirection(name, _from_slope(name, slope, weight)))
     return made
 
 

@@ -15,7 +15,13 @@ from trainhooks.intervene.contexts import Contexts
 from trainhooks.intervene.frequency_bins import FrequencyBins, frequency_bins
 from trainhooks.intervene.outputs import Outputs, outputs, token_log_p
 from trainhooks.intervene.slope import probability_slope
-from trainhooks.intervene.steering.directions import REFERENCES, SOLVED, Direction, make_directions, random_directions
+from trainhooks.intervene.steering.directions import (
+    BASELINES,
+    SOLVED,
+    EditDirection,
+    make_directions,
+    random_directions,
+)
 from trainhooks.intervene.steering.effects import Effects, effects
 from trainhooks.intervene.steering.scales import check_ratios, find_joint_scales, find_scales, joint_log_p, log_odds
 from trainhooks.intervene.target import Target
@@ -85,7 +91,7 @@ class Steering:
 
 
 @dataclass(frozen=True)
-class Bench:
+class SteeringData:
     """A head with what it says on calibration and test contexts, computed once for all edits."""
 
     weight: Float[Tensor, "vocab dim"]
@@ -100,7 +106,7 @@ class Bench:
     @classmethod
     def build(
         cls, target: Target, calibration: Contexts, test: Contexts, *, counts: Float64[Tensor, "vocab"] | None = None
-    ) -> Bench:
+    ) -> SteeringData:
         """Two passes over vocabulary-sized logits and the fit of the slope.
 
         Frequency is `counts`, else how often a token is a label in the calibration text; ties go by the model's mean
@@ -130,7 +136,7 @@ def steer(
     *,
     tokens: Sequence[int | str] | int = 20,
     ratios: Sequence[float] = RATIOS,
-    directions: Sequence[str] = (*SOLVED, *REFERENCES),
+    directions: Sequence[str] = (*SOLVED, *BASELINES),
     draws: int = 8,
     resamples: int = 1000,
     counts: Float64[Tensor, "vocab"] | None = None,
@@ -140,7 +146,7 @@ def steer(
 
     Slope and scale come from `calibration`, everything reported from `test`, whose hidden states are of the model's
     real forward pass; since only logit w moves, the edited head's output follows exactly. `tokens` are ids or text, or
-    how many to pick over the frequency bins, the commonest first; `counts` as in `Bench.build`. `draws` are random
+    how many to pick over the frequency bins, the commonest first; `counts` as in `SteeringData.build`. `draws` are random
     directions a reference.
 
     Raises ValueError for a text that is not one token, a ratio that is not above 0, an unknown direction, and for a
@@ -153,15 +159,15 @@ def steer(
             f"calibration has {calibration.documents} documents and test {test.documents}; needed 2 or more in each, "
             "for intervals over documents. Give more files, more positions or a smaller context_length."
         )
-    bench = Bench.build(target, calibration, test, counts=counts)
+    bench = SteeringData.build(target, calibration, test, counts=counts)
     picked = bench.bins.pick(tokens) if isinstance(tokens, int) else [target.tokenizer.token_id(t) for t in tokens]
     if not picked or not len(wanted):
         raise ValueError(f"got {len(picked)} tokens and {len(wanted)} ratios; needed one or more of each.")
-    solved = [name for name in directions if name not in REFERENCES]
+    solved = [name for name in directions if name not in BASELINES]
     made = make_directions(solved, slope=bench.slope, weight=target.weight, hidden=calibration.hidden)
     random = random_directions(target.weight.shape[1], draws=draws, seed=seed)
     counts = document_draws(test.documents, draws=resamples, seed=seed)
-    worker = _Steerer(target, bench, made, random, [n for n in directions if n in REFERENCES], wanted, counts)
+    worker = _Steerer(target, bench, made, random, [n for n in directions if n in BASELINES], wanted, counts)
     edits = tuple(edit for token in picked for edit in worker.token_edits(token))
     return Steering(
         edits=edits,
@@ -187,8 +193,8 @@ def has_constant_gauge(target: Target, contexts: Contexts) -> bool:
 @dataclass(frozen=True)
 class _Steerer:
     target: Target
-    bench: Bench
-    made: list[Direction]
+    bench: SteeringData
+    made: list[EditDirection]
     random: Tensor
     references: list[str]
     ratios: Tensor
@@ -221,7 +227,7 @@ class _Steerer:
     def _effects(self, token: int, moved: Tensor, log_q: Tensor) -> Effects:
         return effects(token, moved, log_p=log_q, contexts=self.bench.test, before=self.bench.before_test)
 
-    def _solved(self, token: int, direction: Direction, log_p: Tensor, log_q: Tensor, bias: Tensor) -> list[Edit]:
+    def _solved(self, token: int, direction: EditDirection, log_p: Tensor, log_q: Tensor, bias: Tensor) -> list[Edit]:
         shift = direction.shift(self.bench.calibration.hidden)
         scales = find_scales(log_p, shift, self.ratios)
         found = self._effects(token, scales[:, None] * direction.shift(self.bench.test.hidden), log_q)
@@ -248,7 +254,7 @@ class _Steerer:
         ]
 
     def _random(
-        self, name: str, token: int, *, least: Direction, scales: Tensor, log_p: Tensor, log_q: Tensor
+        self, name: str, token: int, *, least: EditDirection, scales: Tensor, log_p: Tensor, log_q: Tensor
     ) -> list[Edit]:
         """Random directions with the norm, or the mean shift on calibration, of the least-norm edit."""
         assert least.vector is not None

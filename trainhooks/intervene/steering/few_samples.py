@@ -11,7 +11,7 @@ from jaxtyping import Float64
 from trainhooks.intervene.outputs import Outputs, token_log_p
 from trainhooks.intervene.slope import probability_slope
 from trainhooks.intervene.steering.directions import make_directions
-from trainhooks.intervene.steering.edits import Bench
+from trainhooks.intervene.steering.edits import SteeringData
 from trainhooks.intervene.steering.scales import log_odds
 from trainhooks.probe import slope_cosine
 
@@ -28,7 +28,7 @@ class FewSamples:
 
 
 def few_sample_curve(
-    bench: Bench,
+    bench: SteeringData,
     *,
     tokens: Sequence[int],
     ratios: Sequence[float],
@@ -59,7 +59,7 @@ def _alpha(before: Outputs, groups: torch.Tensor) -> torch.Tensor:
     return before.group_sums[groups].sum(0) / before.group_positions[groups].sum()
 
 
-def _error(bench: Bench, slope: torch.Tensor, tokens: Sequence[int], ratios: Sequence[float]) -> torch.Tensor:
+def _error(bench: SteeringData, slope: torch.Tensor, tokens: Sequence[int], ratios: Sequence[float]) -> torch.Tensor:
     [direction] = make_directions(["least_norm"], slope=slope, weight=bench.weight, hidden=bench.calibration.hidden)
     shift = direction.shift(bench.test.hidden)
     log_q = token_log_p(bench.weight, bench.bias, bench.test, bench.before_test, list(tokens))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from trainhooks.intervene.contexts import Contexts
 from trainhooks.intervene.outputs import outputs, token_log_p
-from trainhooks.intervene.steering.directions import Direction
+from trainhooks.intervene.steering.directions import EditDirection
 from trainhooks.intervene.target import Target
 
 
@@ -33,7 +33,7 @@ class RealPass:
 
 
 def apply_edit(
-    target: Target, direction: Direction, *, tokens: Sequence[int], scales: Sequence[float], untie: bool = True
+    target: Target, direction: EditDirection, *, tokens: Sequence[int], scales: Sequence[float], untie: bool = True
 ) -> Target:
     """A copy of the model with c u added to each token's row, or c to its bias for the plain logit bias.
 

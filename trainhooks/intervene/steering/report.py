@@ -16,8 +16,8 @@ from trainhooks.core.formatting import finite
 from trainhooks.core.printable import page
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.intervene.contexts import choose_windows, read_documents, run_windows, split_documents
-from trainhooks.intervene.steering.directions import REFERENCES, SOLVED, make_directions
-from trainhooks.intervene.steering.edits import RATIOS, Bench, Edit, Steering, steer
+from trainhooks.intervene.steering.directions import BASELINES, SOLVED, make_directions
+from trainhooks.intervene.steering.edits import RATIOS, Edit, Steering, SteeringData, steer
 from trainhooks.intervene.steering.few_samples import FewSamples, few_sample_curve
 from trainhooks.intervene.steering.real_pass import RealPass, apply_edit, mean_probability
 from trainhooks.intervene.target import Target, load_target
@@ -90,7 +90,7 @@ def run_steering(
     text: Sequence[str | Path],
     tokens: Sequence[int | str] | int = 20,
     ratios: Sequence[float] = RATIOS,
-    directions: Sequence[str] = (*SOLVED, *REFERENCES),
+    directions: Sequence[str] = (*SOLVED, *BASELINES),
     store: str | Path | None = None,
     step: int | None = None,
     tokenizer: str | Path | None = None,
@@ -122,7 +122,7 @@ def run_steering(
     found = steer(
         target, first, second, tokens=tokens, ratios=ratios, directions=directions, counts=frequency, seed=seed
     )
-    bench = Bench.build(target, first, second, counts=frequency)
+    bench = SteeringData.build(target, first, second, counts=frequency)
     chosen = list(dict.fromkeys(edit.token for edit in found.edits))
     real = tuple(_real_pass(target, bench, edit, held_out) for edit in _to_check(found))
     few = few_sample_curve(bench, tokens=chosen, ratios=ratios, vocab_size=target.tokenizer.size, seed=seed)
@@ -146,7 +146,7 @@ def _to_check(found: Steering) -> list[Edit]:
     ]
 
 
-def _real_pass(target: Target, bench: Bench, edit: Edit, windows: Sequence[tuple[int, list[int]]]) -> RealPass:
+def _real_pass(target: Target, bench: SteeringData, edit: Edit, windows: Sequence[tuple[int, list[int]]]) -> RealPass:
     [direction] = make_directions(
         [edit.direction], slope=bench.slope, weight=bench.weight, hidden=bench.calibration.hidden
     )
@@ -161,9 +161,9 @@ def _real_pass(target: Target, bench: Bench, edit: Edit, windows: Sequence[tuple
     return RealPass(edit.token, edit.direction, edit.requested, edit.achieved, ratio(True), tied)
 
 
-def _edited(target: Target, bench: Bench, found: Steering, tokens: list[int], *, untie: bool) -> Target:
+def _edited(target: Target, bench: SteeringData, found: Steering, tokens: list[int], *, untie: bool) -> Target:
     name = found.edits[0].direction
-    if name in REFERENCES:
+    if name in BASELINES:
         raise ValueError(f"{name} is a reference of many draws; save one of {', '.join(SOLVED)}.")
     [direction] = make_directions([name], slope=bench.slope, weight=bench.weight, hidden=bench.calibration.hidden)
     scales = found.joint[0].scales if found.joint else (found.edits[0].scale,)
@@ -204,7 +204,7 @@ def _row(name: str, ratio: float, edits: list[Edit]) -> str:
         return statistics.median(getattr(edit, field) for edit in ok)
 
     inside = sum(edit.low <= ratio <= edit.high for edit in ok)
-    as_bias = "" if name in REFERENCES else f"{sum(e.beside_bias[0] <= 0 <= e.beside_bias[1] for e in ok)}/{len(ok)}"
+    as_bias = "" if name in BASELINES else f"{sum(e.beside_bias[0] <= 0 <= e.beside_bias[1] for e in ok)}/{len(ok)}"
     return (
         f"{name:<13}{ratio:>6g} {f'{len(ok)}/{len(edits)}':>9} {middle('achieved'):>9.3f} {_error(ok):>7.1%} "
         f"{f'{inside}/{len(ok)}':>7} {as_bias:>8} {middle('size'):>6.2f} {middle('spread'):>7.3f} {middle('js'):>8.5f} "

@@ -12,7 +12,7 @@ from trainhooks.store.format.journal import JournalRecord
 from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.format.root import METADATA
 from trainhooks.store.format.validation import missing_value
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.zarr_store import ManifestStore
 
 ArrayMetadata = Mapping[str, Any]
 
@@ -33,7 +33,7 @@ def of_length(metadata: ArrayMetadata, length: int) -> dict[str, Any]:
     return {**metadata, "shape": [length, *metadata["shape"][1:]]}
 
 
-def write_metadata(store: PlaceStore, name: str, metadata: ArrayMetadata) -> None:
+def write_metadata(store: ManifestStore, name: str, metadata: ArrayMetadata) -> None:
     """Write an array's own metadata file."""
     store.put(f"{name}/{METADATA}", json.dumps(metadata, allow_nan=False).encode())
 

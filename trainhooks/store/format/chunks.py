@@ -18,7 +18,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.format.integrity import chunk_length
 from trainhooks.store.format.validation import missing_value
 from trainhooks.store.storage.checksum import sealed, unsealed
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.zarr_store import ManifestStore
 
 _NUMBERS = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
 _TEXT = Blosc(cname="zstd", clevel=1, shuffle=Blosc.NOSHUFFLE)
@@ -26,7 +26,7 @@ _TEXT = Blosc(cname="zstd", clevel=1, shuffle=Blosc.NOSHUFFLE)
 ArrayMetadata = Mapping[str, Any]
 
 
-def write_rows(store: PlaceStore, name: str, metadata: ArrayMetadata, values: np.ndarray, *, start: int) -> None:
+def write_rows(store: ManifestStore, name: str, metadata: ArrayMetadata, values: np.ndarray, *, start: int) -> None:
     """Write rows `start` and on of an array of numbers; rows behind them read as missing.
 
     Raises StoreError where the chunk before them is gone or damaged, OSError where the disk refuses.
@@ -42,14 +42,14 @@ def write_rows(store: PlaceStore, name: str, metadata: ArrayMetadata, values: np
         store.put(_key(name, metadata, first // length), sealed(_NUMBERS.encode(rows)))
 
 
-def read_rows(store: PlaceStore, name: str, metadata: ArrayMetadata) -> np.ndarray:
+def read_rows(store: ManifestStore, name: str, metadata: ArrayMetadata) -> np.ndarray:
     """All rows of an array of numbers. Raises StoreError where a chunk is gone or damaged."""
     length, rows = chunk_length(metadata), int(metadata["shape"][0])
     chunks = [read_chunk(store, name, metadata, number) for number in range(-(-rows // length))]
     return np.concatenate([_missing_chunk(metadata)[:0], *chunks])[:rows]
 
 
-def write_fixed(store: PlaceStore, name: str, metadata: ArrayMetadata, values: np.ndarray) -> None:
+def write_fixed(store: ManifestStore, name: str, metadata: ArrayMetadata, values: np.ndarray) -> None:
     """Write an array of one chunk, of numbers or of text."""
     if metadata["data_type"] == "string":
         frame = _TEXT.encode(VLenUTF8().encode(np.array(values.tolist(), dtype=object)))
@@ -63,14 +63,14 @@ def _missing_chunk(metadata: ArrayMetadata) -> np.ndarray:
     return np.full(_chunk_shape(metadata), missing_value(dtype), dtype=_dtype(metadata))
 
 
-def read_chunk(store: PlaceStore, name: str, metadata: ArrayMetadata, number: int) -> np.ndarray:
+def read_chunk(store: ManifestStore, name: str, metadata: ArrayMetadata, number: int) -> np.ndarray:
     """All rows of one chunk of an array of numbers or none. Raises StoreError where it is gone or damaged."""
     key = _key(name, metadata, number)
-    where = f"{store.place}/{key}"
+    where = f"{store.storage}/{key}"
     try:
-        content = store.place.read(key)
+        content = store.storage.read(key)
     except FileNotFoundError:
-        raise StoreError(f"{store.place} has lost {key}; `trainhooks verify` says what it held.") from None
+        raise StoreError(f"{store.storage} has lost {key}; `trainhooks verify` says what it held.") from None
     frame = unsealed(content, where=where)
     del content  # as large as the chunk where its numbers cannot be compressed
     try:

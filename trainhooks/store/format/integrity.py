@@ -16,7 +16,7 @@ from trainhooks.store.format.declared import MALFORMED
 from trainhooks.store.format.layout import SNAPSHOT
 from trainhooks.store.format.root import METADATA, Root, read_manifest
 from trainhooks.store.format.schema import stored_specs
-from trainhooks.store.storage.base import Place
+from trainhooks.store.storage.base import Storage
 
 Files = Mapping[str, tuple[int, str]]
 MOST_NAMED = 100
@@ -25,24 +25,24 @@ UNQUESTIONED_BYTES = 1 << 28
 DENSEST = 4096
 
 
-def check_files(place: Place, root: Root) -> None:
+def check_files(storage: Storage, root: Root) -> None:
     """Raise StoreError, with every problem found, where a file that counts is gone or an array's metadata are damaged.
 
     Chunks are not read here: each has a checksum that every reader compares.
     """
-    files = read_manifest(place, root)
-    there = set(place.list())
+    files = read_manifest(storage, root)
+    there = set(storage.list())
     problems = [f"{key} is missing" for key in files if key not in there]
     there_too = [key for key in metadata_keys(files) if key in there]
-    problems += [f"{key} is damaged" for key in there_too if metadata_damaged(place, root, files, key)]
+    problems += [f"{key} is damaged" for key in there_too if metadata_damaged(storage, root, files, key)]
     problems += [f"{key} is missing" for key in unlisted_chunks(root, files)]
     if len(problems) > MOST_NAMED:
         problems[MOST_NAMED:] = ["and more of the kind"]
     if problems:
         raise StoreError(
-            f"{place} is damaged:\n- " + "\n- ".join(problems) + "\n`trainhooks verify` says what can be recovered."
+            f"{storage} is damaged:\n- " + "\n- ".join(problems) + "\n`trainhooks verify` says what can be recovered."
         )
-    check_claims(place, root)
+    check_claims(storage, root)
 
 
 def metadata_keys(files: Files) -> list[str]:
@@ -50,9 +50,9 @@ def metadata_keys(files: Files) -> list[str]:
     return [key for key in files if key.endswith(f"/{METADATA}")]
 
 
-def metadata_damaged(place: Place, root: Root, files: Files, key: str) -> bool:
+def metadata_damaged(storage: Storage, root: Root, files: Files, key: str) -> bool:
     """Whether an array's own metadata are neither what was committed nor those of a fold that came no further."""
-    content = place.read(key)
+    content = storage.read(key)
     if fits(content, files[key]):
         return False
     return root.complete or not _is_ahead(content, root.arrays.get(key.removesuffix(f"/{METADATA}"), {}))
@@ -85,7 +85,7 @@ def unlisted_chunks(root: Root, files: Files) -> Iterator[str]:
         yield from islice((key for key in wanted if key not in files), MOST_NAMED)
 
 
-def check_claims(place: Place, root: Root, *, waiting: int = 0) -> None:
+def check_claims(storage: Storage, root: Root, *, waiting: int = 0) -> None:
     """Raise StoreError where the shapes claim more numbers than the store's files can hold: nothing may allocate them.
 
     `waiting` are the journal's records, whose rows may be missing, and are allocated then.
@@ -96,9 +96,9 @@ def check_claims(place: Place, root: Root, *, waiting: int = 0) -> None:
         * (4 if spec.dtype == "string" else np.dtype(spec.dtype).itemsize)
         for spec in small
     )
-    if claimed > UNQUESTIONED_BYTES and claimed > DENSEST * place.size():
+    if claimed > UNQUESTIONED_BYTES and claimed > DENSEST * storage.size():
         raise StoreError(
-            f"{place} claims {claimed:,} bytes of numbers, more than its {place.size():,} bytes of files can hold. "
+            f"{storage} claims {claimed:,} bytes of numbers, more than its {storage.size():,} bytes of files can hold. "
             "It is damaged, or was made so; restore it from a copy."
         )
 

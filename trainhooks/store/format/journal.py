@@ -22,7 +22,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, Layout
 from trainhooks.store.format.precision import unpack
 from trainhooks.store.format.root import FORMAT, Restart
-from trainhooks.store.storage.base import JOURNAL, TEMPORARY, Checksummed, Place
+from trainhooks.store.storage.base import JOURNAL, TEMPORARY, ChecksumWriter, Storage
 
 # arrays that ranks count apart: those of a record's pieces add up
 SUMS = frozenset({SKETCH, LABEL_COUNTS})
@@ -56,7 +56,7 @@ class Piece:
 
 
 @dataclass(frozen=True, order=True)
-class Entry:
+class JournalEntry:
     """A record in the journal, all its pieces in place, in order."""
 
     step: int
@@ -66,7 +66,7 @@ class Entry:
 
 
 def write_piece(
-    place: Place,
+    storage: Storage,
     arrays: Mapping[str, np.ndarray],
     *,
     step: int,
@@ -93,7 +93,7 @@ def write_piece(
     stem += "-snapshot" if has_snapshot else "-record"
     key = ""
 
-    def write(file: Checksummed) -> str:
+    def write(file: ChecksumWriter) -> str:
         nonlocal key
         # safetensors keeps the widest numbers first, so that each lies aligned
         ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
@@ -103,7 +103,7 @@ def write_piece(
         key = f"{stem}-{file.crc32:08x}.safetensors"
         return key
 
-    size = place.put_streamed(write).size
+    size = storage.write_stream(write).size
     return Piece(step, attempt, piece, pieces, has_snapshot, key), size
 
 
@@ -123,13 +123,15 @@ def _header(arrays: Mapping[str, np.ndarray], metadata: Mapping[str, str]) -> by
     return len(text).to_bytes(8, "little") + text
 
 
-def list_pieces(place: Place) -> list[Piece]:
+def list_pieces(storage: Storage) -> list[Piece]:
     """Every piece in the journal, in order."""
-    found = (Piece.of(f"{JOURNAL}/{name}") for name in place.children(JOURNAL))
+    found = (Piece.of(f"{JOURNAL}/{name}") for name in storage.list_dir(JOURNAL))
     return sorted(piece for piece in found if piece is not None)
 
 
-def complete_entries(pieces: Iterable[Piece], restarts: Sequence[Restart], folded: tuple[int, int]) -> list[Entry]:
+def complete_entries(
+    pieces: Iterable[Piece], restarts: Sequence[Restart], folded: tuple[int, int]
+) -> list[JournalEntry]:
     """The records that wait in the journal with all their pieces, in order of steps.
 
     Without those that a later attempt has cut, those that are `folded` (up to which record, up to which snapshot), and
@@ -141,7 +143,7 @@ def complete_entries(pieces: Iterable[Piece], restarts: Sequence[Restart], folde
         if waits and survives(piece, restarts):
             records[piece.step, piece.attempt].setdefault(piece.piece, piece)
     newest = max((restart.attempt for restart in restarts), default=0)
-    entries: list[Entry] = []
+    entries: list[JournalEntry] = []
     for (step, attempt), parts in sorted(records.items()):
         if any(number not in parts for number in range(next(iter(parts.values())).pieces)):
             if attempt < newest:
@@ -150,7 +152,7 @@ def complete_entries(pieces: Iterable[Piece], restarts: Sequence[Restart], folde
         if entries and entries[-1].step == step:
             entries.pop()  # the newer attempt counts
         ordered = tuple(parts[number] for number in sorted(parts))
-        entries.append(Entry(step, attempt, any(part.has_snapshot for part in ordered), ordered))
+        entries.append(JournalEntry(step, attempt, any(part.has_snapshot for part in ordered), ordered))
     return entries
 
 
@@ -163,20 +165,20 @@ def survives(piece: Piece, restarts: Sequence[Restart]) -> bool:
     )
 
 
-def clean(place: Place, *, keep: Sequence[Entry]) -> None:
+def clean(storage: Storage, *, keep: Sequence[JournalEntry]) -> None:
     """Delete from the journal all but `keep`; others' files stay."""
     kept = {piece.key for entry in keep for piece in entry.pieces}
-    for name in list(place.children(JOURNAL)):
+    for name in list(storage.list_dir(JOURNAL)):
         key = f"{JOURNAL}/{name}"
         if Piece.of(key) and key not in kept:
-            place.delete(key)
+            storage.delete(key)
 
 
-def drop_cut_short(place: Place) -> None:
+def drop_cut_short(storage: Storage) -> None:
     """Delete files whose writing was cut short."""
-    for name in list(place.children()):
+    for name in list(storage.list_dir()):
         if name.endswith(TEMPORARY):
-            place.delete(name)
+            storage.delete(name)
 
 
 class JournalPiece:
@@ -185,10 +187,10 @@ class JournalPiece:
     Raises FileNotFoundError where the file has gone, StoreError where it is torn or damaged.
     """
 
-    def __init__(self, place: Place, piece: Piece) -> None:
+    def __init__(self, storage: Storage, piece: Piece) -> None:
         self.piece = piece
-        self._where = f"{place}/{piece.key}"
-        self._bytes = place.view(piece.key)
+        self._where = f"{storage}/{piece.key}"
+        self._bytes = storage.mmap(piece.key)
         self._checked = False
         try:
             self.rows, self.previous, self._arrays = _parse(self._bytes)
@@ -277,16 +279,16 @@ class JournalRecord:
     Raises StoreError where a piece does not fit the store's layout.
     """
 
-    def __init__(self, entry: Entry, pieces: Sequence[JournalPiece], layout: Layout) -> None:
+    def __init__(self, entry: JournalEntry, pieces: Sequence[JournalPiece], layout: Layout) -> None:
         self.entry = entry
         self._pieces = pieces
         for piece in pieces:
             piece.check_fits(layout)
 
     @staticmethod
-    def open(place: Place, entry: Entry, layout: Layout) -> JournalRecord:
+    def open(storage: Storage, entry: JournalEntry, layout: Layout) -> JournalRecord:
         """Map the record's files."""
-        return JournalRecord(entry, [JournalPiece(place, piece) for piece in entry.pieces], layout)
+        return JournalRecord(entry, [JournalPiece(storage, piece) for piece in entry.pieces], layout)
 
     @property
     def names(self) -> frozenset[str]:

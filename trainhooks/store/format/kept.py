@@ -23,11 +23,11 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.format.declared import MALFORMED
 from trainhooks.store.format.integrity import Files, chunk_length
 from trainhooks.store.format.journal import list_pieces, survives
-from trainhooks.store.format.kept_storage import BRANCH_ROOT, KeptPlace
+from trainhooks.store.format.kept_storage import BRANCH_ROOT, KeptStorage
 from trainhooks.store.format.root import METADATA, Root, read_manifest, read_root
-from trainhooks.store.storage.base import JOURNAL, Place
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.base import JOURNAL, Storage
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore
 
 BRANCH = re.compile(r"\.kept-\d{4,}-[0-9a-f]{8}")
 MOST_BRANCHES = 2
@@ -60,86 +60,86 @@ class Branch:
             f"on after step {self.after}, at {self.when}"
         )
 
-    def remedy(self, place: object) -> str:
+    def remedy(self, storage: object) -> str:
         """How to get the records back, and what becomes of them otherwise."""
         return (
-            f"`trainhooks snapshot {place} --kept --attempt {self.attempt} --out COPY` gets them back; they go when "
+            f"`trainhooks snapshot {storage} --kept --attempt {self.attempt} --out COPY` gets them back; they go when "
             f"the run has recorded step {self.last} again"
         )
 
 
-def kept_branches(place: Place, root: Root) -> list[Branch]:
+def kept_branches(storage: Storage, root: Root) -> list[Branch]:
     """The branches that count, the one that reaches furthest last."""
-    found = (_branch(place, name) for name in _folders(place))
+    found = (_branch(storage, name) for name in _folders(storage))
     cuts = {(restart.attempt - 1, restart.restart_step) for restart in root.restarts}
     counted = [branch for branch in found if branch is not None and (branch.attempt, branch.after) in cuts]
     return sorted(counted, key=lambda branch: (branch.last, branch.attempt))
 
 
-def _folders(place: Place) -> list[str]:
-    return [name for name in place.children() if BRANCH.fullmatch(name)]
+def _folders(storage: Storage) -> list[str]:
+    return [name for name in storage.list_dir() if BRANCH.fullmatch(name)]
 
 
-def _branch(place: Place, name: str) -> Branch | None:
+def _branch(storage: Storage, name: str) -> Branch | None:
     """The branch in a folder; None where it is not whole, or says what no writer would."""
     try:
-        about = json.loads(place.read(f"{name}/{_NOTE}", 0, _NOTE_BYTES))
+        about = json.loads(storage.read(f"{name}/{_NOTE}", 0, _NOTE_BYTES))
         numbers = [about[key] for key in ("attempt", "after", "first", "last", "records")]
         if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
             return None
         attempt, after, first, last, records = numbers
-        return Branch(name, attempt, after, first, last, records, str(about["when"])[:40], place.size(name))
+        return Branch(name, attempt, after, first, last, records, str(about["when"])[:40], storage.size(name))
     except (OSError, StoreError, *MALFORMED):
         return None
 
 
-def settle_branches(place: Place, root: Root) -> list[Branch]:
+def settle_branches(storage: Storage, root: Root) -> list[Branch]:
     """Delete what does not count: branches that were not finished, or whose cut never came. Returns the others."""
-    branches = kept_branches(place, root)
+    branches = kept_branches(storage, root)
     counted = {branch.name for branch in branches}
-    for name in _folders(place):
+    for name in _folders(storage):
         if name not in counted:
-            place.delete(name)
+            storage.delete(name)
     return branches
 
 
-def keep(store: PlaceStore, before: Root, after: Root, steps: Sequence[int], branches: Sequence[Branch]) -> None:
+def keep(store: ManifestStore, before: Root, after: Root, steps: Sequence[int], branches: Sequence[Branch]) -> None:
     """Keep the records of `steps` aside, before the cut from the root `before` to the root `after` is committed.
 
     `branches` are those that there are. Where it cannot be done (no room, the medium refuses) a warning says so, and
     the cut takes the records away for good.
     """
-    place, cut = store.place, after.restarts[-1].restart_step or 0
+    storage, cut = store.storage, after.restarts[-1].restart_step or 0
     when = datetime.now(UTC).isoformat(timespec="seconds")
     name = f".kept-{before.attempt:04d}-{uuid.uuid4().hex[:8]}"
     branch = Branch(name, before.attempt, cut, min(steps), max(steps), len(steps), when)
     changing = [key for key in store.files if may_change(key, after)]
     # older branches first: they share files with the store that this cut takes from it
     for older in branches:
-        _or_say(place, older, cut, partial(_hold, store, older, changing))
-    _or_say(place, branch, cut, partial(_write, store, branch, changing, before=before))
+        _or_say(storage, older, cut, partial(_hold, store, older, changing))
+    _or_say(storage, branch, cut, partial(_write, store, branch, changing, before=before))
 
 
-def _or_say(place: Place, branch: Branch, cut: int, write: Callable[[], None]) -> None:
+def _or_say(storage: Storage, branch: Branch, cut: int, write: Callable[[], None]) -> None:
     try:
         write()
     except OSError as error:
         with suppress(OSError):
-            drop(place, branch)
+            drop(storage, branch)
         warnings.warn(
-            f"{place} goes on after step {cut}, and the {branch.records} records of the steps {branch.first} to "
+            f"{storage} goes on after step {cut}, and the {branch.records} records of the steps {branch.first} to "
             f"{branch.last} that attempt {branch.attempt} had could not be kept aside ({error}): they are gone. Make "
             "room, or copy the store with `trainhooks snapshot` before the next such resumption.",
             stacklevel=2,
         )
 
 
-def drop_surplus(place: Place, root: Root) -> None:
+def drop_surplus(storage: Storage, root: Root) -> None:
     """Delete those of more than two branches that reach least far; a warning says which."""
-    for branch in kept_branches(place, root)[:-MOST_BRANCHES]:
-        drop(place, branch)
+    for branch in kept_branches(storage, root)[:-MOST_BRANCHES]:
+        drop(storage, branch)
         warnings.warn(
-            f"{place} keeps the records of {MOST_BRANCHES} cuts aside; those of attempt {branch.attempt}, steps "
+            f"{storage} keeps the records of {MOST_BRANCHES} cuts aside; those of attempt {branch.attempt}, steps "
             f"{branch.first} to {branch.last}, reach least far and are gone.",
             stacklevel=2,
         )
@@ -157,62 +157,62 @@ def may_change(key: str, root: Root) -> bool:
     return bool(metadata["attributes"].get("whole_run")) or ends > int(metadata["shape"][0])
 
 
-def _write(store: PlaceStore, branch: Branch, changing: Sequence[str], *, before: Root) -> None:
+def _write(store: ManifestStore, branch: Branch, changing: Sequence[str], *, before: Root) -> None:
     """Raises OSError where there is no room, or the medium refuses."""
-    place = store.place
-    pieces = [piece.key for piece in list_pieces(place) if survives(piece, before.restarts)]
+    storage = store.storage
+    pieces = [piece.key for piece in list_pieces(storage) if survives(piece, before.restarts)]
     # what the run records again takes as much once more
-    room, size = place.room(), sum(store.files[key][0] for key in changing) + place.size(JOURNAL)
+    room, size = storage.room(), sum(store.files[key][0] for key in changing) + storage.size(JOURNAL)
     if room is not None and size > room:
         raise OSError(f"they take {size:,} bytes, and there is room for {room:,} where the run has to record as much")
     for key in (*changing, *pieces):
-        _second(place, key, f"{branch.name}/{key}", size)
+        _second(storage, key, f"{branch.name}/{key}", size)
     for key, copied in ((METADATA, BRANCH_ROOT), (before.manifest, before.manifest)):
-        place.put(f"{branch.name}/{copied}", place.read(key))
-    place.settle()
+        storage.put(f"{branch.name}/{copied}", storage.read(key))
+    storage.settle()
     about = {key: getattr(branch, key) for key in ("attempt", "after", "first", "last", "records", "when")}
-    place.put(f"{branch.name}/{_NOTE}", json.dumps(about).encode())
-    place.settle()
+    storage.put(f"{branch.name}/{_NOTE}", json.dumps(about).encode())
+    storage.settle()
 
 
-def _second(place: Place, key: str, other: str, size: int) -> None:
+def _second(storage: Storage, key: str, other: str, size: int) -> None:
     """The same file under another key, which is linked where that is possible, else copied; `size` is that of all."""
-    if place.link(key, other):
+    if storage.link(key, other):
         return
-    room = place.room()
+    room = storage.room()
     if size > MOST_COPIED or (room is not None and 2 * size > room):
         limit = MOST_COPIED if room is None else min(MOST_COPIED, room // 2)
         raise OSError(f"they must be copied and take {size:,} bytes; up to {limit:,} are copied here")
-    place.put(other, place.view(key))
+    storage.put(other, storage.mmap(key))
 
 
-def hold(store: PlaceStore, root: Root, keys: Sequence[str]) -> None:
+def hold(store: ManifestStore, root: Root, keys: Sequence[str]) -> None:
     """Before the files `keys` are written anew: a branch that shares them with the store gets them as its own.
 
     Raises OSError where the medium refuses.
     """
-    for branch in kept_branches(store.place, root):
+    for branch in kept_branches(store.storage, root):
         _hold(store, branch, keys)
 
 
-def _hold(store: PlaceStore, branch: Branch, keys: Sequence[str]) -> None:
-    place, files = store.place, store.files
-    listed, own = _branch_files(place, branch.name), set(place.list(branch.name))
+def _hold(store: ManifestStore, branch: Branch, keys: Sequence[str]) -> None:
+    storage, files = store.storage, store.files
+    listed, own = _branch_files(storage, branch.name), set(storage.list(branch.name))
     shared = [key for key in keys if listed.get(key) == files[key] and f"{branch.name}/{key}" not in own]
     for key in shared:
-        _second(place, key, f"{branch.name}/{key}", sum(files[key][0] for key in shared))
+        _second(storage, key, f"{branch.name}/{key}", sum(files[key][0] for key in shared))
 
 
-def _branch_files(place: Place, name: str) -> Files:
+def _branch_files(storage: Storage, name: str) -> Files:
     """What a branch's manifest lists; nothing where it is damaged: then the branch cannot be brought back either."""
-    branch = KeptPlace(place, name)
+    branch = KeptStorage(storage, name)
     try:
         return read_manifest(branch, read_root(branch))
     except StoreError:
         return {}
 
 
-def drop_passed(place: Place, branches: Sequence[Branch], *, reached: int) -> list[Branch]:
+def drop_passed(storage: Storage, branches: Sequence[Branch], *, reached: int) -> list[Branch]:
     """Delete the branches whose last step the run has `reached` again; returns the others."""
     left = []
     for branch in branches:
@@ -220,26 +220,26 @@ def drop_passed(place: Place, branches: Sequence[Branch], *, reached: int) -> li
             left.append(branch)
             continue
         try:
-            drop(place, branch)
+            drop(storage, branch)
         except OSError:  # another time
             left.append(branch)
     return left
 
 
-def drop(place: Place, branch: Branch) -> None:
+def drop(storage: Storage, branch: Branch) -> None:
     """Delete a branch: first of all what says that it is one."""
-    place.delete(f"{branch.name}/{_NOTE}")
-    place.delete(branch.name)
+    storage.delete(f"{branch.name}/{_NOTE}")
+    storage.delete(branch.name)
 
 
-def kept_place(path: str | Path | Place, attempt: int | None = None) -> KeptPlace:
+def kept_place(path: str | Path | Storage, attempt: int | None = None) -> KeptStorage:
     """A store as it was before a cut, read only. `attempt` had the records; None: those that reach furthest.
 
     Raises StoreError where there is no store, or nothing of it is kept aside.
     """
-    place = open_place(path)
-    branches = [one for one in kept_branches(place, read_root(place)) if attempt in (None, one.attempt)]
+    storage = open_storage(path)
+    branches = [one for one in kept_branches(storage, read_root(storage)) if attempt in (None, one.attempt)]
     if not branches:
         which = "" if attempt is None else f" of attempt {attempt}"
-        raise StoreError(f"{place} keeps no records{which} aside. `trainhooks inspect` lists what there is.")
-    return KeptPlace(place, branches[-1].name)
+        raise StoreError(f"{storage} keeps no records{which} aside. `trainhooks inspect` lists what there is.")
+    return KeptStorage(storage, branches[-1].name)

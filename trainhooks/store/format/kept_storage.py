@@ -7,24 +7,24 @@ from typing import NoReturn, TypeVar
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.root import METADATA, SPARE
-from trainhooks.store.storage.base import JOURNAL, LOCK, Checksummed, Data, Place
+from trainhooks.store.storage.base import JOURNAL, LOCK, ChecksumWriter, Data, Storage
 
 BRANCH_ROOT = "root.json"  # not zarr.json: readers of Zarr would take the folder for a group
 Result = TypeVar("Result")
 
 
-class KeptPlace(Place):
+class KeptStorage(Storage):
     """The files of the branch in `folder`, and, where it has none of its own, those of the store around it.
 
     Read only. The branch's manifest says what each file must be, so that a file of the store that has changed since
     is noticed. Nobody holds it.
     """
 
-    def __init__(self, place: Place, folder: str) -> None:
-        self._place, self._folder = place, folder
+    def __init__(self, storage: Storage, folder: str) -> None:
+        self._storage, self._folder = storage, folder
 
     def __str__(self) -> str:
-        return f"{self._place}/{self._folder}"
+        return f"{self._storage}/{self._folder}"
 
     def _own(self, key: str) -> str:
         return f"{self._folder}/{BRANCH_ROOT if key == METADATA else key}"
@@ -39,64 +39,66 @@ class KeptPlace(Place):
             return read(key)
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
-        return self._read(key, lambda name: self._place.read(name, start, stop))
+        """See `Storage.read`."""
+        return self._read(key, lambda name: self._storage.read(name, start, stop))
 
     def read_end(self, key: str, count: int) -> bytes:
-        """See `Place.read_end`."""
-        return self._read(key, lambda name: self._place.read_end(name, count))
+        """See `Storage.read_end`."""
+        return self._read(key, lambda name: self._storage.read_end(name, count))
 
-    def view(self, key: str) -> memoryview:
-        """See `Place.view`."""
-        return self._read(key, self._place.view)
+    def mmap(self, key: str) -> memoryview:
+        """See `Storage.mmap`."""
+        return self._read(key, self._storage.mmap)
 
     def exists(self, key: str) -> bool:
-        """See `Place.exists`."""
-        return self._place.exists(self._own(key)) or (key not in (METADATA, SPARE, LOCK) and self._place.exists(key))
+        """See `Storage.exists`."""
+        return self._storage.exists(self._own(key)) or (
+            key not in (METADATA, SPARE, LOCK) and self._storage.exists(key)
+        )
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.list`."""
+        """See `Storage.list`."""
         folder = f"{self._folder}/{prefix}".rstrip("/")
-        own = {key.removeprefix(f"{self._folder}/") for key in self._place.list(folder)}
+        own = {key.removeprefix(f"{self._folder}/") for key in self._storage.list(folder)}
         yield from own
         if prefix != JOURNAL:
-            others = (key for key in self._place.list(prefix) if not key.startswith("."))
+            others = (key for key in self._storage.list(prefix) if not key.startswith("."))
             yield from (key for key in others if "/" in key and key not in own)
 
-    def children(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.children`: the branch's own."""
-        return self._place.children(f"{self._folder}/{prefix}".rstrip("/"))
+    def list_dir(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list_dir`: the branch's own."""
+        return self._storage.list_dir(f"{self._folder}/{prefix}".rstrip("/"))
 
     def size(self, prefix: str = "") -> int:
-        """See `Place.size`; files that both have count twice."""
-        return self._place.size(f"{self._folder}/{prefix}".rstrip("/")) + self._place.size(prefix)
+        """See `Storage.size`; files that both have count twice."""
+        return self._storage.size(f"{self._folder}/{prefix}".rstrip("/")) + self._storage.size(prefix)
 
-    def make(self) -> None:
-        """See `Place.make`."""
+    def create(self) -> None:
+        """See `Storage.create`."""
         self._refuse()
 
-    def put(self, key: str, data: Data) -> Checksummed:
-        """See `Place.put`."""
+    def put(self, key: str, data: Data) -> ChecksumWriter:
+        """See `Storage.put`."""
         self._refuse()
 
-    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
-        """See `Place.put_streamed`."""
+    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.write_stream`."""
         self._refuse()
 
     def link(self, key: str, other: str) -> bool:
-        """See `Place.link`."""
+        """See `Storage.link`."""
         self._refuse()
 
     def delete(self, key: str) -> None:
-        """See `Place.delete`."""
+        """See `Storage.delete`."""
         self._refuse()
 
-    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
-        """See `Place.put_if`."""
+    def put_if_match(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """See `Storage.put_if_match`."""
         self._refuse()
 
-    def delete_if(self, key: str, *, current: bytes) -> bool:
-        """See `Place.delete_if`."""
+    def delete_if_match(self, key: str, *, current: bytes) -> bool:
+        """See `Storage.delete_if_match`."""
         self._refuse()
 
     def _refuse(self) -> NoReturn:

@@ -18,8 +18,8 @@ from typing import Any
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.declared import MALFORMED, array_problems, bad_key
 from trainhooks.store.format.layout import SNAPSHOT_STEP, STEP, Layout
-from trainhooks.store.storage.base import Place
-from trainhooks.store.storage.opening import open_place
+from trainhooks.store.storage.base import Storage
+from trainhooks.store.storage.opening import open_storage
 
 FORMAT = 1
 KEY = "trainhooks"
@@ -124,112 +124,112 @@ class Root:
         }
 
 
-def commit(place: Place, root: Root, files: Mapping[str, tuple[int, str]]) -> tuple[Root, int]:
+def commit(storage: Storage, root: Root, files: Mapping[str, tuple[int, str]]) -> tuple[Root, int]:
     """Write the manifest of `files`, then replace the root's metadata at once; returns the root, and bytes written."""
     listed = {key: list(files[key]) for key in sorted(files)}
     # with the attempt in it, its checksum and so its name are this attempt's own: an earlier one cannot delete it
     manifest = json.dumps({"attempt": root.attempt, "files": listed}, separators=(",", ":")).encode()
     root = replace(root, manifest=f".manifest-{zlib.crc32(manifest):08x}.json")
-    size = place.put(root.manifest, manifest).size
-    place.settle()  # or a power cut could leave a root whose files are gone
+    size = storage.put(root.manifest, manifest).size
+    storage.settle()  # or a power cut could leave a root whose files are gone
     text = json.dumps(root.to_json(), allow_nan=False).encode()
     sealed = text.replace(_UNSUMMED, b'"checksum": "%08x"' % zlib.crc32(text), 1)
     # all that it names is there by now: it may count wherever the root itself has gone bad
-    size += place.put(SPARE, sealed).size
-    size += place.put(METADATA, sealed).size
-    place.settle()  # before anybody deletes what the root before this one needs
+    size += storage.put(SPARE, sealed).size
+    size += storage.put(METADATA, sealed).size
+    storage.settle()  # before anybody deletes what the root before this one needs
     return root, size
 
 
-def restore_root(place: Place) -> bool:
+def restore_root(storage: Storage) -> bool:
     """Put the spare copy where the root is gone or damaged; whether it was needed.
 
     Raises StoreError, about the root, where no spare is whole, and where the root is as it was written: of another
     format, or made to declare what no store has.
     """
     try:
-        read_root(place)
+        read_root(storage)
     except TornRootError as damage:
         try:
-            read_root(place, key=SPARE)
+            read_root(storage, key=SPARE)
         except StoreError:
             raise damage from None
-        place.put(METADATA, place.read(SPARE))
-        place.settle()
+        storage.put(METADATA, storage.read(SPARE))
+        storage.settle()
         return True
     return False
 
 
-def mend_spare(place: Place) -> bool:
+def mend_spare(storage: Storage) -> bool:
     """Write the spare copy anew where it is damaged and the root is not; whether that was so."""
-    if not spare_is_torn(place):
+    if not spare_is_torn(storage):
         return False
-    place.put(SPARE, place.read(METADATA))
-    place.settle()
+    storage.put(SPARE, storage.read(METADATA))
+    storage.settle()
     return True
 
 
-def spare_is_torn(place: Place) -> bool:
+def spare_is_torn(storage: Storage) -> bool:
     """Whether there is a spare copy of the root that is not what was written; stores of before have none."""
-    if not place.exists(SPARE):
+    if not storage.exists(SPARE):
         return False
     try:
-        read_root(place, key=SPARE)
+        read_root(storage, key=SPARE)
     except StoreError:
         return True
     return False
 
 
-def drop_manifests(place: Place, *, but: str) -> None:
+def drop_manifests(storage: Storage, *, but: str) -> None:
     """Delete the manifests that no root names any more."""
-    for name in list(place.children()):
+    for name in list(storage.list_dir()):
         if MANIFEST.fullmatch(name) and name != but:
-            place.delete(name)
+            storage.delete(name)
 
 
-def read_manifest(place: Place, root: Root) -> dict[str, tuple[int, str]]:
+def read_manifest(storage: Storage, root: Root) -> dict[str, tuple[int, str]]:
     """Every file of the store but root, manifest, lock and journal: key -> (bytes, CRC-32 as 8 hex digits).
 
     Raises StoreError where the manifest is missing or damaged.
     """
     try:
-        text = place.read(root.manifest)
+        text = storage.read(root.manifest)
     except FileNotFoundError:
-        raise StoreError(f"{place} has lost its manifest, {root.manifest}. Restore it from a copy.") from None
+        raise StoreError(f"{storage} has lost its manifest, {root.manifest}. Restore it from a copy.") from None
     if root.manifest != f".manifest-{zlib.crc32(text):08x}.json":
-        raise StoreError(f"{place}/{root.manifest} is damaged: its checksum does not fit. Restore it from a copy.")
+        raise StoreError(f"{storage}/{root.manifest} is damaged: its checksum does not fit. Restore it from a copy.")
     try:
         files = {key: (int(size), str(checksum)) for key, (size, checksum) in json.loads(text)["files"].items()}
     except MALFORMED as error:
-        raise StoreError(f"{place}/{root.manifest} is no list of files ({error}). Restore it from a copy.") from error
+        raise StoreError(f"{storage}/{root.manifest} is no list of files ({error}). Restore it from a copy.") from error
     for key in files:
         if bad_key(key, root.arrays):
             raise StoreError(
-                f"{place}/{root.manifest} lists {key!r}, which is no file of a store. Do not use it: it was made so."
+                f"{storage}/{root.manifest} lists {key!r}, which is no file of a store. Do not use it: it was made so."
             )
     return files
 
 
-def check_attempt(place: Place, attempt: int) -> None:
+def check_attempt(storage: Storage, attempt: int) -> None:
     """After each read: raise StoreError where the store was cut since it was opened, at this `attempt`.
 
     It then holds other numbers under the old steps. Also raises as `read_root` does.
     """
     try:
-        now = int(json.loads(place.read(METADATA))["attributes"][KEY]["attempt"])
+        now = int(json.loads(storage.read(METADATA))["attributes"][KEY]["attempt"])
     except (OSError, ValueError, KeyError, TypeError):
-        now = read_root(place).attempt
+        now = read_root(storage).attempt
     if now != attempt:
         raise StoreError(
-            f"{place} was cut and goes on as attempt {now} since it was opened here, as attempt {attempt}: what is "
+            f"{storage} was cut and goes on as attempt {now} since it was opened here, as attempt {attempt}: what is "
             "there now may be of other steps. Call refresh(), or open it again."
         )
 
 
-def is_store(where: str | Path | Place) -> bool:
+def is_store(where: str | Path | Storage) -> bool:
     """Whether a place holds one of our stores, of whatever format version."""
     try:
-        return KEY in json.loads(open_place(where).read(METADATA))["attributes"]
+        return KEY in json.loads(open_storage(where).read(METADATA))["attributes"]
     except (OSError, ValueError, KeyError, TypeError):
         return False
 
@@ -238,52 +238,52 @@ class TornRootError(StoreError):
     """The root is gone, or is not the bytes that were written."""
 
 
-def read_root(place: Place, *, key: str = METADATA) -> Root:
+def read_root(storage: Storage, *, key: str = METADATA) -> Root:
     """The committed root of the store at `place`; with `key` SPARE its spare copy.
 
     Raises StoreError, with every problem found, where there is no store, or one of another format, or a damaged one.
     """
     try:
-        text = place.read(key)
+        text = storage.read(key)
         document = json.loads(text)
     except (FileNotFoundError, NotADirectoryError):
-        raise TornRootError(f"no store at {place}: it has no {key}. {_remedy(place, 'Check the path.')}") from None
+        raise TornRootError(f"no store at {storage}: it has no {key}. {_remedy(storage, 'Check the path.')}") from None
     except StoreError:
         raise
     except (OSError, ValueError, RecursionError) as error:
-        raise TornRootError(f"cannot read {place}/{key}: {error}. {_remedy(place)}") from error
+        raise TornRootError(f"cannot read {storage}/{key}: {error}. {_remedy(storage)}") from error
     attributes = document.get("attributes") if isinstance(document, dict) else None
     declared = attributes.get(KEY) if isinstance(attributes, dict) else None
     if not isinstance(declared, dict):
         raise StoreError(
-            f'{place} is not a trainhooks store: its attributes have no "{KEY}". Open it with zarr or xarray.'
+            f'{storage} is not a trainhooks store: its attributes have no "{KEY}". Open it with zarr or xarray.'
         )
     if declared.get("format") != FORMAT:
         raise StoreError(
-            f"{place} has format {declared.get('format')!r}; this version reads format {FORMAT}. "
+            f"{storage} has format {declared.get('format')!r}; this version reads format {FORMAT}. "
             "Install the version of trainhooks that wrote it."
         )
     found = _SUM.search(text)
     if found is None or int(found[1], 16) != zlib.crc32(_SUM.sub(_UNSUMMED, text, count=1)):
-        raise TornRootError(f"{place}/{key} is damaged: its checksum does not fit. {_remedy(place)}")
-    return _parse(place, document, declared, key=key)
+        raise TornRootError(f"{storage}/{key} is damaged: its checksum does not fit. {_remedy(storage)}")
+    return _parse(storage, document, declared, key=key)
 
 
-def _remedy(place: Place, otherwise: str = "Restore it from a copy.") -> str:
-    return f"`trainhooks verify --repair` puts {SPARE} in its place." if place.exists(SPARE) else otherwise
+def _remedy(storage: Storage, otherwise: str = "Restore it from a copy.") -> str:
+    return f"`trainhooks verify --repair` puts {SPARE} in its place." if storage.exists(SPARE) else otherwise
 
 
-def _parse(place: Place, document: Mapping[str, Any], declared: Mapping[str, Any], *, key: str) -> Root:
+def _parse(storage: Storage, document: Mapping[str, Any], declared: Mapping[str, Any], *, key: str) -> Root:
     try:
         root = _declared_root(document, declared)
         problems = array_problems(root.layout, root.arrays, records=root.records, snapshots=root.snapshots)
     except MALFORMED as error:
         raise StoreError(
-            f"{place}/{key} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
+            f"{storage}/{key} is damaged ({type(error).__name__}: {error}). Restore it from a copy."
         ) from error
     if problems:
         raise StoreError(
-            f"{place} does not hold what it declares:\n- "
+            f"{storage} does not hold what it declares:\n- "
             + "\n- ".join(problems)
             + '\nIf its creation was interrupted, start anew with mode="overwrite".'
         )

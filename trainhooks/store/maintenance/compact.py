@@ -21,7 +21,7 @@ import numpy as np
 import zarr
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.format.compaction_note import NOTE, _commit, settle
+from trainhooks.store.format.compaction_note import NOTE, _commit, finish_compaction
 from trainhooks.store.format.integrity import check_files
 from trainhooks.store.format.journal import drop_cut_short, list_pieces
 from trainhooks.store.format.kept import hold
@@ -30,12 +30,12 @@ from trainhooks.store.format.profiles import ARCHIVE, Profile
 from trainhooks.store.format.root import KEY, METADATA, Root, read_manifest, read_root
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape, recompress_shard
-from trainhooks.store.storage.base import Checksummed, Place
-from trainhooks.store.storage.fence import FencedPlace
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.base import ChecksumWriter, Storage
+from trainhooks.store.storage.fence import FencedStorage
+from trainhooks.store.storage.local import LocalStorage
 from trainhooks.store.storage.lock import Lock
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore, read_array
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore, read_array
 
 _PCODEC_SHARD_BYTES = 1 << 28  # raw; zarr-python holds a whole shard, and its encoded chunks
 
@@ -51,7 +51,7 @@ class Compacted:
 
 
 def compact(
-    path: str | Path | Place,
+    path: str | Path | Storage,
     *,
     profile: Profile = ARCHIVE,
     threads: int = 2,
@@ -65,17 +65,17 @@ def compact(
     Raises StoreError where there is no store, a writer holds it, its journal has records that are not folded, or a
     shard is damaged; what was done by then stays.
     """
-    place = open_place(path, durability="power")  # a copy replaces the only one
-    with _unwritten(place) as place:
-        root = read_root(place)
-        store = PlaceStore(place, files=read_manifest(place, root))
-        root = settle(store, root)
-        check_files(place, root)
+    storage = open_storage(path, durability="power")  # a copy replaces the only one
+    with _unwritten(storage) as storage:
+        root = read_root(storage)
+        store = ManifestStore(storage, files=read_manifest(storage, root))
+        root = finish_compaction(store, root)
+        check_files(storage, root)
         keys = _shard_keys(store)
         before = sum(store.files[key][0] for key in keys)
         rewritten = 0
         for done, key in enumerate(keys, start=1):
-            shard = Shard(place.view(key), shape=_shard_shape(root.layout), where=f"{place}/{key}")
+            shard = Shard(storage.mmap(key), shape=_shard_shape(root.layout), where=f"{storage}/{key}")
             if not shard.made_by(profile):
                 root = _replace(store, root, key, shard, profile=profile, threads=threads)
                 rewritten += 1
@@ -98,18 +98,18 @@ def copy_with_pcodec(
     cannot be read as `compact` says.
     """
     _import_pcodec()
-    place, out = open_place(path), Path(out)
+    storage, out = open_storage(path), Path(out)
     if out.exists():
         raise StoreError(f"{out} is there already. Choose a new path.")
     temporary = out.with_name(f".{out.name}-{uuid.uuid4().hex}.partial")
-    with _unwritten(place) as place:
-        root = read_root(place)
-        store = PlaceStore(place, files=read_manifest(place, root))
-        root = settle(store, root)
-        check_files(place, root)
+    with _unwritten(storage) as storage:
+        root = read_root(storage)
+        store = ManifestStore(storage, files=read_manifest(storage, root))
+        root = finish_compaction(store, root)
+        check_files(storage, root)
         try:
             temporary.mkdir(parents=True)
-            _copy(store, root, LocalPlace(temporary), level=level, progress=progress)
+            _copy(store, root, LocalStorage(temporary), level=level, progress=progress)
             temporary.replace(out)
         except BaseException:
             shutil.rmtree(temporary, ignore_errors=True)
@@ -118,17 +118,17 @@ def copy_with_pcodec(
 
 
 @contextmanager
-def _unwritten(place: Place) -> Iterator[Place]:
+def _unwritten(storage: Storage) -> Iterator[Storage]:
     """Hold a store that nobody writes and whose journal is empty; gives its place behind the fence."""
-    read_root(place)
-    lock = Lock(place)
-    held = FencedPlace(place, lock.confirm)
+    read_root(storage)
+    lock = Lock(storage)
+    held = FencedStorage(storage, lock.confirm)
     try:
         drop_cut_short(held)
         waiting = sum(1 for _ in list_pieces(held))
         if waiting:
             raise StoreError(
-                f"{place} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
+                f"{storage} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
                 "close it first."
             )
         yield held
@@ -136,19 +136,19 @@ def _unwritten(place: Place) -> Iterator[Place]:
         lock.release()
 
 
-def _replace(store: PlaceStore, root: Root, key: str, shard: Shard, *, profile: Profile, threads: int) -> Root:
-    def write(file: Checksummed) -> str:
+def _replace(store: ManifestStore, root: Root, key: str, shard: Shard, *, profile: Profile, threads: int) -> Root:
+    def write(file: ChecksumWriter) -> str:
         recompress_shard(file, shard, profile=profile, threads=threads)
         # before the rename that follows: whoever finds the new shard finds the note, too
-        store.place.put(NOTE, json.dumps({key: [file.size, f"{file.crc32:08x}"]}).encode())
+        store.storage.put(NOTE, json.dumps({key: [file.size, f"{file.crc32:08x}"]}).encode())
         return key
 
     hold(store, root, [key])
-    store.put_streamed(key, write)
+    store.write_stream(key, write)
     return _commit(store, root)
 
 
-def _shard_keys(store: PlaceStore) -> list[str]:
+def _shard_keys(store: ManifestStore) -> list[str]:
     return sorted(key for key in store.files if key.startswith(f"{SNAPSHOT}/c/"))
 
 
@@ -157,7 +157,7 @@ def _shard_shape(layout: Layout) -> ShardShape:
 
 
 def _copy(
-    store: PlaceStore, root: Root, out: LocalPlace, *, level: int, progress: Callable[[int, int], None] | None
+    store: ManifestStore, root: Root, out: LocalStorage, *, level: int, progress: Callable[[int, int], None] | None
 ) -> None:
     attributes = {
         "description": "copy of a trainhooks store; output_embedding is compressed by pcodec, which is not core Zarr",
@@ -169,7 +169,7 @@ def _copy(
             out.put(f"{name}/{METADATA}", json.dumps(metadata, allow_nan=False).encode())
     for key in store.files:
         if not key.startswith(f"{SNAPSHOT}/") and not key.endswith(METADATA):
-            out.put(key, store.place.view(key))
+            out.put(key, store.storage.mmap(key))
     with warnings.catch_warnings():
         # the attributes say so, and what zarr-python, xarray and we read stays readable
         warnings.filterwarnings("ignore", message="Numcodecs codecs are not in the Zarr version 3 specification")
@@ -180,7 +180,7 @@ def _copy(
 
 
 def _copy_snapshots(
-    store: PlaceStore, root: Root, out: Path, *, level: int, progress: Callable[[int, int], None] | None
+    store: ManifestStore, root: Root, out: Path, *, level: int, progress: Callable[[int, int], None] | None
 ) -> None:
     layout, metadata = root.layout, root.arrays[SNAPSHOT]
     rows = inner_rows(layout)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import of_length, write_metadata
-from trainhooks.store.format.compaction_note import NOTE, settle
+from trainhooks.store.format.compaction_note import NOTE, finish_compaction
 from trainhooks.store.format.integrity import Files, chunk_length, metadata_damaged, metadata_keys, unlisted_chunks
 from trainhooks.store.format.journal import JournalPiece, list_pieces
 from trainhooks.store.format.layout import SNAPSHOT_STEP, STEP
@@ -23,16 +23,16 @@ from trainhooks.store.format.root import (
     restore_root,
 )
 from trainhooks.store.reading.proof import last_chunks, misfits, shows_its_end
-from trainhooks.store.storage.base import TEMPORARY, Place
-from trainhooks.store.storage.fence import FencedPlace
+from trainhooks.store.storage.base import TEMPORARY, Storage
+from trainhooks.store.storage.fence import FencedStorage
 from trainhooks.store.storage.lock import Lock
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore
 from trainhooks.store.writing.lifecycle import drop_beyond, folded_steps
 from trainhooks.store.writing.writer import StoreWriter
 
 
-def repair(path: str | Path | Place) -> list[str]:
+def repair(path: str | Path | Storage) -> list[str]:
     """Settle what was interrupted, drop what is torn, and fold the journal; returns what was done, a line each.
 
     A root that is gone or damaged is replaced by its spare copy. A lock file that names nobody is watched for a minute,
@@ -47,12 +47,12 @@ def repair(path: str | Path | Place) -> list[str]:
     Raises StoreError where the root and its spare copy are damaged, a lost manifest cannot be proven, or a writer holds
     the store.
     """
-    place = open_place(path, durability="power")
-    if not (place.exists(METADATA) or place.exists(SPARE)):
-        read_root(place)
+    storage = open_storage(path, durability="power")
+    if not (storage.exists(METADATA) or storage.exists(SPARE)):
+        read_root(storage)
     done: list[str] = []
-    lock = Lock(place, mend=True)
-    held = FencedPlace(place, lock.confirm)
+    lock = Lock(storage, mend=True)
+    held = FencedStorage(storage, lock.confirm)
     try:
         if restore_root(held):
             done.append(f"put {SPARE}, the root's spare copy, in place of {METADATA}")
@@ -60,56 +60,56 @@ def repair(path: str | Path | Place) -> list[str]:
             done.append(f"wrote {SPARE}, the root's spare copy, anew")
         root = read_root(held)  # as it is now that nobody else writes
         done += _drop_torn(held, root)
-        store = PlaceStore(held, files=_manifest(held, root, done))
+        store = ManifestStore(held, files=_manifest(held, root, done))
         root = _settle(store, root, done)
         root = _cut_stale(store, root, done)
         root = _restore_metadata(store, root, done)
         drop_manifests(held, but=root.manifest)
     finally:
         lock.release()
-    if not root.complete or list_pieces(place):
+    if not root.complete or list_pieces(storage):
         before = root.records
-        writer = StoreWriter(place, replace(root.layout, attributes=root.provenance), mode="resume")
+        writer = StoreWriter(storage, replace(root.layout, attributes=root.provenance), mode="resume")
         try:
             writer.fold(whole=True)
         finally:
-            writer.abandon()
-        done.append(f"rolled back to the last commit, and folded {read_root(place).records - before} records")
+            writer.release()
+        done.append(f"rolled back to the last commit, and folded {read_root(storage).records - before} records")
     return done
 
 
-def _drop_torn(place: Place, root: Root) -> list[str]:
+def _drop_torn(storage: Storage, root: Root) -> list[str]:
     done = []
-    for name in list(place.children()):
+    for name in list(storage.list_dir()):
         if name.endswith(TEMPORARY):
-            place.delete(name)
+            storage.delete(name)
             done.append(f"deleted {name}: its writing was cut short")
-    for piece in list_pieces(place):
+    for piece in list_pieces(storage):
         if piece.attempt > root.attempt:
-            place.delete(piece.key)
+            storage.delete(piece.key)
             done.append(f"deleted {piece.key}: attempt {piece.attempt} began after this root was written")
             continue
         try:
-            _ = JournalPiece(place, piece).arrays
+            _ = JournalPiece(storage, piece).arrays
         except StoreError:
-            place.delete(piece.key)
+            storage.delete(piece.key)
             done.append(f"deleted {piece.key}: it was torn, step {piece.step} is lost")
     return done
 
 
-def _manifest(place: Place, root: Root, done: list[str]) -> dict[str, tuple[int, str]]:
+def _manifest(storage: Storage, root: Root, done: list[str]) -> dict[str, tuple[int, str]]:
     try:
-        return read_manifest(place, root)
+        return read_manifest(storage, root)
     except (StoreError, ValueError, KeyError) as error:
-        files = _listed_anew(place, root, error)
+        files = _listed_anew(storage, root, error)
         done.append("made the manifest anew from the files that are there")
         return files
 
 
-def _listed_anew(place: Place, root: Root, lost: Exception) -> dict[str, tuple[int, str]]:
+def _listed_anew(storage: Storage, root: Root, lost: Exception) -> dict[str, tuple[int, str]]:
     """Every file as it lies there. Raises StoreError where one of the chunks cannot be proven to be this root's."""
-    store = PlaceStore(place)
-    for key in place.list():
+    store = ManifestStore(storage)
+    for key in storage.list():
         if key.partition("/")[0] in root.arrays:
             store.relist(key)
     drop_beyond(store, root)
@@ -127,14 +127,14 @@ def _listed_anew(place: Place, root: Root, lost: Exception) -> dict[str, tuple[i
     return dict(store.files)
 
 
-def _shows_its_end(store: PlaceStore, root: Root, key: str) -> bool:
+def _shows_its_end(store: ManifestStore, root: Root, key: str) -> bool:
     try:
         return shows_its_end(store, root, key)
     except StoreError:  # its own checksum keeps saying so, whatever the manifest says
         return True
 
 
-def _cut_stale(store: PlaceStore, root: Root, done: list[str]) -> Root:
+def _cut_stale(store: ManifestStore, root: Root, done: list[str]) -> Root:
     """Cut the store to before its first chunk of another moment; what the journal proves is listed as it is.
 
     Raises StoreError where such a chunk is of an array that is written once.
@@ -154,7 +154,7 @@ def _cut_stale(store: PlaceStore, root: Root, done: list[str]) -> Root:
         elif why == "stale" or (why == "missing" and is_last(key) and not root.complete):
             dims = metadata["dimension_names"][0]
             if dims not in lengths:
-                raise StoreError(f"{store.place}/{key} is of another store. Restore it from a copy.")
+                raise StoreError(f"{store.storage}/{key} is of another store. Restore it from a copy.")
             first = int(key.partition("/c/")[2].split("/")[0]) * chunk_length(metadata)
             lengths[dims] = min(lengths[dims], first)
             done.append(f"{key} is {why}, of another moment than the root: {dims} is cut to {first} entries at most")
@@ -165,7 +165,7 @@ def _cut_stale(store: PlaceStore, root: Root, done: list[str]) -> Root:
     return cut
 
 
-def _shortened(store: PlaceStore, root: Root, records: int, snapshots: int) -> Root:
+def _shortened(store: ManifestStore, root: Root, records: int, snapshots: int) -> Root:
     """The root with so many records and snapshots at most; no snapshot is behind the last record."""
     if (records, snapshots) == (root.records, root.snapshots):
         return root
@@ -187,11 +187,11 @@ def _shortened(store: PlaceStore, root: Root, records: int, snapshots: int) -> R
     return cut
 
 
-def _settle(store: PlaceStore, root: Root, done: list[str]) -> Root:
+def _settle(store: ManifestStore, root: Root, done: list[str]) -> Root:
     try:
-        settled = settle(store, root)
+        settled = finish_compaction(store, root)
     except StoreError:
-        store.place.delete(NOTE)
+        store.storage.delete(NOTE)
         settled = root
         done.append(f"deleted {NOTE}: it was damaged")
     if settled.manifest != root.manifest:
@@ -199,17 +199,17 @@ def _settle(store: PlaceStore, root: Root, done: list[str]) -> Root:
     return settled
 
 
-def _restore_metadata(store: PlaceStore, root: Root, done: list[str]) -> Root:
+def _restore_metadata(store: ManifestStore, root: Root, done: list[str]) -> Root:
     """Array metadata that are gone or damaged, written anew from the root; and a commit where anything changed."""
     for name, metadata in root.arrays.items():
         key = f"{name}/{METADATA}"
-        if _is_bad(store.place, root, store.files, key):
+        if _is_bad(store.storage, root, store.files, key):
             write_metadata(store, name, metadata)
             done.append(f"wrote {key} anew")
-    return commit(store.place, root, store.files)[0] if done else root
+    return commit(store.storage, root, store.files)[0] if done else root
 
 
-def _is_bad(place: Place, root: Root, files: Files, key: str) -> bool:
-    if not place.exists(key) or key not in metadata_keys(files):
+def _is_bad(storage: Storage, root: Root, files: Files, key: str) -> bool:
+    if not storage.exists(key) or key not in metadata_keys(files):
         return True
-    return metadata_damaged(place, root, files, key)
+    return metadata_damaged(storage, root, files, key)

@@ -20,17 +20,17 @@ from trainhooks.store.format.root import METADATA, SPARE, read_manifest, read_ro
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape
 from trainhooks.store.reading.proof import is_newer
-from trainhooks.store.storage.base import JOURNAL, LOCK, TEMPORARY, Place
+from trainhooks.store.storage.base import JOURNAL, LOCK, TEMPORARY, Storage
 from trainhooks.store.storage.checksum import unsealed
 from trainhooks.store.storage.lock import holder_of, is_garbled
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore, read_array
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore, read_array
 
 _ATTEMPTS = 5
 
 
 @dataclass(frozen=True)
-class Finding:
+class StoreFinding:
     """One file, what is the matter with it, and what can be done."""
 
     key: str
@@ -53,8 +53,8 @@ class Verified:
     complete: bool = False
     last_step: int | None = None
     journal: int = 0
-    problems: tuple[Finding, ...] = ()
-    notes: tuple[Finding, ...] = ()
+    problems: tuple[StoreFinding, ...] = ()
+    notes: tuple[StoreFinding, ...] = ()
 
     @property
     def sound(self) -> bool:
@@ -70,7 +70,7 @@ class Verified:
         }
 
 
-def verify(path: str | Path | Place) -> Verified:
+def verify(path: str | Path | Storage) -> Verified:
     """Read every file of a store and compare it with what was written; changes nothing.
 
     Sizes and checksums of all files, metadata too; the checksum of every chunk; the journal's records; steps that seem
@@ -78,28 +78,28 @@ def verify(path: str | Path | Place) -> Verified:
 
     Raises StoreError where there is no store of this format at all; a damaged one is reported, not raised.
     """
-    place = open_place(path)
-    if not (place.exists(METADATA) or place.exists(SPARE)):
-        raise StoreError(f"no store at {place}: it has no {METADATA}. Check the path.")
+    storage = open_storage(path)
+    if not (storage.exists(METADATA) or storage.exists(SPARE)):
+        raise StoreError(f"no store at {storage}: it has no {METADATA}. Check the path.")
     try:
-        look = _Look(place)
+        look = _Look(storage)
         found = look.all()
         for _ in range(_ATTEMPTS):
             if found.sound or not look.outdated():
                 return found
             # whoever writes has replaced some of what was just read: judge that again by what counts now
-            look = _Look(place, again=None if look.restarted() else found)
+            look = _Look(storage, again=None if look.restarted() else found)
             found = look.all()
     except StoreError as error:
-        why = Finding(METADATA, str(error), "Nothing can be read without it; the chunks may be whole")
-        return Verified(str(place), problems=(why,))
+        why = StoreFinding(METADATA, str(error), "Nothing can be read without it; the chunks may be whole")
+        return Verified(str(storage), problems=(why,))
     return _unjudged(found) if look.outdated() else found
 
 
 def _unjudged(found: Verified) -> Verified:
     """What a running writer replaced each time before it could be compared is no damage, and not known to be whole."""
     notes = (
-        Finding(
+        StoreFinding(
             one.key, f"could not be judged, it was replaced meanwhile ({one.what})", "Look again when the run ended"
         )
         for one in found.problems
@@ -114,39 +114,39 @@ class _Look:
     StoreError where the root is damaged.
     """
 
-    def __init__(self, place: Place, again: Verified | None = None) -> None:
-        self.place, self._again = place, again
-        self.problems: list[Finding] = []
-        self.notes: list[Finding] = [] if again is None else list(again.notes)
+    def __init__(self, storage: Storage, again: Verified | None = None) -> None:
+        self.storage, self._again = storage, again
+        self.problems: list[StoreFinding] = []
+        self.notes: list[StoreFinding] = [] if again is None else list(again.notes)
         self._judged = None if again is None else {problem.key for problem in again.problems}
-        self.holder = holder_of(place)
+        self.holder = holder_of(storage)
         self._pieces = self._open_pieces()
-        self.root = read_root(place)
+        self.root = read_root(storage)
 
     def outdated(self) -> bool:
         """Whether there was a commit since the pass began. Raises StoreError as `read_root`."""
-        return read_root(self.place).manifest != self.root.manifest
+        return read_root(self.storage).manifest != self.root.manifest
 
     def restarted(self) -> bool:
         """Whether the store was cut since the pass began. Raises StoreError as `read_root`."""
-        return read_root(self.place).attempt != self.root.attempt
+        return read_root(self.storage).attempt != self.root.attempt
 
     def all(self) -> Verified:
         if self.holder is not None and self._again is None:
             self._note(LOCK, f"{self.holder} writes this store", "Look again when it has ended")
-        if is_garbled(self.place) and self._again is None:
+        if is_garbled(self.storage) and self._again is None:
             self._note(LOCK, "is damaged: it names nobody", "--repair takes it over where nobody writes for a minute")
-        if spare_is_torn(self.place) and self._again is None:
+        if spare_is_torn(self.storage) and self._again is None:
             self._problem(SPARE, "is damaged: the root's spare copy", "--repair writes it anew; nothing else needs it")
         for gap in self.root.gaps:
             self._note(METADATA, str(gap), "Nothing else is missing; a run from an older checkpoint makes them again")
-        for branch in kept_branches(self.place, self.root):
-            self._note(branch.name, str(branch), branch.remedy(self.place))
+        for branch in kept_branches(self.storage, self.root):
+            self._note(branch.name, str(branch), branch.remedy(self.storage))
         try:
-            check_claims(self.place, self.root, waiting=len(self._pieces))
+            check_claims(self.storage, self.root, waiting=len(self._pieces))
         except StoreError as error:
             self._problem(METADATA, str(error), "Nothing is read by such claims")
-            return Verified(str(self.place), problems=tuple(self.problems), notes=tuple(self.notes))
+            return Verified(str(self.storage), problems=tuple(self.problems), notes=tuple(self.notes))
         files = self._files()
         for key in sorted(files if self._judged is None else self._judged & files.keys()):
             self._file(key, files)
@@ -156,7 +156,7 @@ class _Look:
         steps, journal = self._steps(whole)
         last = int(steps[-1]) if len(steps) else None
         return Verified(
-            str(self.place),
+            str(self.storage),
             len(files),
             self.root.complete,
             last,
@@ -167,9 +167,9 @@ class _Look:
 
     def _open_pieces(self) -> list[JournalPiece]:
         opened = []
-        for piece in list_pieces(self.place):
+        for piece in list_pieces(self.storage):
             try:
-                opened.append(JournalPiece(self.place, piece))
+                opened.append(JournalPiece(self.storage, piece))
             except FileNotFoundError:
                 continue  # a running writer has folded it; the root that is read after this knows its record
             except StoreError as error:
@@ -179,25 +179,25 @@ class _Look:
     def _problem(self, key: str, what: str, remedy: str) -> None:
         if self.holder is not None:
             remedy = f"End the run first. {remedy}"
-        self.problems.append(Finding(key, what, remedy))
+        self.problems.append(StoreFinding(key, what, remedy))
 
     def _note(self, key: str, what: str, remedy: str) -> None:
-        self.notes.append(Finding(key, what, remedy))
+        self.notes.append(StoreFinding(key, what, remedy))
 
     def _files(self) -> Files:
         """The files that count: those of the manifest, or where that is lost, those that are there."""
         try:
-            files = read_manifest(self.place, self.root)
+            files = read_manifest(self.storage, self.root)
         except (StoreError, ValueError, KeyError) as error:
             self._problem(self.root.manifest, str(error), "--repair lists it anew if that can be proven")
-            return {key: (-1, "") for key in sorted(self.place.list()) if key.partition("/")[0] in self.root.arrays}
+            return {key: (-1, "") for key in sorted(self.storage.list()) if key.partition("/")[0] in self.root.arrays}
         for key in unlisted_chunks(self.root, files):
             self._problem(key, "is not listed", "Its numbers read as missing")
         return files
 
     def _file(self, key: str, files: Files) -> None:
         try:
-            content = self.place.view(key)
+            content = self.storage.mmap(key)
         except FileNotFoundError:
             self._problem(key, "is missing", self._remedy(key))
             return
@@ -205,7 +205,7 @@ class _Look:
             self._problem(key, str(error), self._remedy(key))
             return
         if key.endswith(f"/{METADATA}"):
-            if files[key][0] >= 0 and metadata_damaged(self.place, self.root, files, key):
+            if files[key][0] >= 0 and metadata_damaged(self.storage, self.root, files, key):
                 self._problem(key, "does not fit its checksum", self._remedy(key))
             return
         listed = self._listed(key, content, files)
@@ -222,12 +222,12 @@ class _Look:
         if files[key][0] < 0 or fits(content, files[key]):
             return True
         try:
-            replaced = replacing(self.place)
+            replaced = replacing(self.storage)
         except StoreError:
             replaced = {}
         if key in replaced and fits(content, replaced[key]):
             return True
-        if is_newer(PlaceStore(self.place), self.root, key):
+        if is_newer(ManifestStore(self.storage), self.root, key):
             self._note(key, "is newer than the last commit: a fold was interrupted", "Resuming or --repair settles it")
             return True
         return False
@@ -287,17 +287,17 @@ class _Look:
 
     def _leftovers(self, files: Files) -> None:
         """What is there and does not count; a running writer's own files are none of it."""
-        for name in self.place.children(JOURNAL):
+        for name in self.storage.list_dir(JOURNAL):
             if Piece.of(name) is None:
                 self._note(f"{JOURNAL}/{name}", "is no part of the store", "Delete it if you did not put it there")
         if self.holder is not None:
             return
-        if self.place.exists(NOTE):
+        if self.storage.exists(NOTE):
             self._note(NOTE, "a compaction was interrupted", "Compacting again, resuming or --repair settles it")
-        for name in self.place.children():
+        for name in self.storage.list_dir():
             if name.endswith(TEMPORARY):
                 self._note(name, "its writing was cut short; it never counted", "--repair deletes it")
-        stray = [key for key in self.place.list() if key not in files and key.partition("/")[0] in self.root.arrays]
+        stray = [key for key in self.storage.list() if key not in files and key.partition("/")[0] in self.root.arrays]
         for key in sorted(stray):
             self._note(key, "is not listed: a fold or a cut was interrupted", "Resuming or --repair settles it")
 
@@ -333,7 +333,7 @@ class _Look:
     def _folded(self, name: str) -> np.ndarray:
         if name not in self.root.arrays or not self.root.arrays[name]["shape"][0]:
             return np.empty(0, dtype=np.int64)
-        store = PlaceStore(self.place)
+        store = ManifestStore(self.storage)
         return read_array(store, name, self.root.arrays[name])
 
 

@@ -11,12 +11,14 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.format.layout import SNAPSHOT, Layout
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape
-from trainhooks.store.storage.base import Place
+from trainhooks.store.storage.base import Storage
 
 THREADS = 2
 
 
-def read_snapshots(place: Place, layout: Layout, start: int, stop: int) -> Float32[np.ndarray, "snapshot vocab dim"]:
+def read_snapshots(
+    storage: Storage, layout: Layout, start: int, stop: int
+) -> Float32[np.ndarray, "snapshot vocab dim"]:
     """The folded snapshots `start` to `stop` - 1, which lie in one block; decodes that block's chunks once.
 
     Raises StoreError where a shard is gone or damaged.
@@ -35,16 +37,16 @@ def read_snapshots(place: Place, layout: Layout, start: int, stop: int) -> Float
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="trainhooks-read") as pool:
         for number, top in enumerate(range(0, layout.vocab, height)):
-            shard = open_shard(place, f"{SNAPSHOT}/c/{block}/{number}/0", shape)
+            shard = open_shard(storage, f"{SNAPSHOT}/c/{block}/{number}/0", shape)
             chunks = range(-(-min(height, layout.vocab - top) // rows))
             for done in [pool.submit(decode, shard, top, chunk) for chunk in chunks]:
                 done.result()
     return out
 
 
-def open_shard(place: Place, key: str, shape: ShardShape) -> Shard:
+def open_shard(storage: Storage, key: str, shape: ShardShape) -> Shard:
     """A shard by its key. Raises StoreError where it is gone or damaged."""
     try:
-        return Shard(place.view(key), shape=shape, where=f"{place}/{key}")
+        return Shard(storage.mmap(key), shape=shape, where=f"{storage}/{key}")
     except FileNotFoundError:
-        raise StoreError(f"{place} has lost {key}; `trainhooks verify` says what it held.") from None
+        raise StoreError(f"{storage} has lost {key}; `trainhooks verify` says what it held.") from None

@@ -16,7 +16,7 @@ from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import growing_names, snapshot_names, stacked
 from trainhooks.store.format.chunks import read_chunk
 from trainhooks.store.format.integrity import chunk_length, fits
-from trainhooks.store.format.journal import Entry, JournalRecord, complete_entries, list_pieces
+from trainhooks.store.format.journal import JournalEntry, JournalRecord, complete_entries, list_pieces
 from trainhooks.store.format.layout import SNAPSHOT, SNAPSHOT_STEP, STEP
 from trainhooks.store.format.root import Root
 from trainhooks.store.format.schema import inner_rows, shard_rows
@@ -24,13 +24,13 @@ from trainhooks.store.format.shards import ShardShape
 from trainhooks.store.format.validation import missing_value
 from trainhooks.store.reading.block_reader import open_shard
 from trainhooks.store.storage.checksum import unsealed
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.zarr_store import ManifestStore
 
 
 class Proof:
     """What the journal proves of the chunks of `store`, as `root` has committed them."""
 
-    def __init__(self, store: PlaceStore, root: Root) -> None:
+    def __init__(self, store: ManifestStore, root: Root) -> None:
         self.store, self.root = store, root
         self._waiting: tuple[list[JournalRecord], list[JournalRecord]] | None = None
 
@@ -77,7 +77,7 @@ class Proof:
         """As `_parts`, of each inner chunk of a shard."""
         layout = self.root.layout
         shape = ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
-        shard = open_shard(self.store.place, key, shape)
+        shard = open_shard(self.store.storage, key, shape)
         top = int(key.split("/")[-2]) * shape.rows
         for chunk in range(-(-min(shape.rows, layout.vocab - top) // shape.inner_rows)):
             start = top + chunk * shape.inner_rows
@@ -90,7 +90,7 @@ class Proof:
         """Records, and snapshots, that wait to be folded, up to the first that is torn."""
         if self._waiting is None:
             ends = self._end(STEP), self._end(SNAPSHOT_STEP)
-            entries = complete_entries(list_pieces(self.store.place), self.root.restarts, ends)
+            entries = complete_entries(list_pieces(self.store.storage), self.root.restarts, ends)
             records = [entry for entry in entries if entry.step > ends[0]]
             matrices = [entry for entry in entries if entry.has_snapshot and entry.step > ends[1]]
             self._waiting = self._opened(records), self._opened(matrices)
@@ -105,11 +105,11 @@ class Proof:
         length = chunk_length(metadata)
         return int(read_chunk(self.store, name, metadata, end // length)[end % length])
 
-    def _opened(self, entries: Sequence[Entry]) -> list[JournalRecord]:
+    def _opened(self, entries: Sequence[JournalEntry]) -> list[JournalRecord]:
         opened = []
         for entry in entries:
             try:
-                record = JournalRecord.open(self.store.place, entry, self.root.layout)
+                record = JournalRecord.open(self.store.storage, entry, self.root.layout)
                 _ = record.names
             except (FileNotFoundError, StoreError):
                 break
@@ -117,7 +117,7 @@ class Proof:
         return opened
 
 
-def is_newer(store: PlaceStore, root: Root, key: str) -> bool:
+def is_newer(store: ManifestStore, root: Root, key: str) -> bool:
     """Whether a chunk that does not fit its checksum is what a fold or a finish adds to it before its commit."""
     if root.arrays[_split(key)[0]]["attributes"].get("whole_run"):
         return not root.complete
@@ -127,14 +127,14 @@ def is_newer(store: PlaceStore, root: Root, key: str) -> bool:
         return False
 
 
-def misfits(store: PlaceStore, root: Root, keys: Callable[[str], bool]) -> dict[str, str]:
+def misfits(store: ManifestStore, root: Root, keys: Callable[[str], bool]) -> dict[str, str]:
     """Which listed chunks do not fit their checksum: key -> "proven", "stale" (whole and of another moment), "damaged",
     or "missing"; only those for which `keys` says so are read."""
     proof = Proof(store, root)
     found = {}
     for key in sorted(key for key in store.files if "/c/" in key and keys(key)):
         try:
-            if fits(store.place.view(key), store.files[key]):
+            if fits(store.storage.mmap(key), store.files[key]):
                 continue
             found[key] = "proven" if proof.proves(key) else "stale"
             if found[key] == "stale":
@@ -146,7 +146,7 @@ def misfits(store: PlaceStore, root: Root, keys: Callable[[str], bool]) -> dict[
     return found
 
 
-def shows_its_end(store: PlaceStore, root: Root, key: str) -> bool:
+def shows_its_end(store: ManifestStore, root: Root, key: str) -> bool:
     """Whether a chunk has a value in its last committed row, or is of an array that is written once.
 
     Rows are added in order and a chunk is written whole: a value there says that all rows before it are there. Raises
@@ -181,18 +181,18 @@ def last_chunks(root: Root) -> Callable[[str], bool]:
     return is_last
 
 
-def _check_whole(store: PlaceStore, root: Root, key: str) -> None:
+def _check_whole(store: ManifestStore, root: Root, key: str) -> None:
     """Raise StoreError where any of a chunk's own checksums does not fit."""
     name, number = _split(key)
     layout = root.layout
     if root.arrays[name]["data_type"] == "string":
-        unsealed(store.place.read(key), where=f"{store.place}/{key}")
+        unsealed(store.storage.read(key), where=f"{store.storage}/{key}")
         return
     if name != SNAPSHOT:
         read_chunk(store, name, root.arrays[name], number)
         return
     shape = ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
-    shard = open_shard(store.place, key, shape)
+    shard = open_shard(store.storage, key, shape)
     for chunk in range(shape.chunks):
         shard.values(chunk)
 

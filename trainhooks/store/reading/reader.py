@@ -36,10 +36,10 @@ from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape
 from trainhooks.store.reading.block_reader import read_snapshots
 from trainhooks.store.reading.snapshots import Snapshots
-from trainhooks.store.storage.base import Place
+from trainhooks.store.storage.base import Storage
 from trainhooks.store.storage.lock import holder_of
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore, open_array, read_array
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore, open_array, read_array
 
 if TYPE_CHECKING:
     import xarray
@@ -47,7 +47,7 @@ if TYPE_CHECKING:
 _READ_ATTEMPTS = 10
 
 
-def open_store(path: str | Path | Place, *, follow: bool = False) -> Store:
+def open_store(path: str | Path | Storage, *, follow: bool = False) -> Store:
     """Open a store for reading, also while a run writes it: the result is its state at this moment.
 
     With `follow=True` it goes along with a running writer: asking for `steps` or `complete` looks again, and what is
@@ -55,7 +55,7 @@ def open_store(path: str | Path | Place, *, follow: bool = False) -> Store:
 
     Raises StoreError where there is no store at `path`, or one of another format, or a damaged one.
     """
-    return Store(open_place(path), follow=follow)
+    return Store(open_storage(path), follow=follow)
 
 
 class Store:
@@ -65,9 +65,9 @@ class Store:
     numbers: -1) where it was not measured. `snapshots` is the sequence of output embeddings.
     """
 
-    def __init__(self, place: Place, *, follow: bool = False) -> None:
-        self.path = Path(str(place))
-        self._zarr = PlaceStore(place)
+    def __init__(self, storage: Storage, *, follow: bool = False) -> None:
+        self.path = Path(str(storage))
+        self._zarr = ManifestStore(storage)
         self._follow = follow
         self._seen: tuple[object, ...] | None = None
         self._check_files()
@@ -76,12 +76,12 @@ class Store:
     def _check_files(self) -> None:
         """Look once whether all that counts is there; a running writer may replace it meanwhile."""
         for _ in range(_READ_ATTEMPTS):
-            root = read_root(self._zarr.place)
+            root = read_root(self._zarr.storage)
             try:
-                check_files(self._zarr.place, root)
+                check_files(self._zarr.storage, root)
                 return
             except StoreError:
-                if read_root(self._zarr.place).manifest == root.manifest:
+                if read_root(self._zarr.storage).manifest == root.manifest:
                     raise
 
     def refresh(self) -> bool:
@@ -89,8 +89,8 @@ class Store:
 
         Raises StoreError as `open_store` does.
         """
-        root, files, listed = read_consistently(self._zarr.place)
-        check_claims(self._zarr.place, root, waiting=len(files))
+        root, files, listed = read_consistently(self._zarr.storage)
+        check_claims(self._zarr.storage, root, waiting=len(files))
         seen = (root.manifest, root.attempt, root.complete, root.dropped, tuple(file.piece.key for file in files))
         if seen == self._seen:
             return False
@@ -114,8 +114,8 @@ class Store:
             journal=self._snapshot_journal,
             block=self._layout.block,
             shape=(self._layout.vocab, self._layout.dim),
-            read=partial(read_snapshots, self._zarr.place, self._layout),
-            check=partial(check_attempt, self._zarr.place, root.attempt),
+            read=partial(read_snapshots, self._zarr.storage, self._layout),
+            check=partial(check_attempt, self._zarr.storage, root.attempt),
         )
         self._seen = seen
         return True
@@ -177,7 +177,7 @@ class Store:
     @property
     def holder(self) -> str | None:
         """Who writes the store now; None where nobody does."""
-        holder = holder_of(self._zarr.place)
+        holder = holder_of(self._zarr.storage)
         return None if holder is None else str(holder)
 
     @property
@@ -187,13 +187,13 @@ class Store:
             return None
         key = f"{SNAPSHOT}/c/0/0/0"
         size = ShardShape(self._layout.block, shard_rows(self._layout), self._layout.dim, inner_rows(self._layout))
-        shard = Shard(self._zarr.place.view(key), shape=size, where=f"{self.path}/{key}")
+        shard = Shard(self._zarr.storage.mmap(key), shape=size, where=f"{self.path}/{key}")
         return next((name for name, profile in PROFILES.items() if shard.made_by(profile)), None)
 
     @property
     def disk_bytes(self) -> int:
         """Bytes of all its files."""
-        return self._zarr.place.size()
+        return self._zarr.storage.size()
 
     @property
     def attributes(self) -> dict[str, Any]:
@@ -203,8 +203,8 @@ class Store:
     @property
     def kept(self) -> list[str]:
         """What cuts took from the store and is kept aside until the run has come past it: a line each."""
-        place = self._zarr.place
-        return [f"{branch}. {branch.remedy(place)}" for branch in kept_branches(place, self._root)]
+        storage = self._zarr.storage
+        return [f"{branch}. {branch.remedy(storage)}" for branch in kept_branches(storage, self._root)]
 
     @property
     def restarts(self) -> list[dict[str, Any]]:
@@ -328,7 +328,7 @@ class Store:
         return values
 
     def _check_attempt(self) -> None:
-        check_attempt(self._zarr.place, self._root.attempt)
+        check_attempt(self._zarr.storage, self._root.attempt)
 
     def _read(self, name: str, *where: slice | int) -> np.ndarray:
         return read_array(self._zarr, name, self._root.arrays[name], where)
@@ -351,24 +351,24 @@ def _steps(records: list[JournalRecord]) -> np.ndarray:
     return np.array([record.entry.step for record in records], dtype=np.int64)
 
 
-def read_consistently(place: Place) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
+def read_consistently(storage: Storage) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
     """The journal, then the root and its manifest: what is folded in between is in both, and dropped here later.
 
     Open files stay readable when a writer deletes them; where one goes before it is opened, look again.
     """
     for _ in range(_READ_ATTEMPTS):
-        restarts = read_root(place).restarts
+        restarts = read_root(storage).restarts
         try:
-            files = [JournalPiece(place, piece) for piece in list_pieces(place)]
+            files = [JournalPiece(storage, piece) for piece in list_pieces(storage)]
         except FileNotFoundError:
             continue
-        root = read_root(place)
+        root = read_root(storage)
         try:
-            listed = read_manifest(place, root)
+            listed = read_manifest(storage, root)
         except StoreError:
-            if read_root(place).manifest == root.manifest:
+            if read_root(storage).manifest == root.manifest:
                 raise
             continue
         if root.restarts == restarts:
             return root, files, listed
-    raise StoreError(f"{place} changes faster than it can be read. Try again when the run is slower or has ended.")
+    raise StoreError(f"{storage} changes faster than it can be read. Try again when the run is slower or has ended.")

@@ -31,7 +31,7 @@ class Output(Protocol):
         """Take bytes; returns how many."""
 
 
-class Checksummed:
+class ChecksumWriter:
     """Passes bytes on to a file, and knows their number and their CRC-32 (zlib's)."""
 
     def __init__(self, file: Output) -> None:
@@ -50,22 +50,22 @@ class Checksummed:
         return len(view)
 
 
-class Place(ABC):
+class Storage(ABC):
     """Files by key. Reads raise FileNotFoundError, and every method OSError, where the medium refuses.
 
     Raises StoreError for a key that is none, and for what is no plain file.
     """
 
     @abstractmethod
-    def make(self) -> None:
+    def create(self) -> None:
         """Make the place itself where it is not there yet."""
 
     @abstractmethod
-    def put(self, key: str, data: Data) -> Checksummed:
+    def put(self, key: str, data: Data) -> ChecksumWriter:
         """Write a file at once; it is as durable as the place promises when this returns. Says size and checksum."""
 
     @abstractmethod
-    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
+    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
         """Let `write` fill a new file; it has the key that `write` returns from then on, and not before."""
 
     def settle(self) -> None:  # noqa: B027
@@ -80,7 +80,7 @@ class Place(ABC):
         """A file's last `count` bytes, all of it where it has fewer."""
 
     @abstractmethod
-    def view(self, key: str) -> memoryview:
+    def mmap(self, key: str) -> memoryview:
         """A whole file, mapped where the medium can; it stays readable when the file is deleted or replaced."""
 
     @abstractmethod
@@ -104,7 +104,7 @@ class Place(ABC):
         """Keys of all files below the folder `prefix`, in no order; none where there is no such folder."""
 
     @abstractmethod
-    def children(self, prefix: str = "") -> Iterator[str]:
+    def list_dir(self, prefix: str = "") -> Iterator[str]:
         """Names of the files and folders directly in the folder `prefix`."""
 
     @abstractmethod
@@ -119,11 +119,11 @@ class Place(ABC):
         return nullcontext()
 
     @abstractmethod
-    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+    def put_if_match(self, key: str, data: bytes, *, current: bytes | None) -> bool:
         """Write a file only if it holds `current` now (None: if there is none); whether it was written."""
 
     @abstractmethod
-    def delete_if(self, key: str, *, current: bytes) -> bool:
+    def delete_if_match(self, key: str, *, current: bytes) -> bool:
         """Delete a file only if it holds `current` now; whether it was deleted."""
 
 

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from trainhooks.store.storage.base import Checksummed, Data, Place
+from trainhooks.store.storage.base import ChecksumWriter, Data, Storage
 
 Result = TypeVar("Result")
 
 
-class FencedPlace(Place):
+class FencedStorage(Storage):
     """The files of `place`, each named and deleted only after `check`, which raises where another holds the store.
 
     A writer may stand still anywhere, and wake when another has taken its store over. Who takes over deletes, after
@@ -20,34 +20,34 @@ class FencedPlace(Place):
     object store has no renames; there a request that is under way at that moment still arrives.
     """
 
-    def __init__(self, place: Place, check: Callable[[], None]) -> None:
-        self._place, self._check = place, check
+    def __init__(self, storage: Storage, check: Callable[[], None]) -> None:
+        self._storage, self._check = storage, check
 
     def __str__(self) -> str:
-        return str(self._place)
+        return str(self._storage)
 
-    def make(self) -> None:
-        """See `Place.make`."""
-        self._place.make()
+    def create(self) -> None:
+        """See `Storage.create`."""
+        self._storage.create()
 
-    def put(self, key: str, data: Data) -> Checksummed:
-        """See `Place.put`."""
+    def put(self, key: str, data: Data) -> ChecksumWriter:
+        """See `Storage.put`."""
 
-        def write(file: Checksummed) -> str:
+        def write(file: ChecksumWriter) -> str:
             file.write(data)
             return key
 
-        return self.put_streamed(write)
+        return self.write_stream(write)
 
-    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
-        """See `Place.put_streamed`."""
+    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.write_stream`."""
 
-        def checked(file: Checksummed) -> str:
+        def checked(file: ChecksumWriter) -> str:
             key = write(file)
             self._check()
             return key
 
-        return self._there(lambda: self._place.put_streamed(checked))
+        return self._there(lambda: self._storage.write_stream(checked))
 
     def _there(self, ask: Callable[[], Result]) -> Result:
         """What `ask` gives; where a file is gone because another took over, that is what is said."""
@@ -58,65 +58,65 @@ class FencedPlace(Place):
             raise
 
     def settle(self) -> None:
-        """See `Place.settle`."""
-        self._place.settle()
+        """See `Storage.settle`."""
+        self._storage.settle()
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
-        return self._there(lambda: self._place.read(key, start, stop))
+        """See `Storage.read`."""
+        return self._there(lambda: self._storage.read(key, start, stop))
 
     def read_end(self, key: str, count: int) -> bytes:
-        """See `Place.read_end`."""
-        return self._there(lambda: self._place.read_end(key, count))
+        """See `Storage.read_end`."""
+        return self._there(lambda: self._storage.read_end(key, count))
 
-    def view(self, key: str) -> memoryview:
-        """See `Place.view`."""
-        return self._there(lambda: self._place.view(key))
+    def mmap(self, key: str) -> memoryview:
+        """See `Storage.mmap`."""
+        return self._there(lambda: self._storage.mmap(key))
 
     def size(self, prefix: str = "") -> int:
-        """See `Place.size`."""
-        return self._place.size(prefix)
+        """See `Storage.size`."""
+        return self._storage.size(prefix)
 
     def room(self) -> int | None:
-        """See `Place.room`."""
-        return self._place.room()
+        """See `Storage.room`."""
+        return self._storage.room()
 
     def link(self, key: str, other: str) -> bool:
-        """See `Place.link`."""
-        with self._place.alone():  # in there nobody takes the store over
+        """See `Storage.link`."""
+        with self._storage.alone():  # in there nobody takes the store over
             self._check()
-            return self._place.link(key, other)
+            return self._storage.link(key, other)
 
     def exists(self, key: str) -> bool:
-        """See `Place.exists`."""
-        return self._place.exists(key)
+        """See `Storage.exists`."""
+        return self._storage.exists(key)
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.list`."""
-        return self._place.list(prefix)
+        """See `Storage.list`."""
+        return self._storage.list(prefix)
 
-    def children(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.children`."""
-        return self._place.children(prefix)
+    def list_dir(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list_dir`."""
+        return self._storage.list_dir(prefix)
 
     def delete(self, key: str) -> None:
-        """See `Place.delete`."""
-        with self._place.alone():  # in there nobody takes the store over
+        """See `Storage.delete`."""
+        with self._storage.alone():  # in there nobody takes the store over
             self._check()
-            self._place.delete(key)
+            self._storage.delete(key)
 
     def tidy(self, folder: str) -> None:
-        """See `Place.tidy`."""
-        self._place.tidy(folder)
+        """See `Storage.tidy`."""
+        self._storage.tidy(folder)
 
     def alone(self) -> AbstractContextManager[None]:
-        """See `Place.alone`."""
-        return self._place.alone()
+        """See `Storage.alone`."""
+        return self._storage.alone()
 
-    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
-        """See `Place.put_if`."""
-        return self._place.put_if(key, data, current=current)
+    def put_if_match(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """See `Storage.put_if_match`."""
+        return self._storage.put_if_match(key, data, current=current)
 
-    def delete_if(self, key: str, *, current: bytes) -> bool:
-        """See `Place.delete_if`."""
-        return self._place.delete_if(key, current=current)
+    def delete_if_match(self, key: str, *, current: bytes) -> bool:
+        """See `Storage.delete_if_match`."""
+        return self._storage.delete_if_match(key, current=current)

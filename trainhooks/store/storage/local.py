@@ -22,14 +22,14 @@ from trainhooks.store.storage.base import (
     JOURNAL,
     LOCK,
     TEMPORARY,
-    Checksummed,
+    ChecksumWriter,
     Data,
-    Place,
+    Storage,
     _no_plain_file,
 )
 
 
-class LocalPlace(Place):
+class LocalStorage(Storage):
     """A folder. `durability` is "process" (survives the process' death) or "power" (files and folders are synced).
 
     With "process", too, files but the journal's are synced before they get their names, and the names by `settle`.
@@ -48,21 +48,21 @@ class LocalPlace(Place):
     def __str__(self) -> str:
         return str(self.path)
 
-    def put(self, key: str, data: Data) -> Checksummed:
-        """See `Place.put`."""
+    def put(self, key: str, data: Data) -> ChecksumWriter:
+        """See `Storage.put`."""
 
-        def write(file: Checksummed) -> str:
+        def write(file: ChecksumWriter) -> str:
             file.write(data)
             return key
 
-        return self.put_streamed(write)
+        return self.write_stream(write)
 
-    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
-        """See `Place.put_streamed`; the temporary file lies in the store's own folder."""
+    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.write_stream`; the temporary file lies in the store's own folder."""
         temporary = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
         try:
             with open(temporary, "xb", buffering=0) as raw:
-                file = Checksummed(raw)
+                file = ChecksumWriter(raw)
                 target = self._inside(write(file))
                 lasting = self._power or (target.parent.name != JOURNAL and target.name != LOCK)
                 if lasting:
@@ -79,7 +79,7 @@ class LocalPlace(Place):
         return file
 
     def settle(self) -> None:
-        """See `Place.settle`."""
+        """See `Storage.settle`."""
         while self._unsynced:
             folder = self._unsynced.pop()
             with suppress(FileNotFoundError):  # deleted meanwhile
@@ -127,26 +127,26 @@ class LocalPlace(Place):
         return os.fdopen(descriptor, "rb")
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
+        """See `Storage.read`."""
         with self._open(key) as file:
             file.seek(start)
             return file.read() if stop is None else file.read(max(0, stop - start))
 
     def read_end(self, key: str, count: int) -> bytes:
-        """See `Place.read_end`."""
+        """See `Storage.read_end`."""
         with self._open(key) as file:
             file.seek(max(0, os.fstat(file.fileno()).st_size - count))
             return file.read()
 
-    def view(self, key: str) -> memoryview:
-        """See `Place.view`."""
+    def mmap(self, key: str) -> memoryview:
+        """See `Storage.mmap`."""
         with self._open(key) as file:
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def size(self, prefix: str = "") -> int:
-        """See `Place.size`."""
+        """See `Storage.size`."""
         total = 0
         for key in self.list(prefix):
             with suppress(FileNotFoundError):
@@ -154,11 +154,11 @@ class LocalPlace(Place):
         return total
 
     def room(self) -> int | None:
-        """See `Place.room`."""
+        """See `Storage.room`."""
         return shutil.disk_usage(self.path).free
 
     def link(self, key: str, other: str) -> bool:
-        """See `Place.link`: a hard link; no file of a store is ever changed in place."""
+        """See `Storage.link`: a hard link; no file of a store is ever changed in place."""
         target = self._inside(other)
         made = self._make_folder(target.parent)
         try:
@@ -170,14 +170,14 @@ class LocalPlace(Place):
         self._unsynced |= {target.parent, *(folder.parent for folder in made)}
         return True
 
-    def make(self) -> None:
-        """See `Place.make`."""
+    def create(self) -> None:
+        """See `Storage.create`."""
         for folder in self._make_folder(self.path):
             if self._power:
                 sync_folder(folder.parent)
 
     def exists(self, key: str) -> bool:
-        """See `Place.exists`; False for a link, and for what lies behind one."""
+        """See `Storage.exists`; False for a link, and for what lies behind one."""
         try:
             target = self._inside(key)
         except StoreError:
@@ -185,18 +185,18 @@ class LocalPlace(Place):
         return target.exists() and not target.is_symlink()
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.list`."""
+        """See `Storage.list`."""
         for folder, _, names in os.walk(self._folder(prefix)):
             inside = Path(folder).relative_to(self.path)
             yield from ((inside / name).as_posix() for name in names)
 
-    def children(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.children`."""
+    def list_dir(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list_dir`."""
         with suppress(FileNotFoundError, NotADirectoryError):
             yield from os.listdir(self._folder(prefix))
 
     def delete(self, key: str) -> None:
-        """See `Place.delete`; a link goes, and what it points to stays."""
+        """See `Storage.delete`; a link goes, and what it points to stays."""
         target = self._inside(key)
         if target.is_dir() and not target.is_symlink():
             # out of the way at once: what somebody writes there while this one goes on deleting stays
@@ -207,20 +207,20 @@ class LocalPlace(Place):
             target.unlink(missing_ok=True)
 
     def tidy(self, folder: str) -> None:
-        """See `Place.tidy`."""
+        """See `Storage.tidy`."""
         with suppress(OSError):  # not empty, or gone
             self._inside(folder).rmdir()
 
-    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
-        """See `Place.put_if`."""
+    def put_if_match(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """See `Storage.put_if_match`."""
         with self.alone():
             if self._content(key) != current:
                 return False
             self.put(key, data)
             return True
 
-    def delete_if(self, key: str, *, current: bytes) -> bool:
-        """See `Place.delete_if`."""
+    def delete_if_match(self, key: str, *, current: bytes) -> bool:
+        """See `Storage.delete_if_match`."""
         with self.alone():
             if self._content(key) != current:
                 return False

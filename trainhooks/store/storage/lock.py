@@ -16,7 +16,7 @@ from functools import cache
 from pathlib import Path
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.storage.base import LOCK, Place
+from trainhooks.store.storage.base import LOCK, Storage
 from trainhooks.store.storage.flag import Flag
 
 HEARTBEAT_SECONDS = 10.0
@@ -124,14 +124,14 @@ class Lock:
     Raises StoreError, which names the holder, where another writer holds the store.
     """
 
-    def __init__(self, place: Place, *, mend: bool = False) -> None:
+    def __init__(self, storage: Storage, *, mend: bool = False) -> None:
         me = process_start(os.getpid()) or ""
-        self._place = place
+        self._storage = storage
         self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time(), _namespace())
         self._content = self._take(mend=mend)
         self._stop = Flag()
         self.lost = False
-        self._end = weakref.finalize(self, _release, place, self._holder.token, os.getpid(), self._stop)
+        self._end = weakref.finalize(self, _release, storage, self._holder.token, os.getpid(), self._stop)
         threading.Thread(
             target=_keep_alive, args=(weakref.ref(self), self._stop), name="trainhooks-lock", daemon=True
         ).start()
@@ -144,14 +144,14 @@ class Lock:
         """Raise StoreError where another writer has taken the store over (this process had stood still)."""
         if self.lost:
             raise StoreError(
-                f"another writer has taken {self._place} over while this process gave no sign of life. "
+                f"another writer has taken {self._storage} over while this process gave no sign of life. "
                 'Stop this run, or go on from its last checkpoint with mode="resume" once the other has ended.'
             )
 
     def confirm(self) -> None:
         """As `check`, by what the lock file says now: before a file gets its name or goes."""
         try:
-            found = self._place.read(LOCK)
+            found = self._storage.read(LOCK)
         except FileNotFoundError:
             found = b""
         # a holder's token stands in no other lock file: no need to parse it before each file
@@ -163,20 +163,20 @@ class Lock:
         # another number each time, whatever the clock does: that it changes is the sign
         holder = replace(self._holder, beat=max(time.time(), self._holder.beat + 1e-3))
         content = holder.encode()
-        if self._place.put_if(LOCK, content, current=self._content):
+        if self._storage.put_if_match(LOCK, content, current=self._content):
             self._holder, self._content = holder, content
         else:
             self.lost = True
 
     def _take(self, *, mend: bool) -> bytes:
         content = self._holder.encode()
-        while not self._place.put_if(LOCK, content, current=None):
+        while not self._storage.put_if_match(LOCK, content, current=None):
             try:
-                found = self._place.read(LOCK)
+                found = self._storage.read(LOCK)
             except FileNotFoundError:
                 continue
             self._check_free(found, mend=mend)
-            if self._place.put_if(LOCK, content, current=found):
+            if self._storage.put_if_match(LOCK, content, current=found):
                 break
         return content
 
@@ -187,13 +187,13 @@ class Lock:
             if _torn(found) or (mend and not self._beats("a process that it does not name", found)):
                 return
             raise StoreError(
-                f"{self._place}/{LOCK} is damaged, so it cannot say who writes the store. Make sure that nobody does; "
+                f"{self._storage}/{LOCK} is damaged, so it cannot say who writes the store. Make sure that nobody does; "
                 "`trainhooks verify --repair` then takes the store over after a minute, or delete that file."
             )
         if holder.runs if holder.in_sight else self._beats(str(holder), found):
             unseen = "" if holder.in_sight else f" It cannot be seen from here, but {LOCK} shows that it lives."
             raise StoreError(
-                f"{self._place} is being written by {holder}: one writer a store. Close that run or that "
+                f"{self._storage} is being written by {holder}: one writer a store. Close that run or that "
                 f"recorder first, or write to another path.{unseen}"
             )
 
@@ -201,7 +201,7 @@ class Lock:
         """Whether a holder out of sight is heard of while it is watched."""
         logger.warning(
             "%s was left by %a, which cannot be seen from here: watching for %.0f s whether it lives.",
-            f"{self._place}/{LOCK}",
+            f"{self._storage}/{LOCK}",
             holder,
             WATCH_SECONDS,
         )
@@ -209,7 +209,7 @@ class Lock:
         while (rest := until - time.monotonic()) > 0:
             time.sleep(min(rest, _LOOK_SECONDS))
             try:
-                if self._place.read(LOCK) != content:
+                if self._storage.read(LOCK) != content:
                     return True
             except FileNotFoundError:  # it has let go
                 return False
@@ -221,13 +221,13 @@ def _torn(content: bytes) -> bool:
     return not content.rstrip(b"\0").endswith(b"}")
 
 
-def holder_of(place: Place) -> Holder | None:
+def holder_of(storage: Storage) -> Holder | None:
     """The writer that holds a store, for those who only read it and do not wait; None where there is none.
 
     One out of sight counts for ten minutes from its last sign of life, so that clocks may differ by as much.
     """
     try:
-        holder = Holder.parse(place.read(LOCK))
+        holder = Holder.parse(storage.read(LOCK))
     except FileNotFoundError:
         return None
     if holder is None:
@@ -236,23 +236,23 @@ def holder_of(place: Place) -> Holder | None:
     return holder if lives else None
 
 
-def is_garbled(place: Place) -> bool:
+def is_garbled(storage: Storage) -> bool:
     """Whether there is a lock file that names nobody."""
     try:
-        return Holder.parse(place.read(LOCK)) is None
+        return Holder.parse(storage.read(LOCK)) is None
     except FileNotFoundError:
         return False
 
 
-def _release(place: Place, token: str, pid: int, stop: Flag) -> None:
+def _release(storage: Storage, token: str, pid: int, stop: Flag) -> None:
     stop.set()
     if os.getpid() != pid:  # a forked child does not hold what its parent holds
         return
     try:
         for _ in range(2):  # a heartbeat that was under way may come between
-            content = place.read(LOCK)
+            content = storage.read(LOCK)
             holder = Holder.parse(content)
-            if holder is None or holder.token != token or place.delete_if(LOCK, current=content):
+            if holder is None or holder.token != token or storage.delete_if_match(LOCK, current=content):
                 return
     except OSError:  # gone, or on a medium that went away: a dead process' lock binds nobody
         return

@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.storage.base import Checksummed, Data, Place
+from trainhooks.store.storage.base import ChecksumWriter, Data, Storage
 from trainhooks.store.storage.retries import tried_again
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ _IN_MEMORY_BYTES = 16 << 20
 _MESSAGE_CHARACTERS = 300
 
 
-class ObjectPlace(Place):
+class ObjectStorage(Storage):
     """Files below a URL such as `s3://bucket/prefix`; a file is durable when the server has acknowledged it.
 
     Credentials, region and endpoint come from the environment (`AWS_ACCESS_KEY_ID`, `AWS_ENDPOINT_URL`, ...). Failed
@@ -47,22 +47,22 @@ class ObjectPlace(Place):
     def __str__(self) -> str:
         return self.url
 
-    def make(self) -> None:
-        """See `Place.make`; a prefix needs no making."""
+    def create(self) -> None:
+        """See `Storage.create`; a prefix needs no making."""
 
-    def put(self, key: str, data: Data) -> Checksummed:
-        """See `Place.put`."""
+    def put(self, key: str, data: Data) -> ChecksumWriter:
+        """See `Storage.put`."""
 
-        def write(file: Checksummed) -> str:
+        def write(file: ChecksumWriter) -> str:
             file.write(data)
             return key
 
-        return self.put_streamed(write)
+        return self.write_stream(write)
 
-    def put_streamed(self, write: Callable[[Checksummed], str]) -> Checksummed:
-        """See `Place.put_streamed`: collected first, since the key is known last; large ones on the local disk."""
+    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.write_stream`: collected first, since the key is known last; large ones on the local disk."""
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
-            file = Checksummed(spool)
+            file = ChecksumWriter(spool)
             key = write(file)
 
             def send() -> None:
@@ -73,7 +73,7 @@ class ObjectPlace(Place):
         return file
 
     def read(self, key: str, start: int = 0, stop: int | None = None) -> bytes:
-        """See `Place.read`."""
+        """See `Storage.read`."""
         if stop is not None and stop <= start:
             return b""
 
@@ -87,12 +87,12 @@ class ObjectPlace(Place):
         return self._ask("read", key, fetch)
 
     def read_end(self, key: str, count: int) -> bytes:
-        """See `Place.read_end`."""
+        """See `Storage.read_end`."""
         size = self._ask("read", key, lambda: int(self._ob.head(self._client, key)["size"]))
         return self.read(key, max(0, size - count), size)
 
-    def view(self, key: str) -> memoryview:
-        """See `Place.view`; downloads it."""
+    def mmap(self, key: str) -> memoryview:
+        """See `Storage.mmap`; downloads it."""
         return self._ask("read", key, lambda: self._download(key))
 
     def _download(self, key: str) -> memoryview:
@@ -106,11 +106,11 @@ class ObjectPlace(Place):
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
 
     def size(self, prefix: str = "") -> int:
-        """See `Place.size`."""
+        """See `Storage.size`."""
         return sum(int(one["size"]) for one in self._listed(prefix))
 
     def link(self, key: str, other: str) -> bool:
-        """See `Place.link`: the server copies, where it can (S3: objects of up to 5 GB)."""
+        """See `Storage.link`: the server copies, where it can (S3: objects of up to 5 GB)."""
         try:
             self._ask("copy", key, lambda: self._ob.copy(self._client, key, other))
         except FileNotFoundError:
@@ -120,7 +120,7 @@ class ObjectPlace(Place):
         return True
 
     def exists(self, key: str) -> bool:
-        """See `Place.exists`."""
+        """See `Storage.exists`."""
         try:
             self._ask("read", key, lambda: self._ob.head(self._client, key))
         except FileNotFoundError:
@@ -128,7 +128,7 @@ class ObjectPlace(Place):
         return True
 
     def list(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.list`."""
+        """See `Storage.list`."""
         return (str(one["path"]) for one in self._listed(prefix))
 
     def _listed(self, prefix: str) -> Iterator[Any]:
@@ -150,20 +150,20 @@ class ObjectPlace(Place):
             yield from page
             last = str(page[-1]["path"]) if len(page) else last
 
-    def children(self, prefix: str = "") -> Iterator[str]:
-        """See `Place.children`."""
+    def list_dir(self, prefix: str = "") -> Iterator[str]:
+        """See `Storage.list_dir`."""
         found = self._ask("list", prefix, lambda: self._ob.list_with_delimiter(self._client, prefix=prefix or None))
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         yield from sorted({str(path).rstrip("/").rpartition("/")[2] for path in paths})
 
     def delete(self, key: str) -> None:
-        """See `Place.delete`."""
+        """See `Storage.delete`."""
         for one in [key, *self.list(key)]:
             with suppress(FileNotFoundError):
                 self._ask("delete", one, lambda one=one: self._ob.delete(self._client, one))  # type: ignore[misc]
 
-    def put_if(self, key: str, data: bytes, *, current: bytes | None) -> bool:
-        """See `Place.put_if`: by `If-None-Match` and `If-Match`."""
+    def put_if_match(self, key: str, data: bytes, *, current: bytes | None) -> bool:
+        """See `Storage.put_if_match`: by `If-None-Match` and `If-Match`."""
         mode: Any = "create"
         if current is not None:
             try:
@@ -180,9 +180,9 @@ class ObjectPlace(Place):
             return self._holds(key, data)
         return True
 
-    def delete_if(self, key: str, *, current: bytes) -> bool:
-        """See `Place.delete_if`: emptied on condition, then deleted: S3 deletes on no condition."""
-        if not self.put_if(key, b"", current=current):
+    def delete_if_match(self, key: str, *, current: bytes) -> bool:
+        """See `Storage.delete_if_match`: emptied on condition, then deleted: S3 deletes on no condition."""
+        if not self.put_if_match(key, b"", current=current):
             return False
 
         def delete_empty() -> None:

@@ -8,25 +8,25 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.storage.base import Place
-from trainhooks.store.storage.local import LocalPlace
+from trainhooks.store.storage.base import Storage
+from trainhooks.store.storage.local import LocalStorage
 
 
-def open_place(where: str | Path | Place, *, durability: str = "process") -> Place:
+def open_storage(where: str | Path | Storage, *, durability: str = "process") -> Storage:
     """The place that a path or a URL (`s3://bucket/prefix`) names; a URL's durability is its server's.
 
     Raises ValueError for an unknown durability; StoreError for a URL that names nothing, or that lost its `//` in a
     `Path`; ImportError where object storage is not installed.
     """
-    if isinstance(where, Place):
+    if isinstance(where, Storage):
         return where
     if is_url(where):
         if str(where).startswith("file://"):
-            return LocalPlace(url2pathname(urlsplit(str(where)).path), durability=durability)
-        from trainhooks.store.storage.object import ObjectPlace
+            return LocalStorage(url2pathname(urlsplit(str(where)).path), durability=durability)
+        from trainhooks.store.storage.object import ObjectStorage
 
-        return ObjectPlace(str(where))
-    return LocalPlace(where, durability=durability)
+        return ObjectStorage(str(where))
+    return LocalStorage(where, durability=durability)
 
 
 def is_url(where: object) -> bool:

@@ -14,13 +14,13 @@ from zarr.core.buffer import Buffer, BufferPrototype
 from zarr.storage import StorePath
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.storage.base import Checksummed, Data, Place
+from trainhooks.store.storage.base import ChecksumWriter, Data, Storage
 from trainhooks.store.storage.checksum import unsealed
 
 FileList = MutableMapping[str, tuple[int, str]]
 
 
-class PlaceStore(Store):
+class ManifestStore(Store):
     """A Zarr store over a place, for reading alone. `files` lists what was written: key -> (bytes, CRC-32 as 8 hex
     digits); `put` and its like write in the caller's thread."""
 
@@ -28,33 +28,33 @@ class PlaceStore(Store):
     supports_deletes = False
     supports_listing = True
 
-    def __init__(self, place: Place, *, files: FileList | None = None) -> None:
+    def __init__(self, storage: Storage, *, files: FileList | None = None) -> None:
         super().__init__(read_only=True)
-        self.place = place
+        self.storage = storage
         self.files: FileList = {} if files is None else files
         self.bytes_written = 0
 
     def __eq__(self, other: object) -> bool:
-        return isinstance(other, PlaceStore) and other.place is self.place
+        return isinstance(other, ManifestStore) and other.storage is self.storage
 
     def __hash__(self) -> int:
-        return id(self.place)
+        return id(self.storage)
 
     def __str__(self) -> str:
-        return str(self.place)
+        return str(self.storage)
 
     def put(self, key: str, data: Data) -> None:
         """Write a file, and list it."""
         # not listed while it is written: where that is interrupted, nobody knows which of the two is there
         self.files.pop(key, None)
-        self.note(key, self.place.put(key, data))
+        self.note(key, self.storage.put(key, data))
 
-    def put_streamed(self, key: str, write: Callable[[Checksummed], str]) -> None:
+    def write_stream(self, key: str, write: Callable[[ChecksumWriter], str]) -> None:
         """Let `write` fill a file whose key it returns, and list it."""
         self.files.pop(key, None)
-        self.note(key, self.place.put_streamed(write))
+        self.note(key, self.storage.write_stream(write))
 
-    def note(self, key: str, written: Checksummed) -> None:
+    def note(self, key: str, written: ChecksumWriter) -> None:
         """List a file that was written beside zarr."""
         self.files[key] = (written.size, f"{written.crc32:08x}")
         self.bytes_written += written.size
@@ -62,7 +62,7 @@ class PlaceStore(Store):
     def relist(self, key: str) -> None:
         """List a file as it lies there now; no more where it has gone."""
         try:
-            content = self.place.view(key)
+            content = self.storage.mmap(key)
         except FileNotFoundError:
             self.files.pop(key, None)
         else:
@@ -74,7 +74,7 @@ class PlaceStore(Store):
             data = await asyncio.to_thread(self._read, key, byte_range)
         except (FileNotFoundError, IsADirectoryError, NotADirectoryError):
             if key in self.files and "/c/" in key:  # zarr would take it for a chunk of missing values
-                raise StoreError(f"{self.place} has lost {key}; `trainhooks verify` says what it held.") from None
+                raise StoreError(f"{self.storage} has lost {key}; `trainhooks verify` says what it held.") from None
             return None
         return prototype.buffer.from_bytes(data)
 
@@ -86,7 +86,7 @@ class PlaceStore(Store):
 
     async def exists(self, key: str) -> bool:
         """Whether there is such a file."""
-        return await asyncio.to_thread(self.place.exists, key)
+        return await asyncio.to_thread(self.storage.exists, key)
 
     async def set(self, key: str, value: Buffer) -> None:
         """Refused: zarr-python writes nothing here."""
@@ -104,37 +104,39 @@ class PlaceStore(Store):
     async def list_prefix(self, prefix: str) -> AsyncIterator[str]:
         """The keys of files whose key begins so."""
         folder = prefix.rpartition("/")[0]
-        for key in await asyncio.to_thread(lambda: list(self.place.list(folder))):
+        for key in await asyncio.to_thread(lambda: list(self.storage.list(folder))):
             if key.startswith(prefix):
                 yield key
 
     async def list_dir(self, prefix: str) -> AsyncIterator[str]:
         """Names directly in a folder."""
-        for name in await asyncio.to_thread(lambda: list(self.place.children(prefix))):
+        for name in await asyncio.to_thread(lambda: list(self.storage.list_dir(prefix))):
             yield name
 
     def _read(self, key: str, part: ByteRequest | None) -> bytes:
         if isinstance(part, RangeByteRequest):
-            return self._whole(key, self.place.read(key, part.start, part.end), part.end - part.start)
+            return self._whole(key, self.storage.read(key, part.start, part.end), part.end - part.start)
         if isinstance(part, OffsetByteRequest):
-            return self._whole(key, self.place.read(key, part.offset), 1)
+            return self._whole(key, self.storage.read(key, part.offset), 1)
         if isinstance(part, SuffixByteRequest):
-            return self._whole(key, self.place.read_end(key, part.suffix), part.suffix)
-        return self._whole(key, self.place.read(key), 1)
+            return self._whole(key, self.storage.read_end(key, part.suffix), part.suffix)
+        return self._whole(key, self.storage.read(key), 1)
 
     def _whole(self, key: str, content: bytes, size: int) -> bytes:
         if len(content) < size:  # zarr takes an empty shard for one of missing values
-            raise StoreError(f"{self.place}/{key} is damaged: it is cut short. `trainhooks verify` says what it held.")
+            raise StoreError(
+                f"{self.storage}/{key} is damaged: it is cut short. `trainhooks verify` says what it held."
+            )
         return content
 
 
-def open_array(store: PlaceStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
+def open_array(store: ManifestStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
     """An array as some metadata declare it, whatever its own file says."""
     return zarr.Array.from_dict(StorePath(store, name), dict(metadata))
 
 
 def read_array(
-    store: PlaceStore, name: str, metadata: Mapping[str, Any], where: tuple[slice | int, ...] = (slice(None),)
+    store: ManifestStore, name: str, metadata: Mapping[str, Any], where: tuple[slice | int, ...] = (slice(None),)
 ) -> np.ndarray:
     """Some of an array's entries, by zarr-python. Raises StoreError, with the chunk's name, where one is damaged."""
     try:
@@ -150,11 +152,11 @@ def read_array(
         ) from error
 
 
-def _damaged_chunk(store: PlaceStore, name: str) -> str:
+def _damaged_chunk(store: ManifestStore, name: str) -> str:
     """The first chunk of an array whose own checksum does not fit; the array's name where all do."""
     for key in sorted(key for key in store.files if key.startswith(f"{name}/c/")):
         try:
-            unsealed(store.place.read(key), where=key)
+            unsealed(store.storage.read(key), where=key)
         except (FileNotFoundError, StoreError):
             return key
     return name

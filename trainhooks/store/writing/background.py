@@ -95,7 +95,7 @@ class BackgroundWriter:
     @property
     def cpu_seconds(self) -> float:
         """CPU time that its threads have taken so far, up to the record and the block that they are at."""
-        return sum(self._cpu.values()) + self._writer.labour.helper_seconds
+        return sum(self._cpu.values()) + self._writer.progress.helper_seconds
 
     def append(
         self,
@@ -171,7 +171,7 @@ class BackgroundWriter:
         if self._is_elsewhere():
             return
         if not threading.main_thread().is_alive():
-            self.leave()
+            self.detach()
             return
 
         def close() -> None:
@@ -188,13 +188,13 @@ class BackgroundWriter:
             raise self._stalled("close")
         self._raise_once()
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Make durable what is queued and let the store go as it is, not complete; nothing in a forked child."""
         if self._over or self._is_elsewhere():
             return
 
         def leave() -> None:
-            self._writer.labour.called_off = True
+            self._writer.progress.called_off = True
             self._end_fold()
             self._let_go()
 
@@ -231,13 +231,13 @@ class BackgroundWriter:
         return True
 
     def _progress(self) -> tuple[int, int, int]:
-        return self._written, self._writer.bytes_written, self._writer.labour.tiles
+        return self._written, self._writer.bytes_written, self._writer.progress.tiles
 
     def _stalled(self, action: str) -> StoreError:
         last = self._writer.durable_step
         safe = "nothing" if last is None else f"everything up to step {last}"
         return StoreError(
-            f"cannot {action} the store {self._writer.place}: its disk has taken nothing for {STALL_SECONDS:.0f} s. In "
+            f"cannot {action} the store {self._writer.storage}: its disk has taken nothing for {STALL_SECONDS:.0f} s. In "
             f'the store is {safe}; go on with mode="resume" when the disk answers.'
         )
 
@@ -332,7 +332,7 @@ class BackgroundWriter:
 
     def _let_go(self) -> None:
         self._stopped = True
-        self._writer.abandon()
+        self._writer.release()
         self._over = True
 
     # -- the folding thread -----------------------------------------------------------------------------------

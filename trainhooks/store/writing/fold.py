@@ -9,24 +9,29 @@ import numpy as np
 
 from trainhooks.store.format.arrays import ArrayMetadata, of_length, snapshot_names, stacked
 from trainhooks.store.format.chunks import write_rows
-from trainhooks.store.format.journal import Entry, JournalRecord
+from trainhooks.store.format.journal import JournalEntry, JournalRecord
 from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape, write_shard
 from trainhooks.store.reading.block_reader import open_shard
-from trainhooks.store.storage.base import Checksummed
-from trainhooks.store.storage.zarr_store import PlaceStore
-from trainhooks.store.writing.fold_progress import Labour
+from trainhooks.store.storage.base import ChecksumWriter
+from trainhooks.store.storage.zarr_store import ManifestStore
+from trainhooks.store.writing.fold_progress import FoldProgress
 
 
 def fold_records(
-    store: PlaceStore, arrays: Mapping[str, ArrayMetadata], layout: Layout, entries: Sequence[Entry], *, start: int
+    store: ManifestStore,
+    arrays: Mapping[str, ArrayMetadata],
+    layout: Layout,
+    entries: Sequence[JournalEntry],
+    *,
+    start: int,
 ) -> dict[str, dict[str, Any]]:
     """Write the numbers and sketches of `entries` as rows `start` and on; what a record lacks is written as missing.
 
     Returns the metadata of the arrays that grew; they are not written yet.
     """
-    records = [JournalRecord.open(store.place, entry, layout) for entry in entries]
+    records = [JournalRecord.open(store.storage, entry, layout) for entry in entries]
     rows = {STEP: np.array([entry.step for entry in entries], dtype=np.int64)}
     for variable in layout.variables:
         rows[variable.name] = stacked(records, variable.name, layout.row_shape(variable), variable.dtype)
@@ -36,13 +41,13 @@ def fold_records(
 
 
 def fold_snapshots(
-    store: PlaceStore,
+    store: ManifestStore,
     arrays: Mapping[str, ArrayMetadata],
     layout: Layout,
-    entries: Sequence[Entry],
+    entries: Sequence[JournalEntry],
     *,
     start: int,
-    labour: Labour,
+    progress: FoldProgress,
 ) -> dict[str, dict[str, Any]]:
     """Write the matrices of `entries` as snapshots `start` and on, block by block and shard by shard.
 
@@ -55,21 +60,21 @@ def fold_snapshots(
     while done < len(entries):
         room = layout.block - (start + done) % layout.block
         part = entries[done : done + room]
-        grown = _fold_block(store, grown, layout, part, start=start + done, labour=labour)
+        grown = _fold_block(store, grown, layout, part, start=start + done, progress=progress)
         done += len(part)
     return grown
 
 
 def _fold_block(
-    store: PlaceStore,
+    store: ManifestStore,
     arrays: Mapping[str, ArrayMetadata],
     layout: Layout,
-    entries: Sequence[Entry],
+    entries: Sequence[JournalEntry],
     *,
     start: int,
-    labour: Labour,
+    progress: FoldProgress,
 ) -> dict[str, dict[str, Any]]:
-    records = [JournalRecord.open(store.place, entry, layout) for entry in entries]
+    records = [JournalRecord.open(store.storage, entry, layout) for entry in entries]
     stop = start + len(entries)
     # a block that was closed before it was full has snapshots already: its shards are written anew
     first = start // layout.block * layout.block
@@ -77,10 +82,10 @@ def _fold_block(
 
     for number, top in enumerate(range(0, layout.vocab, shape.rows)):
         key = f"{SNAPSHOT}/c/{first // layout.block}/{number}/0"
-        old = open_shard(store.place, key, shape) if first < start else None
+        old = open_shard(store.storage, key, shape) if first < start else None
 
         def matrices(rows: slice, top: int = top, old: Shard | None = old) -> Iterator[np.ndarray]:
-            labour.begin_tile()
+            progress.begin_tile()
             wanted = slice(top + rows.start, top + rows.stop)
             if old is not None:
                 values = old.present(rows.start // shape.inner_rows)[: rows.stop - rows.start]
@@ -88,7 +93,7 @@ def _fold_block(
             for record in records:
                 yield record.rows(wanted)
 
-        def write(file: Checksummed, key: str = key, top: int = top, tiles: Any = matrices) -> str:
+        def write(file: ChecksumWriter, key: str = key, top: int = top, tiles: Any = matrices) -> str:
             height = min(shape.rows, layout.vocab - top)
             write_shard(
                 file,
@@ -96,12 +101,12 @@ def _fold_block(
                 shape=shape,
                 steps=stop - first,
                 rows=height,
-                threads=labour.threads,
-                spent=labour.add_helper,
+                threads=progress.threads,
+                spent=progress.add_helper,
             )
             return key
 
-        store.put_streamed(key, write)
+        store.write_stream(key, write)
     grown = {SNAPSHOT: of_length(arrays[SNAPSHOT], stop)}
     rows = {
         SNAPSHOT_STEP: np.array([entry.step for entry in entries], dtype=np.int64),
@@ -111,7 +116,7 @@ def _fold_block(
 
 
 def _write_rows(
-    store: PlaceStore, arrays: Mapping[str, ArrayMetadata], rows: Mapping[str, np.ndarray], *, start: int, stop: int
+    store: ManifestStore, arrays: Mapping[str, ArrayMetadata], rows: Mapping[str, np.ndarray], *, start: int, stop: int
 ) -> dict[str, dict[str, Any]]:
     grown = {}
     for name, values in rows.items():

@@ -12,7 +12,7 @@ class CalledOffError(StoreError):
 
 
 @dataclass
-class Labour:
+class FoldProgress:
     """`threads` compress; `tiles` were begun so far, and `helper_seconds` of CPU were those of other threads than the
     one that folds. One that is `called_off` ends at its next tile."""
 

@@ -15,7 +15,7 @@ import numpy as np
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import of_length, write_metadata
 from trainhooks.store.format.chunks import read_rows, write_fixed, write_rows
-from trainhooks.store.format.compaction_note import NOTE, settle
+from trainhooks.store.format.compaction_note import NOTE, finish_compaction
 from trainhooks.store.format.integrity import check_files, chunk_length
 from trainhooks.store.format.journal import complete_entries, list_pieces
 from trainhooks.store.format.kept import BRANCH, drop_surplus, keep, settle_branches
@@ -36,10 +36,10 @@ from trainhooks.store.format.root import (
 from trainhooks.store.format.schema import array_metadata, array_specs
 from trainhooks.store.format.validation import missing_value
 from trainhooks.store.reading.proof import last_chunks, misfits
-from trainhooks.store.storage.base import JOURNAL, LOCK, TEMPORARY, Place
-from trainhooks.store.storage.local import LocalPlace
-from trainhooks.store.storage.opening import is_url, open_place
-from trainhooks.store.storage.zarr_store import PlaceStore, read_array
+from trainhooks.store.storage.base import JOURNAL, LOCK, TEMPORARY, Storage
+from trainhooks.store.storage.local import LocalStorage
+from trainhooks.store.storage.opening import is_url, open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore, read_array
 
 MODES = ("create", "overwrite", "resume")
 
@@ -52,7 +52,7 @@ def check_place(path: str | Path, *, mode: str) -> None:
     if mode not in MODES:
         raise ValueError(f"mode {mode!r} is not known; use one of {', '.join(MODES)}.")
     if is_url(path):
-        _check_url(open_place(path), mode=mode)
+        _check_url(open_storage(path), mode=mode)
         return
     path = Path(path)
     ancestor = path.absolute()
@@ -61,9 +61,9 @@ def check_place(path: str | Path, *, mode: str) -> None:
     if not os.path.isdir(ancestor) and ancestor != path.absolute():
         raise StoreError(f"cannot create the store {path}: {ancestor} is no folder. Choose another path.")
     if mode == "resume":
-        read_root(LocalPlace(path))
+        read_root(LocalStorage(path))
     else:
-        is_taken(LocalPlace(path), overwrite=mode == "overwrite")
+        is_taken(LocalStorage(path), overwrite=mode == "overwrite")
     try:
         with tempfile.TemporaryFile(dir=ancestor):
             pass
@@ -71,31 +71,31 @@ def check_place(path: str | Path, *, mode: str) -> None:
         raise StoreError(f"cannot write the store {path}: {error}. Choose another path.") from error
 
 
-def _check_url(place: Place, *, mode: str) -> None:
+def _check_url(storage: Storage, *, mode: str) -> None:
     probe = f".{uuid.uuid4().hex}{TEMPORARY}"
     try:
         if mode == "resume":
-            read_root(place)
+            read_root(storage)
         else:
-            is_taken(place, overwrite=mode == "overwrite")
-        place.put(probe, b"")
-        place.delete(probe)
+            is_taken(storage, overwrite=mode == "overwrite")
+        storage.put(probe, b"")
+        storage.delete(probe)
     except OSError as error:
-        raise StoreError(f"cannot write the store {place}: {error}. Check the URL and the credentials.") from error
+        raise StoreError(f"cannot write the store {storage}: {error}. Check the URL and the credentials.") from error
 
 
-def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, PlaceStore]:
+def create(storage: Storage, layout: Layout, *, overwrite: bool) -> tuple[Root, ManifestStore]:
     """Lay an empty store out at `place`.
 
     Raises StoreError where something is there that must not be replaced.
     """
-    taken = is_taken(place, overwrite=overwrite)
+    taken = is_taken(storage, overwrite=overwrite)
     # first of all the mark that this folder is ours and holds nothing yet: an interrupted creation can be overwritten,
     # and what is left of an older store cannot be taken for this one
-    root, _ = commit(place, Root(layout=layout, provenance=layout.provenance), {})
+    root, _ = commit(storage, Root(layout=layout, provenance=layout.provenance), {})
     if taken:
-        _remove_contents(place, but=root.manifest)
-    store = PlaceStore(place)
+        _remove_contents(storage, but=root.manifest)
+    store = ManifestStore(storage)
     contents = _fixed_contents(layout)
     arrays: dict[str, dict[str, Any]] = {}
     for spec in array_specs(layout):
@@ -103,15 +103,15 @@ def create(place: Place, layout: Layout, *, overwrite: bool) -> tuple[Root, Plac
         write_metadata(store, spec.name, arrays[spec.name])
         if spec.name in contents:
             write_fixed(store, spec.name, arrays[spec.name], contents[spec.name])
-    root, size = commit(place, replace(root, arrays=arrays), store.files)
-    drop_manifests(place, but=root.manifest)
+    root, size = commit(storage, replace(root, arrays=arrays), store.files)
+    drop_manifests(storage, but=root.manifest)
     store.bytes_written += size
     return root, store
 
 
 def resume(
-    place: Place, layout: Layout, *, restart_step: int | None, recorded: int | None = None
-) -> tuple[Root, PlaceStore]:
+    storage: Storage, layout: Layout, *, restart_step: int | None, recorded: int | None = None
+) -> tuple[Root, ManifestStore]:
     """Cut an existing store after `restart_step` (None: keep everything) and make its arrays ready to go on.
 
     `recorded` is the last record that the run had made by then; where the store ends before it, the gap is noted.
@@ -121,14 +121,14 @@ def resume(
 
     Raises StoreError where there is no store, or its layout is another one (every difference is listed).
     """
-    root = read_root(place)
-    store = PlaceStore(place, files=read_manifest(place, root))
-    root = settle(store, root)
-    check_files(place, root)
+    root = read_root(storage)
+    store = ManifestStore(storage, files=read_manifest(storage, root))
+    root = finish_compaction(store, root)
+    check_files(storage, root)
     found = [*differences(root.layout, layout), *_token_differences(store, root, layout)]
     if found:
         raise StoreError(
-            f"{place} was made with another layout; go on with the same one, or write to another path:\n- "
+            f"{storage} was made with another layout; go on with the same one, or write to another path:\n- "
             + "\n- ".join(found)
         )
     suspect = misfits(store, root, last_chunks(root))
@@ -141,34 +141,34 @@ def resume(
     left = [f"{key} is {why}" for key, why in suspect.items() if key in store.files]
     if left:
         raise StoreError(
-            f"{place} is not of one moment (stale: whole, but neither as committed nor what the journal adds):\n- "
+            f"{storage} is not of one moment (stale: whole, but neither as committed nor what the journal adds):\n- "
             + "\n- ".join(left)
             + "\n`trainhooks verify --repair` cuts stale chunks away; or go on from a step before them."
         )
-    branches = settle_branches(place, before)
+    branches = settle_branches(storage, before)
     if lost:
-        keep(PlaceStore(place, files=listed), before, root, lost, branches)
-    root, _ = commit(place, root, store.files)
-    drop_surplus(place, root)
+        keep(ManifestStore(storage, files=listed), before, root, lost, branches)
+    root, _ = commit(storage, root, store.files)
+    drop_surplus(storage, root)
     make_as_committed(store, root)
-    root, _ = commit(place, root, store.files)
-    drop_manifests(place, but=root.manifest)
+    root, _ = commit(storage, root, store.files)
+    drop_manifests(storage, but=root.manifest)
     return root, store
 
 
-def drop_beyond(store: PlaceStore, root: Root) -> None:
+def drop_beyond(store: ManifestStore, root: Root) -> None:
     """List no chunks any more that lie beyond the root's shapes."""
     for name in _growing(root):
         for key in _beyond(root.arrays[name], [key for key in store.files if key.startswith(f"{name}/c/")]):
             del store.files[key]
 
 
-def make_as_committed(store: PlaceStore, root: Root) -> None:
+def make_as_committed(store: ManifestStore, root: Root) -> None:
     """Make the files say what the committed root says: after a cut, and after a fold that was interrupted."""
     for name in _growing(root):
         metadata = root.arrays[name]
-        for key in [key for key in store.place.list(name) if "/c/" in key and key not in store.files]:
-            store.place.delete(key)
+        for key in [key for key in store.storage.list(name) if "/c/" in key and key not in store.files]:
+            store.storage.delete(key)
         write_metadata(store, name, metadata)
     for variable in root.layout.variables:
         if variable.whole_run and root.records:
@@ -187,7 +187,7 @@ def _beyond(metadata: Mapping[str, Any], keys: list[str]) -> list[str]:
     return [key for key in keys if int(key.rpartition("/c/")[2].split("/")[0]) >= chunks]
 
 
-def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
+def folded_steps(store: ManifestStore, root: Root, name: str) -> np.ndarray:
     """The steps (`step` or `snapshot_step`) that are folded into the arrays, int64; empty where there are none."""
     length = root.snapshots if name == SNAPSHOT_STEP else root.records
     if not length:
@@ -196,7 +196,7 @@ def folded_steps(store: PlaceStore, root: Root, name: str) -> np.ndarray:
 
 
 def _cut(
-    root: Root, layout: Layout, store: PlaceStore, *, restart_step: int | None, recorded: int | None
+    root: Root, layout: Layout, store: ManifestStore, *, restart_step: int | None, recorded: int | None
 ) -> tuple[Root, list[int]]:
     """The root after the cut, not committed yet, and the steps of the records that go."""
     last = np.inf if restart_step is None else restart_step
@@ -205,7 +205,9 @@ def _cut(
     snapshot_steps = folded_steps(store, root, SNAPSHOT_STEP)
     snapshots = int((snapshot_steps <= last).sum())
     folded = int(max(steps, default=-1))
-    entries = complete_entries(list_pieces(store.place), root.restarts, (folded, int(max(snapshot_steps, default=-1))))
+    entries = complete_entries(
+        list_pieces(store.storage), root.restarts, (folded, int(max(snapshot_steps, default=-1)))
+    )
     kept = [entry.step for entry in entries if folded < entry.step <= last]
     lost = sorted({int(step) for step in steps[records:]} | {entry.step for entry in entries if entry.step > last})
     waiting = len(kept)
@@ -234,28 +236,30 @@ def _gaps_before(gaps: tuple[Gap, ...], step: int | None) -> tuple[Gap, ...]:
     return tuple(replace(gap, until=min(gap.until, step)) for gap in left)
 
 
-def is_taken(place: Place, *, overwrite: bool) -> bool:
+def is_taken(storage: Storage, *, overwrite: bool) -> bool:
     """Whether a store is there that may be replaced. Raises StoreError where something may not be."""
-    if isinstance(place, LocalPlace) and place.path.exists() and not place.path.is_dir():
-        raise StoreError(f"{place} is a file; a store is a folder. Choose another path.")
+    if isinstance(storage, LocalStorage) and storage.path.exists() and not storage.path.is_dir():
+        raise StoreError(f"{storage} is a file; a store is a folder. Choose another path.")
     # what a creation leaves that was stopped at once is nothing
-    if all(name in (LOCK, SPARE) or MANIFEST.fullmatch(name) or name.endswith(".partial") for name in place.children()):
+    if all(
+        name in (LOCK, SPARE) or MANIFEST.fullmatch(name) or name.endswith(".partial") for name in storage.list_dir()
+    ):
         return False
-    if not is_store(place):
-        raise StoreError(f"{place} holds files and is not a trainhooks store. Choose an empty or a new folder.")
+    if not is_store(storage):
+        raise StoreError(f"{storage} holds files and is not a trainhooks store. Choose an empty or a new folder.")
     if not overwrite:
         raise StoreError(
-            f'{place} holds a store already. Pass mode="overwrite" to replace it, or mode="resume" to go on with it.'
+            f'{storage} holds a store already. Pass mode="overwrite" to replace it, or mode="resume" to go on with it.'
         )
     return True
 
 
-def _remove_contents(place: Place, *, but: str) -> None:
+def _remove_contents(storage: Storage, *, but: str) -> None:
     """Delete the arrays, the journal, what was kept aside, and the manifests but one; other files stay."""
-    for name in list(place.children()):
+    for name in list(storage.list_dir()):
         ours = name in (JOURNAL, NOTE) or BRANCH.fullmatch(name) or (MANIFEST.fullmatch(name) and name != but)
-        if ours or place.exists(f"{name}/{METADATA}"):
-            place.delete(name)
+        if ours or storage.exists(f"{name}/{METADATA}"):
+            storage.delete(name)
 
 
 def _fixed_contents(layout: Layout) -> Mapping[str, np.ndarray]:
@@ -269,7 +273,7 @@ def _fixed_contents(layout: Layout) -> Mapping[str, np.ndarray]:
     return contents
 
 
-def _token_differences(store: PlaceStore, root: Root, layout: Layout) -> list[str]:
+def _token_differences(store: ManifestStore, root: Root, layout: Layout) -> list[str]:
     """Token counts and text that the run gives and the store does not hold in the same way."""
     given = {name: value for name, value in _fixed_contents(layout).items() if name in (TOKEN_COUNT, TOKEN_TEXT)}
     found = []

@@ -10,8 +10,8 @@ from trainhooks.store.format.journal import write_piece
 from trainhooks.store.format.layout import SNAPSHOT
 from trainhooks.store.format.root import read_root
 from trainhooks.store.format.validation import record_arrays, rounded
-from trainhooks.store.storage.base import Place
-from trainhooks.store.storage.opening import open_place
+from trainhooks.store.storage.base import Storage
+from trainhooks.store.storage.opening import open_storage
 
 
 class PieceWriter:
@@ -25,7 +25,7 @@ class PieceWriter:
 
     def __init__(
         self,
-        path: str | Path | Place,
+        path: str | Path | Storage,
         *,
         piece: int,
         pieces: int,
@@ -37,8 +37,8 @@ class PieceWriter:
             raise ValueError(f"got rows {rows[0]}:{rows[1]}; needed 0 <= start <= stop.")
         if not 1 <= piece < pieces:
             raise ValueError(f"got piece {piece} of {pieces}; piece 0 is the store writer's, others are 1 and more.")
-        self._place = open_place(path, durability=durability)
-        self._layout = read_root(self._place).layout
+        self._storage = open_storage(path, durability=durability)
+        self._layout = read_root(self._storage).layout
         if rows[1] > self._layout.vocab:
             raise ValueError(f"got rows {rows[0]}:{rows[1]}; the output embedding has {self._layout.vocab} of them.")
         self._piece, self._pieces, self._rows, self._attempt = piece, pieces, rows, attempt
@@ -62,7 +62,7 @@ class PieceWriter:
         )
         has_snapshot = SNAPSHOT in arrays
         write_piece(
-            self._place,
+            self._storage,
             rounded(self._layout, arrays),
             step=step,
             attempt=self._attempt,

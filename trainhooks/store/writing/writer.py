@@ -16,7 +16,7 @@ from trainhooks.store.format.arrays import write_metadata
 from trainhooks.store.format.chunks import write_rows
 from trainhooks.store.format.integrity import unlisted_chunks
 from trainhooks.store.format.journal import (
-    Entry,
+    JournalEntry,
     JournalRecord,
     clean,
     complete_entries,
@@ -28,20 +28,20 @@ from trainhooks.store.format.kept import drop_passed, kept_branches
 from trainhooks.store.format.layout import SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.format.root import Root, commit, read_root
 from trainhooks.store.format.validation import missing_value, record_arrays, rounded, whole_run_arrays
-from trainhooks.store.storage.base import JOURNAL, Place
-from trainhooks.store.storage.fence import FencedPlace
+from trainhooks.store.storage.base import JOURNAL, Storage
+from trainhooks.store.storage.fence import FencedStorage
 from trainhooks.store.storage.lock import Lock
-from trainhooks.store.storage.opening import open_place
-from trainhooks.store.storage.zarr_store import PlaceStore
+from trainhooks.store.storage.opening import open_storage
+from trainhooks.store.storage.zarr_store import ManifestStore
 from trainhooks.store.writing.fold import fold_records, fold_snapshots
-from trainhooks.store.writing.fold_progress import Labour
+from trainhooks.store.writing.fold_progress import FoldProgress
 from trainhooks.store.writing.lifecycle import MODES, create, folded_steps, is_taken, resume
 
 Values = Mapping[str, np.ndarray | np.generic | float | int]
 
 
 class StoreWriter:
-    """Writes one run's store at `path`, a folder (or a `Place`); a record is durable when `append` returns.
+    """Writes one run's store at `path`, a folder (or a `Storage`); a record is durable when `append` returns.
 
     `mode` is "create" (nothing may be there), "overwrite" (replaces a store, and nothing but a store) or "resume"
     (goes on with one; records beyond `restart_step` are cut, None keeps all, and the restart is noted). `recorded` is
@@ -63,7 +63,7 @@ class StoreWriter:
 
     def __init__(
         self,
-        path: str | Path | Place,
+        path: str | Path | Storage,
         layout: Layout,
         *,
         mode: str = "create",
@@ -81,15 +81,15 @@ class StoreWriter:
             restart_step = _whole_step(restart_step)
         if min(pieces, threads) < 1:
             raise ValueError(f"got pieces={pieces} and threads={threads}; both must be 1 or more.")
-        self.place: Place = open_place(path, durability=durability)
-        self.path = Path(str(self.place))
+        self.storage: Storage = open_storage(path, durability=durability)
+        self.path = Path(str(self.storage))
         self.layout = layout
         self._pieces = pieces
-        self.labour = Labour(threads=threads)
+        self.progress = FoldProgress(threads=threads)
         self._journal_bytes = 0
         self._finishing = self._finished = self._closed = False
-        self._pending: dict[str, Entry] = {}  # by its first file: one thread adds while another takes away
-        self._fitting: dict[str, Entry] = {}  # of several pieces, which fit together
+        self._pending: dict[str, JournalEntry] = {}  # by its first file: one thread adds while another takes away
+        self._fitting: dict[str, JournalEntry] = {}  # of several pieces, which fit together
         self._last = -1
         self.dropped = 0
         with self._disk("open"):
@@ -97,30 +97,32 @@ class StoreWriter:
 
     def _open(self, mode: str, restart_step: int | None, recorded: int | None) -> None:
         if mode == "resume":
-            read_root(self.place)
+            read_root(self.storage)
         else:
-            is_taken(self.place, overwrite=mode == "overwrite")
-        self.place.make()
-        self._lock = Lock(self.place)
-        self.place = FencedPlace(self.place, self._lock.confirm)
+            is_taken(self.storage, overwrite=mode == "overwrite")
+        self.storage.create()
+        self._lock = Lock(self.storage)
+        self.storage = FencedStorage(self.storage, self._lock.confirm)
         try:
             drop_cut_short(
-                self.place
+                self.storage
             )  # with them goes what a writer that stands still would have renamed when it wakes
             self._root: Root
-            self._store: PlaceStore
+            self._store: ManifestStore
             if mode == "resume":
-                self._root, self._store = resume(self.place, self.layout, restart_step=restart_step, recorded=recorded)
+                self._root, self._store = resume(
+                    self.storage, self.layout, restart_step=restart_step, recorded=recorded
+                )
             else:
-                self._root, self._store = create(self.place, self.layout, overwrite=mode == "overwrite")
+                self._root, self._store = create(self.storage, self.layout, overwrite=mode == "overwrite")
             self.dropped = self._root.dropped
             self._folded_step, self._folded_snapshot = (
                 int(max(folded_steps(self._store, self._root, name), default=-1)) for name in (STEP, SNAPSHOT_STEP)
             )
             self._take_up(self._whole_entries())
-            clean(self.place, keep=tuple(self._pending.values()))
+            clean(self.storage, keep=tuple(self._pending.values()))
             self._last = max([self._folded_step, *(entry.step for entry in self._pending.values())])
-            self._kept = kept_branches(self.place, self._root) if mode == "resume" else []
+            self._kept = kept_branches(self.storage, self._root) if mode == "resume" else []
             self.fold()
         except BaseException:
             self._lock.release()
@@ -185,7 +187,7 @@ class StoreWriter:
         """
         step = operator.index(step)
         if self._closed or self._finished:
-            raise ValueError(f"the run in {self.place} has ended; open it with mode='resume' to add records.")
+            raise ValueError(f"the run in {self.storage} has ended; open it with mode='resume' to add records.")
         last = self.last_step if last is None else last
         if not 0 <= step < 1 << 63 or (last is not None and step <= last):
             raise ValueError(f"got step {step}; steps are 0 or more and increase, and the last one is {last}.")
@@ -197,7 +199,7 @@ class StoreWriter:
         has_snapshot = SNAPSHOT in arrays
         with self._disk(f"write step {step} to"):
             piece, size = write_piece(
-                self.place,
+                self.storage,
                 rounded(self.layout, arrays),
                 step=step,
                 attempt=self.attempt,
@@ -208,7 +210,7 @@ class StoreWriter:
             )
         self._journal_bytes += size
         if self._pieces == 1:
-            self._pending[piece.key] = Entry(step, self.attempt, has_snapshot, (piece,))
+            self._pending[piece.key] = JournalEntry(step, self.attempt, has_snapshot, (piece,))
         self._last = step
 
     @property
@@ -239,9 +241,9 @@ class StoreWriter:
         self._folded_snapshot = max([self._folded_snapshot, *(entry.step for entry in waiting)])
         self._forget(pending)
         if self._kept:
-            self._kept = drop_passed(self.place, self._kept, reached=self._folded_step)
+            self._kept = drop_passed(self.storage, self._kept, reached=self._folded_step)
 
-    def _fold(self, unfolded: Sequence[Entry], waiting: Sequence[Entry]) -> None:
+    def _fold(self, unfolded: Sequence[JournalEntry], waiting: Sequence[JournalEntry]) -> None:
         grown: dict[str, dict[str, Any]] = {}
         if waiting:
             start = self._root.snapshots
@@ -251,7 +253,7 @@ class StoreWriter:
                 self.layout,
                 waiting,
                 start=start,
-                labour=self.labour,
+                progress=self.progress,
             )
         # records go along with snapshots, so that every snapshot's step is among the steps
         if unfolded:
@@ -260,28 +262,28 @@ class StoreWriter:
             write_metadata(self._store, name, metadata)
         self._commit(replace(self._root, arrays={**self._root.arrays, **grown}, complete=False))
 
-    def _forget(self, entries: Sequence[Entry]) -> None:
+    def _forget(self, entries: Sequence[JournalEntry]) -> None:
         """Delete those entries of which everything is folded."""
         done = [entry for entry in entries if not self._waits(entry)]
         with self._disk("delete folded records of"):
             for entry in done:
                 self._pending.pop(entry.pieces[0].key, None)
                 for piece in entry.pieces:
-                    self.place.delete(piece.key)
+                    self.storage.delete(piece.key)
 
-    def _waits(self, entry: Entry) -> bool:
+    def _waits(self, entry: JournalEntry) -> bool:
         return entry.step > self._folded_step or (entry.has_snapshot and entry.step > self._folded_snapshot)
 
-    def _whole_entries(self) -> tuple[list[Entry], StoreError | None]:
+    def _whole_entries(self) -> tuple[list[JournalEntry], StoreError | None]:
         """What is whole in the journal, up to a record that is not; and what is wrong with that one, if anything."""
-        pieces = list_pieces(self.place)
+        pieces = list_pieces(self.storage)
         folded = self._folded_step, self._folded_snapshot  # after the listing: what was folded meanwhile is in it
         found = complete_entries(pieces, self._root.restarts, folded)
         for number, entry in enumerate(found):
             if len(entry.pieces) == 1 or self._fitting.get(entry.pieces[0].key) == entry:
                 continue
             try:
-                JournalRecord.open(self.place, entry, self.layout).check_rows(self.layout.vocab)
+                JournalRecord.open(self.storage, entry, self.layout).check_rows(self.layout.vocab)
             except FileNotFoundError:  # folded meanwhile
                 continue
             except StoreError as error:
@@ -289,7 +291,7 @@ class StoreWriter:
             self._fitting[entry.pieces[0].key] = entry
         return found, None
 
-    def _take_up(self, found: tuple[list[Entry], StoreError | None]) -> None:
+    def _take_up(self, found: tuple[list[JournalEntry], StoreError | None]) -> None:
         """Let these records wait to be folded. Raises what is wrong with the one behind them."""
         entries, misfit = found
         if misfit is not None:
@@ -303,7 +305,7 @@ class StoreWriter:
         Raises ValueError where a name or shape does not fit, or after `close`; StoreError where the disk refuses.
         """
         if self._closed:
-            raise ValueError(f"the store {self.place} is closed; call finish() before close().")
+            raise ValueError(f"the store {self.storage} is closed; call finish() before close().")
         if self._pieces > 1:
             self._take_up(self._whole_entries())
         records = self._root.records + sum(1 for entry in self._pending.values() if entry.step > self._folded_step)
@@ -327,8 +329,8 @@ class StoreWriter:
         with self._disk("close"):
             self._settle()
             self._commit(replace(self._root, complete=True))
-            self.place.tidy(JOURNAL)
-        self.abandon()
+            self.storage.tidy(JOURNAL)
+        self.release()
 
     def _settle(self) -> None:
         """Before the store is called complete: finish what an interrupted `fold` or `finish` of this writer left."""
@@ -341,7 +343,7 @@ class StoreWriter:
         for key in list(unlisted_chunks(self._root, self._store.files)):
             self._store.relist(key)
 
-    def abandon(self) -> None:
+    def release(self) -> None:
         """Let the store go as it is: the journal keeps what is not folded, and the store is not complete."""
         self._closed = True
         self._lock.release()
@@ -349,10 +351,10 @@ class StoreWriter:
     def _commit(self, root: Root) -> None:
         self._lock.confirm()
         before = self._root.manifest
-        self._root, size = commit(self.place, replace(root, dropped=self.dropped), self._store.files)
+        self._root, size = commit(self.storage, replace(root, dropped=self.dropped), self._store.files)
         self._store.bytes_written += size
         if before != self._root.manifest:
-            self.place.delete(before)
+            self.storage.delete(before)
 
     @contextmanager
     def _disk(self, action: str) -> Iterator[None]:
@@ -360,7 +362,7 @@ class StoreWriter:
             yield
         except OSError as error:
             raise StoreError(
-                f"cannot {action} the store {self.place}: {error}. Check that the folder is writable and the disk "
+                f"cannot {action} the store {self.storage}: {error}. Check that the folder is writable and the disk "
                 "has room; acknowledged records are safe in the store."
             ) from error
 
