@@ -1,26 +1,21 @@
-"""Imports point one way: a module may import from layers below its own, and from its own package."""
+"""Imports point one way, within packages too, as `pyproject.toml` says; and what is not imported at all."""
 
 import ast
+import re
 import subprocess
 import sys
+import tomllib
 from importlib import import_module
 from pathlib import Path
 
 import pytest
+from importlinter import api as linter
 
-ROOT = Path(__file__).parents[1] / "trainhooks"
+PROJECT = Path(__file__).parents[1]
+ROOT = PROJECT / "trainhooks"
+SETTINGS = tomllib.loads((PROJECT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]
+LAYERS = SETTINGS["contracts"][0]["layers"]
 
-LAYERS = [
-    {"core", "numerics"},
-    {"store", "probe", "model"},
-    {"metrics", "sinks", "corpora", "lead", "checkpoints"},
-    {"recording", "analyze", "intervene", "probe_report"},
-    {"integrations"},
-    {"__init__"},
-    {"demo"},
-    {"cli"},
-    {"__main__"},
-]
 HEAVY = (
     "lightning",
     "pytorch_lightning",
@@ -38,45 +33,29 @@ HEAVY = (
 )
 
 
-def level(module: str) -> int:
-    """The layer of a dotted module name inside the package; the longest entry that fits decides."""
-    fits = [
-        (len(entry), number)
-        for number, layer in enumerate(LAYERS)
-        for entry in layer
-        if module == entry or module.startswith(entry + ".")
-    ]
-    assert fits, f"{module} is in no layer: add it to the table"
-    return max(fits)[1]
+def test_imports_point_down_and_in_no_circle(capsys):
+    linter.read_configuration(str(PROJECT / "pyproject.toml"))
+    kept = linter.use_cases.lint_imports(config_filename=str(PROJECT / "pyproject.toml"), cache_dir=None)
+    assert kept, capsys.readouterr().out
 
 
-def modules() -> list[tuple[str, Path]]:
-    found = []
-    for path in sorted(ROOT.rglob("*.py")):
-        parts = path.relative_to(ROOT).with_suffix("").parts
-        found.append((".".join(parts[:-1] if parts[-1] == "__init__" and len(parts) > 1 else parts), path))
-    return found
+def test_every_unit_at_the_top_is_in_one_layer():
+    units = [unit for layer in LAYERS for unit in re.split(r"[ |]+", layer)]
+    found = {p.name for p in ROOT.iterdir() if p.is_dir() and (p / "__init__.py").exists()}
+    assert sorted(units) == sorted(found)
+    assert {p.name for p in ROOT.iterdir() if p.is_file()} == {"__init__.py", "__main__.py", "py.typed"}
 
 
-def imported(path: Path) -> set[str]:
-    """Modules of this package that a file imports, anywhere in it."""
-    names: set[str] = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.Import):
-            names |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and node.module:
-            assert node.level == 0, f"{path} imports relatively: name the module whole"
-            names |= {f"{node.module}.{alias.name}" for alias in node.names}
-    return {name.removeprefix("trainhooks.") for name in names if name.startswith("trainhooks.")}
+def test_the_design_page_shows_these_layers():
+    page = (PROJECT / "docs" / "design.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| `([a-z_`, ]+)` \|", page, flags=re.MULTILINE)
+    assert [row.split("`, `") for row in rows] == [re.split(r"[ |]+", layer) for layer in LAYERS]
 
 
-@pytest.mark.parametrize(("module", "path"), modules(), ids=[name for name, _ in modules()])
-def test_imports_point_down(module, path):
-    for target in imported(path):
-        package = module.split(".")[0]
-        if target.split(".")[0] == package:
-            continue
-        assert level(target) < level(module), f"{module} imports {target}, which is not below it"
+def test_no_module_is_imported_relatively():
+    for path in ROOT.rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            assert not (isinstance(node, ast.ImportFrom) and node.level), path
 
 
 def test_store_and_analysis_are_free_of_torch():

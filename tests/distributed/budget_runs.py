@@ -14,8 +14,7 @@ from torch import nn
 import trainhooks as th
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
-from trainhooks.recording import budget
-from trainhooks.recording import metric_runner as metric_runner
+from trainhooks.recording import budget, metric_runner
 from trainhooks.recording import timing as cost
 
 REVIEW = 4  # updates between two looks, in place of `budget.REVIEW_STEPS`

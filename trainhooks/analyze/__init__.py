@@ -3,4 +3,6 @@
 from trainhooks.analyze.report import AnalysisReport
 from trainhooks.analyze.run import analyze_suite
 
-__all__ = ["AnalysisReport", "analyze_suite"]
+analyze = analyze_suite
+
+__all__ = ["AnalysisReport", "analyze", "analyze_suite"]

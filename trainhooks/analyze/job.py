@@ -34,12 +34,12 @@ MakeMetrics = Callable[[], Sequence[Metric]]
 class Job:
     """One analysis, as plain data that travels to workers.
 
-    `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
-    its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
-    glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each worker. `fingerprint`
-    is the identity of the final output embedding, `taken` says which tensor that is and why; `text`, prepared, is read
-    by every model, None for no text. `keeps_lead` False leaves out what a verdict needs, for a store that was begun
-    without it.
+    `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that
+    of its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all"
+    or a glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each
+    worker. `fingerprint` is the identity of the final output embedding, `taken` says which tensor that is and why;
+    `text`, prepared, is read by every model, None for no text. `keeps_lead` False leaves out what a verdict needs,
+    for a store that was begun without it.
     """
 
     suite: Suite

@@ -31,6 +31,6 @@ def lazy_names(
         return value
 
     def __dir__() -> list[str]:
-        return sorted({*vars(sys.modules[package]), *home_of})
+        return sorted(home_of)
 
     return __getattr__, __dir__

@@ -321,7 +321,7 @@ class RankGroup:
         return LocalPart(sharded.to_local().detach(), tuple(offset), tuple(tensor.shape))
 
     def slices(self, groups: Mapping[str, Iterable[tuple[str, Tensor]]]) -> dict[str, Slices]:
-        """By parameter name, the runs of elements that this rank adds (see `LocalPart.slices`); made when they are read."""
+        """By parameter name, the runs of elements that this rank adds (`LocalPart.slices`); made when they are read."""
         tensors = {name: tensor for members in groups.values() for name, tensor in members}
         parts = {name: self.part(tensor) for name, tensor in tensors.items()}
         return {name: iter(()) if part is None else part.slices() for name, part in parts.items()}

@@ -75,13 +75,13 @@ class RecordPipeline:
     @property
     def stager(self) -> Stager:
         """The stager of the staging plan that was announced."""
-        assert self._stager is not None, "carry() comes first"
+        assert self._stager is not None, "use_device() comes first"
         return self._stager
 
     @property
     def staging_plan(self) -> StagingPlan:
         """What was announced."""
-        assert self._staging_plan is not None, "carry() comes first"
+        assert self._staging_plan is not None, "use_device() comes first"
         return self._staging_plan
 
     def use_device(self, staging_plan: StagingPlan) -> None:
@@ -117,8 +117,8 @@ class RecordPipeline:
     ) -> None:
         """Send a record off: a state's `values`, sketch and label counts, with what is `known` on the host already.
 
-        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copies` gave to be stored. `paired` are the
-        values that are void where `MOVED` is not 0. Nothing moves on a rank whose records nobody takes.
+        `foreign` counts labels beyond the vocabulary; `snapshot` is what `copy_head` gave to be stored. `paired` are
+        the values that are void where `MOVED` is not 0. Nothing moves on a rank whose records nobody takes.
         """
         if not self._sink_group.accepts_records:
             return

@@ -87,8 +87,9 @@ def plan_run(
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
-    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `staging plan` is what moves to the
-    host and what is kept of it, `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `staging_plan` is what moves
+    to the host and what is kept of it,
+     `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
     and "host", `queue_bytes` has room for records that wait for the store's writer, in which `fold_threads` compress,
     `gathered_bytes` of a sharded output embedding.
 

@@ -146,8 +146,8 @@ def steer(
 
     Slope and scale come from `calibration`, everything reported from `test`, whose hidden states are of the model's
     real forward pass; since only logit w moves, the edited head's output follows exactly. `tokens` are ids or text, or
-    how many to pick over the frequency bins, the commonest first; `counts` as in `SteeringData.build`. `draws` are random
-    directions a reference.
+    how many to pick over the frequency bins, the commonest first; `counts` as in `SteeringData.build`. `draws` are
+    random directions a reference.
 
     Raises ValueError for a text that is not one token, a ratio that is not above 0, an unknown direction, and for a
     part that has one document only (no interval).

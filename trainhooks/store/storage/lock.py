@@ -187,7 +187,7 @@ class Lock:
             if _torn(found) or (mend and not self._beats("a process that it does not name", found)):
                 return
             raise StoreError(
-                f"{self._storage}/{LOCK} is damaged, so it cannot say who writes the store. Make sure that nobody does; "
+                f"{self._storage}/{LOCK} is damaged, so it cannot say who writes the store. Make sure nobody does; "
                 "`trainhooks verify --repair` then takes the store over after a minute, or delete that file."
             )
         if holder.runs if holder.in_sight else self._beats(str(holder), found):

@@ -237,8 +237,8 @@ class BackgroundWriter:
         last = self._writer.durable_step
         safe = "nothing" if last is None else f"everything up to step {last}"
         return StoreError(
-            f"cannot {action} the store {self._writer.storage}: its disk has taken nothing for {STALL_SECONDS:.0f} s. In "
-            f'the store is {safe}; go on with mode="resume" when the disk answers.'
+            f"cannot {action} the store {self._writer.storage}: its disk has taken nothing for {STALL_SECONDS:.0f} s. "
+            f'In the store is {safe}; go on with mode="resume" when the disk answers.'
         )
 
     def _drop(self, step: int) -> None:
