@@ -19,7 +19,6 @@ from trainhooks.recording.frozen_head import Standstill
 from trainhooks.recording.plan import StagingPlan
 from trainhooks.recording.sink_group import SinkGroup
 from trainhooks.recording.staging import StagedTensor, Stager
-from trainhooks.recording.tracked_model import TrackedModel
 from trainhooks.sinks import Record
 from trainhooks.sinks.base import read_only
 
@@ -89,21 +88,15 @@ class RecordPipeline:
         self._flush()
         self._staging_plan, self._stager = staging_plan, staging_plan.stager()
 
-    def copy_head(self, tracked: TrackedModel, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
-        """Point-in-time copies: what this rank stores of the head, and all of it where later records compare with it.
+    @property
+    def takes_rows(self) -> bool:
+        """Whether each rank stores its own rows of a sharded head."""
+        return self._sink_group.rows is not None
 
-        Of a sharded head each rank stores its own rows, without a gather, where the sinks take them.
-        """
-        by_rows = stored and self._sink_group.rows is not None
-        copy = None
-        if compared or (stored and not by_rows):
-            head = tracked.full_head()  # collective, so before anything that depends on the rank
-            if compared or self._sink_group.accepts_records:
-                copy = self.stager.copy(head, dtype=torch.float32 if compared else self.staging_plan.stored)
-        if not by_rows:
-            return copy if stored else None, copy
-        rows = tracked.local_rows()
-        return None if rows is None else self.stager.copy(rows, dtype=self.staging_plan.stored), copy
+    @property
+    def accepts_records(self) -> bool:
+        """Whether anybody on this rank takes records."""
+        return self._sink_group.accepts_records
 
     def send(
         self,

@@ -160,7 +160,7 @@ class Recorder:
         self._measuring = UpdateMeasurement(
             self._tracked,
             metric_runner=self._metric_runner,
-            dispatch=self._pipeline,
+            pipeline=self._pipeline,
             labels=self._labels,
             watch=self._watch,
             sketcher=self._sketcher,

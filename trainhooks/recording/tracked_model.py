@@ -15,6 +15,7 @@ from trainhooks.numerics.host import cpu_default_device
 from trainhooks.numerics.sketch import Sketcher
 from trainhooks.recording.arguments import check_same_shape
 from trainhooks.recording.reference_states import ReferenceStates
+from trainhooks.recording.staging import Stager
 
 
 class TrackedModel:
@@ -130,3 +131,23 @@ class TrackedModel:
         """This rank's own rows of the output embedding as they are; None where others hold the same."""
         part = self.ranks.part(self.head.weight)
         return None if part is None else part.values
+
+    def copy_head(
+        self, stager: Stager, *, stored: torch.dtype | None, compared: bool, by_rows: bool, taken: bool
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Point-in-time copies: what this rank stores of the head, and all of it where later records compare with it.
+
+        `stored` is the dtype to store it in, None for not at all; what is `compared` is float32, and stored from that.
+        Of a sharded head each rank stores its own rows, without a gather, where the sinks take them (`by_rows`). Where
+        nobody on this rank takes records (not `taken`) only what is compared is copied.
+        """
+        by_rows = by_rows and stored is not None
+        copy = None
+        if compared or (stored is not None and not by_rows):
+            head = self.full_head()  # collective, so before anything that depends on the rank
+            if compared or taken:
+                copy = stager.copy(head, dtype=torch.float32 if compared or stored is None else stored)
+        if stored is None or not by_rows:
+            return copy if stored is not None else None, copy
+        rows = self.local_rows()
+        return None if rows is None else stager.copy(rows, dtype=stored), copy

@@ -37,12 +37,12 @@ class UpdateMeasurement:
         tracked: TrackedModel,
         *,
         metric_runner: MetricRunner,
-        dispatch: RecordPipeline,
+        pipeline: RecordPipeline,
         labels: LabelCounter,
         watch: Stopwatch,
         sketcher: Sketcher | None,
     ) -> None:
-        self._tracked, self._metric_runner, self._pipeline = tracked, metric_runner, dispatch
+        self._tracked, self._metric_runner, self._pipeline = tracked, metric_runner, pipeline
         self._labels, self._watch, self._sketcher = labels, watch, sketcher
         self._ranks = tracked.ranks
         self._needs = frozenset[str]().union(*(metric.needs for metric in metric_runner.metrics))
@@ -106,7 +106,7 @@ class UpdateMeasurement:
     def remember(self) -> None:
         """Take the model in as what later records compare with, without a record."""
         if self._ranks.computes_metrics:
-            _, head = self._pipeline.copy_head(self._tracked, stored=False, compared=self._compares_heads)
+            _, head = self._copy_head(stored=False)
             self.references.advance(head=head, sketch=self._tracked.sketch(self._sketcher), needs=self._needs)
 
     @torch.no_grad()
@@ -120,7 +120,7 @@ class UpdateMeasurement:
         snapshot = copy = None
         if self._ranks.computes_metrics:
             stored = self._metric_runner.take_snapshot(step)
-            snapshot, copy = self._pipeline.copy_head(self._tracked, stored=stored, compared=self._compares_heads)
+            snapshot, copy = self._copy_head(stored=stored)
         before, self.before = self.before, {}
         values = {**record_values(state, **vars(said)), **before}
         for metric in due:
@@ -130,6 +130,16 @@ class UpdateMeasurement:
         if self._ranks.computes_metrics:
             self._send(state, values, paired=before.keys() - {MOVED}, snapshot=snapshot)
             self.references.advance(head=copy, sketch=sketch, needs=self._needs)
+
+    def _copy_head(self, *, stored: bool) -> tuple[Tensor | None, Tensor | None]:
+        pipeline = self._pipeline
+        return self._tracked.copy_head(
+            pipeline.stager,
+            stored=pipeline.staging_plan.stored if stored else None,
+            compared=self._compares_heads,
+            by_rows=pipeline.takes_rows,
+            taken=pipeline.accepts_records,
+        )
 
     def _send(
         self, state: State, values: dict[str, Tensor | float], *, paired: set[str], snapshot: Tensor | None
