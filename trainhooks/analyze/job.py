@@ -117,7 +117,7 @@ class Failed:
 
 @dataclass(frozen=True)
 class OpenedCheckpoint:
-    """A checkpoint with headers read: its stand-in, and where the output embedding lies."""
+    """A checkpoint with headers read: its skeleton, and where the output embedding lies."""
 
     checkpoint: Checkpoint
     standin: ModelSkeleton

@@ -62,7 +62,7 @@ class ModelSkeleton:
 
 
 def build_skeleton(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
-    """The stand-in of a checkpoint; nothing is read.
+    """The skeleton of a checkpoint; nothing is read.
 
     Its structure is that of the class that config.json names, where transformers has it and its output embedding fits
     the file; the names are then those of a live model. Else it is what the keys say: numbered modules are blocks,

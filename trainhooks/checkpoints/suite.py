@@ -33,7 +33,7 @@ _HINT = "Pass revision_pattern (--revision-pattern), a regular expression with o
 
 @dataclass(frozen=True)
 class CheckpointRef:
-    """One checkpoint of a suite: the `step` its name gives, its `place` (a path, or `repository@revision`)."""
+    """One checkpoint of a suite: the `step` its name gives, its `location` (a path, or `repository@revision`)."""
 
     step: int
     location: str

@@ -136,14 +136,15 @@ class Announcement:
 class RankGroup:
     """The processes that train `model` together, as one of them sees it; alone where there is one process.
 
-    All ranks must make it, and call what says "collective" in the same order. `first` is global rank 0, which has
-    the sinks. `measures`: this rank computes metrics: rank 0 alone where every rank has the whole model (DDP), all of
-    them where it is sharded, since reading it then takes all. `is_data_rank`: of the ranks that train on the same
-    batches (tensor parallelism), the one that counts them.
+    All ranks must make it, and call what says "collective" in the same order. `is_rank0`: global rank 0, which has
+    the sinks. `computes_metrics`: rank 0 alone where every rank has the whole model (DDP), all of them where it is
+    sharded, since reading it then takes all. `is_data_rank`: of the ranks that train on the same batches (tensor
+    parallelism), the one that counts them.
 
     `misses_labels`: other ranks train on labels that nobody counts (see `meet`).
 
-    `flat`: `FullyShardedDataParallel` has laid the parameters end to end; they have rows inside `unflattened` only.
+    `uses_fsdp1`: `FullyShardedDataParallel` has laid the parameters end to end; they have rows only inside
+    `summon_full_params`.
 
     Raises ValueError for `FullyShardedDataParallel` without its original parameters.
     """

@@ -61,7 +61,7 @@ class RecordPipeline:
     On the host a record is handed out when it is sent. From a GPU it is once it has arrived: records without a matrix
     travel several together, and nothing waits but `deliver(wait=True)`. A matrix travels as it is stored, bfloat16 in
     2 bytes an element, or in float32 where it is kept for comparison too. `conclude` finishes a record's values on the
-    host. What is wrong with a record is said once, with its step, on the `first` rank.
+    host. What is wrong with a record is said once, with its step, on rank 0 (`first`).
     """
 
     def __init__(self, sink_group: SinkGroup, *, conclude: Conclude, first: bool, strict: bool = False) -> None:

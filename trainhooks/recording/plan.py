@@ -191,9 +191,9 @@ def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -
 class StagingPlan:
     """What one run sends over the stager of `device`, in bytes: known before it begins.
 
-    The output embedding is `vocab` x `dim`, stored as `stored`; `kept` of it (float32) are compared with later ones;
-    `record` bytes are all else that a record holds, and `apart` more those that do not wait for other records. Of a
-    `sharded` one ranks may store rows of their own beside the whole that they compare.
+    The output embedding is `vocab` x `dim`, stored as `stored`; `kept_copies` of it (float32) are compared with later
+    ones; `record` bytes are all else that a record holds, and `unbatched_bytes` more those that do not wait for other
+    records. Of a `sharded` one ranks may store rows of their own beside the whole that they compare.
     """
 
     device: torch.device

@@ -55,7 +55,7 @@ class ReferenceStates:
         }
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Take tensors of the host back; `place` puts them where they are used."""
+        """Take tensors of the host back; `move_to` puts them where they are used."""
         for name, tensor in state.items():
             setattr(self, name, tensor)
 

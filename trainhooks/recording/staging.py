@@ -44,7 +44,7 @@ class Stager(ABC):
 
     @abstractmethod
     def offload(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
-        """What to hold of a matrix between records, to be read by `bring`; `over` is given back for it.
+        """What to hold of a matrix between records, to be read by `to_device`; `over` is given back for it.
 
         The matrix is what `copy` gave last, or lies on the host.
         """
@@ -157,13 +157,13 @@ class PinnedStager(Stager):
     """Through a ring of `slots` buffers of pinned memory, `slot_bytes` each, that a stream of its own fills.
 
     What is sent waits until `records_at_once` sendings are together, or one says `at_once`; then one slot takes them
-    all. A slot is read, into memory that is the receiver's own, once its event has happened: `arrived` looks and does
+    all. A slot is read, into memory that is the receiver's own, once its event has happened: `completed` looks and does
     not wait. Where all slots are taken, `send` waits for the oldest one and counts it: the host is as many loads ahead
     of the device then, which has work for as long. A load that is larger than a slot gets a larger one, which stays.
 
     `copy` has one place on the device for each shape and dtype. It is taken again by the next copy, which the training
     stream begins when the one before has left: so device memory is bounded without the host's waiting. `offload` holds
-    matrices in pinned memory, and `bring` moves them to the device for one record.
+    matrices in pinned memory, and `to_device` moves them to the device for one record.
     """
 
     def __init__(

@@ -111,7 +111,7 @@ class DeviceTimer:
 class Stopwatch:
     """Adds up the time between enter and exit, and knows when the first began and the last step ended.
 
-    Beside a GPU it has the device's clock too, see `follow`.
+    Beside a GPU it has the device's clock too, see `set_device_timer`.
     """
 
     def __init__(self) -> None:

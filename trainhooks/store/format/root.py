@@ -239,7 +239,7 @@ class TornRootError(StoreError):
 
 
 def read_root(storage: Storage, *, key: str = METADATA) -> Root:
-    """The committed root of the store at `place`; with `key` SPARE its spare copy.
+    """The committed root of the store in `storage`; with `key` SPARE its spare copy.
 
     Raises StoreError, with every problem found, where there is no store, or one of another format, or a damaged one.
     """

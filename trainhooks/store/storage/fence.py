@@ -12,7 +12,7 @@ Result = TypeVar("Result")
 
 
 class FencedStorage(Storage):
-    """The files of `place`, each named and deleted only after `check`, which raises where another holds the store.
+    """The files of `storage`, each named and deleted only after `check`, which raises where another holds the store.
 
     A writer may stand still anywhere, and wake when another has taken its store over. Who takes over deletes, after
     the lock has changed hands, every file that has no name yet. So a file that was begun before cannot be named any

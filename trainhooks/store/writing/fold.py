@@ -51,7 +51,7 @@ def fold_snapshots(
 ) -> dict[str, dict[str, Any]]:
     """Write the matrices of `entries` as snapshots `start` and on, block by block and shard by shard.
 
-    Where `labour` is called off, CalledOffError, and nothing of it counts. Memory: a few inner chunks a thread,
+    Where `progress` is called off, CalledOffError, and nothing of it counts. Memory: a few inner chunks a thread,
     whatever the matrices' size, and one chunk of label counts. Returns the metadata of the arrays that grew; they are
     not written yet.
     """

@@ -85,7 +85,7 @@ def _check_url(storage: Storage, *, mode: str) -> None:
 
 
 def create(storage: Storage, layout: Layout, *, overwrite: bool) -> tuple[Root, ManifestStore]:
-    """Lay an empty store out at `place`.
+    """Lay an empty store out in `storage`.
 
     Raises StoreError where something is there that must not be replaced.
     """
