@@ -1,7 +1,8 @@
-"""A fixed shuffle of token ids that is the same on every device: the order of the permuted-target null."""
+"""Fixed pseudorandom words that are the same on every device: the permuted null's order, the sketches' signs."""
 
 from __future__ import annotations
 
+import torch
 from jaxtyping import Int64
 from torch import Tensor
 
@@ -22,6 +23,11 @@ def splitmix64(ids: Int64[Tensor, "*any"]) -> Int64[Tensor, "*any"]:
     z = (z ^ _shift_right(z, 30)) * _signed(_MIX_1)
     z = (z ^ _shift_right(z, 27)) * _signed(_MIX_2)
     return z ^ _shift_right(z, 31)
+
+
+def splitmix64_stream(seed: int, *, length: int) -> Int64[Tensor, "length"]:
+    """The first `length` outputs of splitmix64 from a seed below 2^63, as int64 bit patterns, on the host."""
+    return splitmix64(torch.arange(length, dtype=torch.int64) * _signed(_GAMMA) + seed)
 
 
 def permutation(ids: Int64[Tensor, "row"]) -> Int64[Tensor, "row"]:

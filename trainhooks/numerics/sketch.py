@@ -13,6 +13,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from trainhooks.numerics.hashing import splitmix64_stream
 from trainhooks.numerics.segments import gathered_sums, segment_sums
 
 DEFAULT_SIZE = 1021
@@ -31,14 +32,6 @@ NamedTensors = Sequence[tuple[str, Tensor]]
 def standard_error(size: int = DEFAULT_SIZE) -> float:
     """Relative standard error of a norm or distance taken from sketches of `size` buckets: 1/sqrt(2 size)."""
     return float((2 * size) ** -0.5)
-
-
-def splitmix64(seed: int, *, length: int) -> Tensor:
-    """The first `length` outputs of splitmix64 (Steele, Lea, Flood 2014) as int64 bit patterns, on the host."""
-    state = torch.arange(1, length + 1, dtype=torch.int64) * _signed(0x9E37_79B9_7F4A_7C15) + seed
-    state = (state ^ _shift(state, 30)) * _signed(0xBF58_476D_1CE4_E5B9)
-    state = (state ^ _shift(state, 27)) * _signed(0x94D0_49BB_1331_11EB)
-    return state ^ _shift(state, 31)
 
 
 @torch.no_grad()
@@ -272,16 +265,6 @@ def cosine(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"
     return (unit_a * unit_b).sum(dim=-1).clamp(-1.0, 1.0)
 
 
-def _signed(bits: int) -> int:
-    """A 64-bit pattern as int64 holds it."""
-    return bits - (1 << 64) if bits >> 63 else bits
-
-
-def _shift(state: Tensor, bits: int) -> Tensor:
-    """Logical right shift: int64's own carries the sign down."""
-    return (state >> bits) & ((1 << (64 - bits)) - 1)
-
-
 def _chunk_rows(size: int) -> int:
     return max(1, CHUNK // size)
 
@@ -299,7 +282,7 @@ def _pools(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
 
 @lru_cache(maxsize=2)
 def _signs(seed: int, period: int) -> Tensor:
-    positive = splitmix64(seed, length=period) >= 0
+    positive = splitmix64_stream(seed, length=period) >= 0
     return positive.to(torch.float32).mul_(2).sub_(1)
 
 

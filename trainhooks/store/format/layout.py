@@ -7,6 +7,7 @@ import math
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -82,7 +83,7 @@ class Layout:
         """Explicit mantissa bits that matrices keep, 1 to 23."""
         return kept_mantissa_bits(self.precision)
 
-    @property
+    @cached_property
     def dim_sizes(self) -> dict[str, int]:
         """The size of every dimension that a variable may have behind `step`."""
         sizes = {"token": self.vocab, "dim": self.dim, GROUP: len(self.groups), SKETCH_BUCKET: self.sketch_size}
