@@ -56,8 +56,8 @@ def tear(source, copy, rng, *, records):
         to.parent.mkdir(parents=True, exist_ok=True)
         to.write_bytes(content)
 
-    write_stream = writer.storage.write_stream
-    writer.storage.write_stream = lambda write: (some(), write_stream(write))[1]
+    put_streamed = writer.storage.put_streamed
+    writer.storage.put_streamed = lambda write: (some(), put_streamed(write))[1]
     for step in range(records):
         append(writer, step)
     if rng.random() < 0.3:

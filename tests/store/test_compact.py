@@ -99,7 +99,7 @@ class Stopped(BaseException):
 def test_an_interrupted_compaction_goes_on(slow_run, monkeypatch, moment):
     """Stopped before each of the writes of a compaction in turn: what a reader sees is whole, and it can go on."""
     path, matrices = slow_run
-    original, writes = LocalStorage.write_stream, []
+    original, writes = LocalStorage.put_streamed, []
 
     def stopping(self, write):
         writes.append(None)
@@ -108,7 +108,7 @@ def test_an_interrupted_compaction_goes_on(slow_run, monkeypatch, moment):
         return original(self, write)
 
     with monkeypatch.context() as patch:
-        patch.setattr(LocalStorage, "write_stream", stopping)
+        patch.setattr(LocalStorage, "put_streamed", stopping)
         with pytest.raises(Stopped):
             compact(path)
     (path / ".0123.partial").write_bytes(b"what a killed process leaves")

@@ -215,7 +215,7 @@ class StopError(BaseException):
 def test_stopped_anywhere_all_is_as_before_or_kept_whole(write, sparse_run, tmp_path, monkeypatch):
     base = write(sparse_run, records=14, close=False)
     resumed(sparse_run, base, 9, 11)
-    plain = {name: getattr(LocalStorage, name) for name in ("link", "write_stream", "delete")}
+    plain = {name: getattr(LocalStorage, name) for name in ("link", "put_streamed", "delete")}
     left = 0
 
     def stopping(name):

@@ -24,7 +24,7 @@ class Disk(LocalStorage):
         super().__init__(path)
         self.slow, self.may, self.kept = slow, threading.Semaphore(0), 0
 
-    def write_stream(self, write):
+    def put_streamed(self, write):
         def wait(file):
             key = write(file)
             if key.startswith(self.slow):
@@ -32,7 +32,7 @@ class Disk(LocalStorage):
                 self.kept += 1
             return key
 
-        return super().write_stream(wait)
+        return super().put_streamed(wait)
 
 
 class Watched(threading.Condition):

@@ -413,7 +413,7 @@ def test_process_durability_syncs_no_record_and_each_commit(run, tmp_path, synce
 
 def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):
     keys = []
-    plain = LocalStorage.write_stream
+    plain = LocalStorage.put_streamed
 
     def noted(storage, write):
         def named(file):
@@ -424,7 +424,7 @@ def test_the_commit_comes_after_all_it_speaks_of(run, tmp_path, monkeypatch):
 
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, range(31))
-    monkeypatch.setattr(LocalStorage, "write_stream", noted)
+    monkeypatch.setattr(LocalStorage, "put_streamed", noted)
     run.append(writer, [31])
     kinds = ["shard" if key.startswith("output_embedding/c") else key.rpartition("/")[2] for key in keys[1:]]
     assert kinds[0] == "shard"

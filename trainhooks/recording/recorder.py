@@ -57,29 +57,24 @@ class Recorder:
                 optimizer.step(); optimizer.zero_grad()
                 recorder.after_update(loss=loss)
 
-    Record t is the model after t optimizer updates; record 0 is taken at the first `begin_step`, so N updates
-    give N + 1 records. Nothing here changes training by a bit: no gradients, no random numbers, no hooks that
-    return anything.
+    Record t is the model after t optimizer updates; record 0 is taken at the first `begin_step`, so N updates give
+    N + 1 records. Nothing here changes training by a bit: no gradients, random numbers, or hooks that return anything.
 
     - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume"; `writing` says
       how durable, with which memory and threads (see `trainhooks.store.Writing`).
     - `counts`: the corpus' token counts, for the frequency probe. Shorter than the output embedding where that is
-      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves token ids out (special tokens),
-      `min_count` those counted less often.
+      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` those counted less.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
     - `metrics`: instances; None takes `default_metrics`. Given ones choose their own rows: `min_count` and `exclude`
       beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the step, and
       its values are NaN from there on; `strict=True` raises instead.
     - `precision`: of the stored matrices: "float32", "bfloat16" or a number of kept mantissa bits (1-23).
-    - `head`: the output embedding's module name, where it cannot be found. `groups`: further parameter groups by
-      glob patterns (see `trainhooks.model.parameter_groups`).
-    - `total_steps`: the run's updates; with it the plan is exact and free disk is checked for the whole run;
-      `force` begins on a disk that is too small.
+    - `head`: the output embedding's module name, where it cannot be found. `groups`: more parameter groups, by globs.
+    - `total_steps`: the run's updates; then the plan is exact and free disk is checked; `force` begins all the same.
     - `provenance`: JSON for the store's attributes (configuration, seed, hashes); `token_texts`: decoded text of
       each id; with counts, the default metrics then hold the probe against token covariates (`CovariateBaseline`).
     - `budget`: the share of the loop's time that recording may take, 0.02 for 2 %; None (default) for any. Where it
-      takes more, metrics are computed less often, and the store says which and when (`recorder.spacing`); a
-      `trainhooks.recording.budget.Budget` may allow fewer snapshots too.
+      takes more, metrics are computed less often, and the store says which and when; a `Budget` may thin snapshots too.
 
     With several processes (DDP, FSDP, tensor parallelism) every rank makes the same recorder of the model that is
     wrapped already, and calls every moment and `state_dict`; see `trainhooks.model.distributed`. Rank 0 has the sinks;
@@ -279,6 +274,8 @@ class Recorder:
         if self._opened:
             raise RuntimeError("sinks are opened at the first step; add them before it.")
         self._sink_group.add(sink)
+
+    _outlets = property(lambda self: self._sink_group)  # by its name of before, under which others have looked at it
 
     @property
     def head(self) -> OutputEmbedding:

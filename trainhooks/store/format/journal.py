@@ -103,7 +103,7 @@ def write_piece(
         key = f"{stem}-{file.crc32:08x}.safetensors"
         return key
 
-    size = storage.write_stream(write).size
+    size = storage.put_streamed(write).size
     return Piece(step, attempt, piece, pieces, has_snapshot, key), size
 
 

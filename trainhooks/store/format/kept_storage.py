@@ -81,8 +81,8 @@ class KeptStorage(Storage):
         """See `Storage.put`."""
         self._refuse()
 
-    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
-        """See `Storage.write_stream`."""
+    def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.put_streamed`."""
         self._refuse()
 
     def link(self, key: str, other: str) -> bool:

@@ -144,7 +144,7 @@ def _replace(store: ManifestStore, root: Root, key: str, shard: Shard, *, profil
         return key
 
     hold(store, root, [key])
-    store.write_stream(key, write)
+    store.put_streamed(key, write)
     return _commit(store, root)
 
 

@@ -65,7 +65,7 @@ class Storage(ABC):
         """Write a file at once; it is as durable as the place promises when this returns. Says size and checksum."""
 
     @abstractmethod
-    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+    def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
         """Let `write` fill a new file; it has the key that `write` returns from then on, and not before."""
 
     def settle(self) -> None:  # noqa: B027

@@ -37,17 +37,17 @@ class FencedStorage(Storage):
             file.write(data)
             return key
 
-        return self.write_stream(write)
+        return self.put_streamed(write)
 
-    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
-        """See `Storage.write_stream`."""
+    def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.put_streamed`."""
 
         def checked(file: ChecksumWriter) -> str:
             key = write(file)
             self._check()
             return key
 
-        return self._there(lambda: self._storage.write_stream(checked))
+        return self._there(lambda: self._storage.put_streamed(checked))
 
     def _there(self, ask: Callable[[], Result]) -> Result:
         """What `ask` gives; where a file is gone because another took over, that is what is said."""

@@ -55,10 +55,10 @@ class LocalStorage(Storage):
             file.write(data)
             return key
 
-        return self.write_stream(write)
+        return self.put_streamed(write)
 
-    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
-        """See `Storage.write_stream`; the temporary file lies in the store's own folder."""
+    def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.put_streamed`; the temporary file lies in the store's own folder."""
         temporary = self.path / f".{uuid.uuid4().hex}{TEMPORARY}"
         try:
             with open(temporary, "xb", buffering=0) as raw:

@@ -57,10 +57,10 @@ class ObjectStorage(Storage):
             file.write(data)
             return key
 
-        return self.write_stream(write)
+        return self.put_streamed(write)
 
-    def write_stream(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
-        """See `Storage.write_stream`: collected first, since the key is known last; large ones on the local disk."""
+    def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
+        """See `Storage.put_streamed`: collected first, since the key is known last; large ones on the local disk."""
         with tempfile.SpooledTemporaryFile(max_size=_IN_MEMORY_BYTES) as spool:
             file = ChecksumWriter(spool)
             key = write(file)

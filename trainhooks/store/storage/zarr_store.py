@@ -49,10 +49,10 @@ class ManifestStore(Store):
         self.files.pop(key, None)
         self.note(key, self.storage.put(key, data))
 
-    def write_stream(self, key: str, write: Callable[[ChecksumWriter], str]) -> None:
+    def put_streamed(self, key: str, write: Callable[[ChecksumWriter], str]) -> None:
         """Let `write` fill a file whose key it returns, and list it."""
         self.files.pop(key, None)
-        self.note(key, self.storage.write_stream(write))
+        self.note(key, self.storage.put_streamed(write))
 
     def note(self, key: str, written: ChecksumWriter) -> None:
         """List a file that was written beside zarr."""

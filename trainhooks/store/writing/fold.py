@@ -106,7 +106,7 @@ def _fold_block(
             )
             return key
 
-        store.write_stream(key, write)
+        store.put_streamed(key, write)
     grown = {SNAPSHOT: of_length(arrays[SNAPSHOT], stop)}
     rows = {
         SNAPSHOT_STEP: np.array([entry.step for entry in entries], dtype=np.int64),

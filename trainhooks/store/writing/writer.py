@@ -129,6 +129,11 @@ class StoreWriter:
             raise
 
     @property
+    def place(self) -> Storage:
+        """`storage`, by its name of before."""
+        return self.storage
+
+    @property
     def bytes_written(self) -> int:
         """Bytes given to the place so far: journal, arrays and metadata, rewritten ones again."""
         return self._journal_bytes + self._store.bytes_written
