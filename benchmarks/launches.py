@@ -165,7 +165,7 @@ def main() -> None:
     stager = lambda self: PinnedStager(DelayedStreams(lag=0), slot_bytes=self.slot_bytes, records_at_once=1)  # noqa: E731
     StagingPlan.stager = stager  # type: ignore[method-assign]
     Sketcher.sketch = counting.within("sketches", Sketcher.sketch)  # type: ignore[method-assign]
-    for name in ("keep", "bring"):
+    for name in ("offload", "to_device"):
         setattr(PinnedStager, name, counting.within("references", getattr(PinnedStager, name)))
     torch._C._set_only_lift_cpu_tensors(True)
     with fake_device.Computing():

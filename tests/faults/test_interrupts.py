@@ -15,7 +15,8 @@ from trainhooks.store import BackgroundWriter, Layout, StoreError, StoreWriter, 
 from trainhooks.store.maintenance.verify import verify
 
 MOST_SECONDS = 10  # none of these takes a tenth of it, unless it hangs
-FILES = ("store/background.py", "store/room.py", "store/lock.py", "store/flag.py", "store/labour.py", "/threading.py")
+STORE = ("writing/background", "writing/room", "writing/fold_progress", "storage/lock", "storage/flag")
+FILES = (*(f"store/{name}.py" for name in STORE), "/threading.py")
 LAYOUT = Layout(vocab=8, dim=2, groups=(), sketch_size=0, block=2)
 MATRIX = np.ones((8, 2), np.float32)
 
@@ -24,7 +25,7 @@ class Interrupt:
     """Raises KeyboardInterrupt at the `at`-th place of this thread, once; `places` are those that were come by."""
 
     def __init__(self, at=None):
-        self.at, self.storages, self.seen = at, [], set()
+        self.at, self.places, self.seen = at, [], set()
 
     def __enter__(self):
         sys.settrace(self.trace)
@@ -37,11 +38,11 @@ class Interrupt:
         code = frame.f_code
         if not code.co_filename.endswith(FILES):
             return None
-        storage = code.co_filename, code.co_name, frame.f_lineno, event
-        if storage not in self.seen:
-            self.seen.add(storage)
-            self.storages.append(storage)
-            if len(self.storages) - 1 == self.at:
+        place = code.co_filename, code.co_name, frame.f_lineno, event
+        if place not in self.seen:
+            self.seen.add(place)
+            self.places.append(place)
+            if len(self.places) - 1 == self.at:
                 sys.settrace(None)
                 raise KeyboardInterrupt
         return self.trace
@@ -62,7 +63,7 @@ PARTS = {
     "settle": lambda writer: writer.settle(seconds=5.0),
     "finish": lambda writer: writer.finish({}),
     "close": lambda writer: writer.close(),
-    "leave": lambda writer: writer.leave(),
+    "detach": lambda writer: writer.detach(),
 }
 
 
@@ -85,16 +86,16 @@ def interrupted(path, part, at):
         over.set()
 
     threading.Thread(target=close, daemon=True).start()
-    assert over.wait(MOST_SECONDS), f"close() hangs after an interrupt at {interrupt.storages[-1]}"
-    return interrupt.storages, fell
+    assert over.wait(MOST_SECONDS), f"close() hangs after an interrupt at {interrupt.places[-1]}"
+    return interrupt.places, fell
 
 
 @pytest.mark.parametrize("part", PARTS)
 def test_close_returns_whatever_an_interrupt_cut_off(tmp_path, part):
-    storages, _ = interrupted(tmp_path / "whole", part, at=None)
-    assert len(storages) > 5
+    places, _ = interrupted(tmp_path / "whole", part, at=None)
+    assert len(places) > 5
     fallen = 0
-    for at in range(len(storages)):
+    for at in range(len(places)):
         path = tmp_path / str(at)
         met, fell = interrupted(path, part, at)
         fallen += fell
@@ -103,4 +104,4 @@ def test_close_returns_whatever_an_interrupt_cut_off(tmp_path, part):
         assert steps[:4] == [0, 1, 2, 3], met[-1]
         assert steps == list(range(len(steps))), met[-1]
         StoreWriter(path, LAYOUT, mode="resume").release()  # it was let go
-    assert fallen > len(storages) / 2
+    assert fallen > len(places) / 2

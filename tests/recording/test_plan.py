@@ -85,12 +85,12 @@ most = before = anonymous()
 with recorder:
     for number in range(RECORDS):
         recorder.begin_step(tokens)
-        if not full or recorder._outlets.store.dropped:  # the queue is full: nothing was written yet
+        if not full or recorder._sink_group.store.dropped:  # the queue is full: nothing was written yet
             look()
             gate.set()
         update(recorder)
         if gate.is_set():
-            recorder._outlets.store.settle(seconds=500)
+            recorder._sink_group.store.settle(seconds=500)
         look()
 look()
 named = ("host_bytes", "device_bytes", "queue_bytes")

@@ -15,8 +15,8 @@ from trainhooks.store.storage.local import LocalStorage
 
 def test_every_file_that_is_gone_is_noticed_at_opening(sparse_run, write):
     path = write(sparse_run, records=13)
-    files = [file for file in sorted(path.rglob("*")) if file.is_file()]
-    assert len(files) > 20
+    files = [file for file in sorted(path.rglob("*")) if file.is_file() and file.name != ".root.json"]
+    assert len(files) > 20  # all but the root's spare copy, which stores of before have not
     for file in files:
         content = file.read_bytes()
         file.unlink()
