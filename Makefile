@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test lint types clean
+.PHONY: setup demo test quick lint types clean
 
 setup: $(VENV)/.setup
 
@@ -31,6 +31,12 @@ types: $(VENV)/.test
 
 test: lint types
 	$(BIN)/python -m pytest -n 2
+
+# what most mistakes fall over, before a commit; `make test` is what counts
+QUICK := $(addprefix tests/,core numerics model probe metrics sinks/test_sink_conformance.py lead test_layers.py test_package.py)
+
+quick: lint
+	$(BIN)/python -m pytest -q -n 2 $(QUICK) --ignore=tests/lead/test_run_analysis.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info
