@@ -1,5 +1,5 @@
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import numpy as np
 import pytest
@@ -153,3 +153,14 @@ def test_a_gram_that_has_travelled_gives_what_compute_gives(norm):
 def test_a_gram_that_will_travel_is_announced():
     assert Spectrum().sent_bytes(torch.empty(40, 6)) == 0
     assert Spectrum().sent_bytes(torch.empty(40, 6, device="meta")) == 8 * 6 * 7
+
+
+def test_a_norm_that_scales_by_one_plus_its_weight_is_folded_so():
+    state = make_state(vocab=80, dim=8, norm=True)
+    weight = state.head.norm_weight.detach()
+    plus_one = replace(state, head=replace(state.head, norm_offset=1.0), shared={})
+    values = Spectrum().compute(plus_one)
+    got = [float(values[f"spectrum.folded_{name}"]) for name in SCALARS]
+    np.testing.assert_allclose(got, twin(state.output_embedding * (weight + 1)), rtol=1e-4)
+    unknown = replace(state, head=replace(state.head, norm_offset=None), shared={})
+    assert not any("folded" in name for name in Spectrum().compute(unknown)), "how it scales is not known"

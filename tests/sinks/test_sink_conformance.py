@@ -38,7 +38,7 @@ from trainhooks.sinks import JsonLinesSink, MemorySink, RankRowsSink, Sink, Stor
 from trainhooks.sinks.event_files import EVENTS
 from trainhooks.sinks.event_files import FINAL as FINAL_EVENTS
 from trainhooks.sinks.host_tags import HOSTS_OWN, PREFIX
-from trainhooks.store import StoreError, StoreWriter, is_store, open_store
+from trainhooks.store import StoreWriter, is_store, open_store
 from trainhooks.store.writing import background
 
 CUT = 4
@@ -214,15 +214,7 @@ def test_records_come_back_in_order_and_whole(case, tmp_path):
     check_records(case, tmp_path)
 
 
-def known(names, reason):
-    """All cases, those that are known not to hold yet marked: what is mended must be unmarked."""
-    mark = pytest.mark.xfail(reason=reason, raises=(AssertionError, OSError), strict=True)
-    return [pytest.param(name, marks=mark if name in names else ()) for name in CASES]
-
-
-@pytest.mark.parametrize(
-    "name", known({"TensorBoardSink"}, "it has no settle(): events wait in SummaryWriter's queue and buffer")
-)
+@pytest.mark.parametrize("name", CASES)
 def test_what_is_settled_is_there(name, tmp_path):
     check_settles(CASES[name], tmp_path)
 
@@ -248,9 +240,7 @@ def test_it_finishes(case, tmp_path):
     check_finishes(case, tmp_path, final=final_of)
 
 
-@pytest.mark.parametrize(
-    "name", known({"JsonLinesSink", "TensorBoardSink"}, "it has no check(): open() raises at the first step")
-)
+@pytest.mark.parametrize("name", CASES)
 def test_a_place_that_cannot_be_is_said_by_check(name, tmp_path):
     check_says_early(CASES[name], tmp_path)
 
@@ -296,9 +286,6 @@ def test_a_record_of_which_a_rank_owes_its_rows_is_not_durable(tmp_path):
     check_kept(CASES["RankRowsSink"], of_store(tmp_path, sink), (0, 2), why="the late rows came")
 
 
-@pytest.mark.xfail(
-    reason="the folding thread ends before the records that wait for it are written", raises=StoreError, strict=True
-)
 def test_finish_writes_what_is_queued_however_far_the_fold_is_behind(tmp_path, monkeypatch):
     journal, finishing = StoreWriter.journal, threading.Event()
 

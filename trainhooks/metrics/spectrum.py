@@ -36,7 +36,7 @@ class Spectrum(Metric):
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
         gram = head_sums(state, self._rows.of(state.output_embedding)).gram
-        return _spectra(gram, gamma=state.head.norm_weight, tolerance=gram_tolerance(state.output_embedding))
+        return _spectra(gram, gamma=state.head.norm_scale, tolerance=gram_tolerance(state.output_embedding))
 
     def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
         """On a device the Gram, since `eigvalsh` would wait for it; 8 bytes x dim^2 travel."""
@@ -44,7 +44,7 @@ class Spectrum(Metric):
 
     def gram_values(self, state: State) -> dict[str, Tensor]:
         """What `conclude` makes the spectrum of."""
-        rows, gamma = state.output_embedding, state.head.norm_weight
+        rows, gamma = state.output_embedding, state.head.norm_scale
         self._tolerance = gram_tolerance(rows)
         gram = head_sums(state, self._rows.of(rows)).gram
         return {_GRAM: gram} if gamma is None else {_GRAM: gram, _GAMMA: gamma.detach().to(gram)}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import numpy as np
 
@@ -89,6 +90,15 @@ def read_only(arrays: Mapping[str, np.ndarray]) -> Mapping[str, np.ndarray]:
     for array in arrays.values():
         array.flags.writeable = False
     return arrays
+
+
+def check_folder(folder: Path) -> None:
+    """Raise NotADirectoryError where `folder` cannot be made, since a file stands where one of its folders should."""
+    for path in (folder, *folder.parents):
+        if path.exists():
+            if not path.is_dir():
+                raise NotADirectoryError(f"{path} is a file, so {folder} cannot be made. Choose another folder.")
+            return
 
 
 class Sink(ABC):  # noqa: B024 - every moment is optional

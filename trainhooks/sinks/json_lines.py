@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TextIO
 
-from trainhooks.sinks.base import Record, Sink
+from trainhooks.sinks.base import Record, Sink, check_folder
 from trainhooks.store import Layout
 
 
@@ -23,6 +23,10 @@ class JsonLinesSink(Sink):
         self.path = Path(path).expanduser()
         self.overwrite = overwrite
         self._file: TextIO | None = None
+
+    def check(self) -> None:
+        """Raises NotADirectoryError where the file's folder cannot be made."""
+        check_folder(self.path.parent)
 
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
         """Create the file, or continue it up to and including `restart_step`."""

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from threading import Thread
 from typing import Any
 
 import numpy as np
 
 from trainhooks.core.printable import shown
-from trainhooks.sinks.base import Record, Sink, entry_labels
+from trainhooks.sinks.base import Record, Sink, check_folder, entry_labels
 from trainhooks.sinks.event_files import EVENTS, FINAL, own_files, set_aside, take_over
 from trainhooks.sinks.host_tags import host_scalars, prefixed
 from trainhooks.store import Layout
@@ -41,6 +43,11 @@ class TensorBoardSink(Sink):
         self._steps: list[int] = []
         self._labels: dict[str, tuple[str, ...]] = {}
 
+    def check(self) -> None:
+        """Raises NotADirectoryError where the folder cannot be made."""
+        if self._owns:
+            check_folder(self.log_dir)
+
     def open(self, layout: Layout, *, restart_step: int | None = None) -> None:
         """Open the event file; a restart takes over the events up to it."""
         self._labels = entry_labels(layout)
@@ -60,6 +67,21 @@ class TensorBoardSink(Sink):
         """Add every scalar of the record, and every vector."""
         self._steps.append(record.step)
         _add(record, prefixed(record.scalars) if self._owns else host_scalars(record), into=self._writer)
+
+    def settle(self, *, seconds: float) -> bool:
+        """Have the events written that still wait in the writer's queue and buffer; whether they are."""
+        done: list[bool] = []
+
+        def flush() -> None:
+            with suppress(Exception):  # what is wrong is for the next event to say
+                self._writer.flush()
+                done.append(True)
+
+        if self._writer is not None:
+            thread = Thread(target=flush, daemon=True)
+            thread.start()
+            thread.join(seconds)
+        return self._writer is None or bool(done)
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, in a file of their own: their steps begin again."""

@@ -69,7 +69,7 @@ class BackgroundWriter:
         self._pid = os.getpid()
         self._error: BaseException | None = None
         self._unfolded = False  # nothing is folded any more
-        self._stopped = self._ending = self._leaving = self._over = self._warned = False
+        self._stopped = self._ending = self._finishing = self._leaving = self._over = self._warned = False
         self._change = threading.Condition()  # between the two threads alone
         self._threads = [threading.Thread(target=self._serve, name="trainhooks-writer", daemon=True)]
         if writing.threads > 1:
@@ -119,7 +119,7 @@ class BackgroundWriter:
         if self._stopped and not self._over:
             return
         step = self._writer.check_step(step, last=self._last)
-        if self._ending:  # nobody takes from the queue any more
+        if self._finishing or self._ending:
             raise ValueError(f"got step {step} after finish(); no record may follow it.")
         arrays = record_arrays(
             self._writer.layout, values, sketch=sketch, snapshot=snapshot, label_counts=label_counts, rows=rows
@@ -151,7 +151,7 @@ class BackgroundWriter:
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables, see `StoreWriter.finish`; no record may follow."""
-        self._ending = True
+        self._finishing = True  # the folding thread goes on: what is queued may have to wait for it
 
         def finish() -> None:
             self._end_fold()
