@@ -58,5 +58,11 @@ def test_the_package_shows_its_public_names_only():
     assert dir(th) == sorted(th.__all__)
 
 
+def test_methods_of_before_are_reached_by_their_names():
+    store = importlib.import_module("trainhooks.store")
+    assert store.StoreWriter.abandon is store.StoreWriter.release
+    assert store.BackgroundWriter.leave is store.BackgroundWriter.detach
+
+
 if __name__ == "__main__":
     LISTED.write_text(json.dumps(public(), indent=1) + "\n", encoding="utf-8")

@@ -204,6 +204,8 @@ class BackgroundWriter:
         else:
             self._carried_out(leave)
 
+    leave = detach  # by its name of before
+
     def _is_elsewhere(self) -> bool:
         return os.getpid() != self._pid
 

@@ -353,6 +353,8 @@ class StoreWriter:
         self._closed = True
         self._lock.release()
 
+    abandon = release  # by its name of before
+
     def _commit(self, root: Root) -> None:
         self._lock.confirm()
         before = self._root.manifest
