@@ -1,7 +1,7 @@
 """Ctrl-C at each place where the training thread deals with the writer's threads: `close()` returns, nothing is torn.
 
 An interrupt is raised wherever the thread enters, goes on within, or leaves a function that waits or wakes: those of
-the writer, its room, its lock and its flag, and those of `threading` where they are written in Python.
+the writer, its room, its lock and its flag.
 """
 
 import sys
@@ -16,7 +16,8 @@ from trainhooks.store.maintenance.verify import verify
 
 MOST_SECONDS = 10  # none of these takes a tenth of it, unless it hangs
 STORE = ("writing/background", "writing/room", "writing/fold_progress", "storage/lock", "storage/flag")
-FILES = (*(f"store/{name}.py" for name in STORE), "/threading.py")
+# not threading.py: an exception within Thread.is_alive() marks the main thread as ended for good (CPython 3.11)
+FILES = tuple(f"store/{name}.py" for name in STORE)
 LAYOUT = Layout(vocab=8, dim=2, groups=(), sketch_size=0, block=2)
 MATRIX = np.ones((8, 2), np.float32)
 
