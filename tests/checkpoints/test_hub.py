@@ -1,10 +1,13 @@
 """Reading from a hub, with the real client against a server on loopback that counts, fails and lies."""
 
+import gc
 import json
 import os
 import subprocess
 import sys
+import threading
 import time
+import warnings
 from types import SimpleNamespace
 
 import hub_server
@@ -178,6 +181,13 @@ def test_a_hub_that_drips_is_given_up(hub, monkeypatch, part):
         open_checkpoint(REPO)
     with pytest.raises(CheckpointError, match="sends less than"):
         checkpoint.read(KEY)
+    hub.drips = ""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)  # connections that were given up, while none of them is used
+        for thread in threading.enumerate():
+            if thread.name == "trainhooks-hub":
+                thread.join(10)
+        gc.collect()
 
 
 def test_redirects_without_end_end(hub):
