@@ -53,6 +53,21 @@ assert callable(th.verdict)
     subprocess.run([sys.executable, "-W", "error", "-c", code], check=True)
 
 
+def test_what_is_set_under_a_former_name_is_set_where_it_is_now():
+    sys.modules.pop("trainhooks.store.place", None)
+    with pytest.warns(DeprecationWarning, match=r"store\.storage\.base now"):
+        module = importlib.import_module("trainhooks.store.place")
+    local = importlib.import_module("trainhooks.store.storage.local")
+    plain = local.sync_folder
+    try:
+        module.sync_folder = "another"
+        assert local.sync_folder == "another", "it is in the second of the homes"
+    finally:
+        local.sync_folder = plain
+    with pytest.raises(AttributeError, match="has no 'nothing_of_the_kind'"):
+        module.nothing_of_the_kind = 1
+
+
 def test_a_name_that_never_was_is_refused():
     with pytest.raises(ModuleNotFoundError):
         importlib.import_module("trainhooks.nothing_of_the_kind")

@@ -46,23 +46,27 @@ class FormerModule(ModuleType):
         self.__path__: list[str] = []
 
     def __getattr__(self, name: str) -> Any:
-        former: Former = self.__dict__["_former"]
         if name.startswith("__"):
             raise AttributeError(name)
-        for home in former.homes:
-            found = vars(import_module(home)).get(former.now.get(name, name), self)
-            if found is self:
-                found = getattr(import_module(home), former.now.get(name, name), self)
-            if found is not self:
-                return found
-        raise AttributeError(f"module {self.__name__!r} is now {former.homes[0]!r}, which has no {name!r}")
+        home, now = self._where(name)
+        return getattr(home, now)
 
     def __setattr__(self, name: str, value: Any) -> None:
-        former = self.__dict__.get("_former")
-        if former is None or name.startswith("__"):
+        # importing a former module binds it to its former package, which stands for one of today
+        if name.startswith("__") or "_former" not in self.__dict__ or isinstance(value, FormerModule):
             super().__setattr__(name, value)
-            return
-        setattr(import_module(former.homes[0]), former.now.get(name, name), value)
+        else:
+            home, now = self._where(name)
+            setattr(home, now, value)
+
+    def _where(self, name: str) -> tuple[ModuleType, str]:
+        """The module that has what was called `name` here, and its name there."""
+        former: Former = self.__dict__["_former"]
+        now = former.now.get(name, name)
+        for home in map(import_module, former.homes):
+            if hasattr(home, now):
+                return home, now
+        raise AttributeError(f"module {self.__name__!r} is now {former.homes[0]!r}, which has no {name!r}")
 
     def __call__(self, *given: Any, **named: Any) -> Any:
         """The function of this module's own name."""
