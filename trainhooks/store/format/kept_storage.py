@@ -7,7 +7,7 @@ from typing import NoReturn, TypeVar
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.root import METADATA, SPARE
-from trainhooks.store.storage.base import JOURNAL, LOCK, ChecksumWriter, Data, Storage
+from trainhooks.store.storage.base import JOURNAL, LOCK, ChecksumWriter, Storage
 
 BRANCH_ROOT = "root.json"  # not zarr.json: readers of Zarr would take the folder for a group
 Result = TypeVar("Result")
@@ -75,10 +75,6 @@ class KeptStorage(Storage):
 
     def create(self) -> None:
         """See `Storage.create`."""
-        self._refuse()
-
-    def put(self, key: str, data: Data) -> ChecksumWriter:
-        """See `Storage.put`."""
         self._refuse()
 
     def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:

@@ -60,9 +60,14 @@ class Storage(ABC):
     def create(self) -> None:
         """Make the place itself where it is not there yet."""
 
-    @abstractmethod
     def put(self, key: str, data: Data) -> ChecksumWriter:
-        """Write a file at once; it is as durable as the place promises when this returns. Says size and checksum."""
+        """Write a file at once; it is as durable as the storage promises when this returns. Says size and checksum."""
+
+        def write(file: ChecksumWriter) -> str:
+            file.write(data)
+            return key
+
+        return self.put_streamed(write)
 
     @abstractmethod
     def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:

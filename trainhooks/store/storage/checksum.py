@@ -1,4 +1,4 @@
-"""checksum."""
+"""A crc32c behind the bytes of a chunk."""
 
 from __future__ import annotations
 

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import TypeVar
 
-from trainhooks.store.storage.base import ChecksumWriter, Data, Storage
+from trainhooks.store.storage.base import ChecksumWriter, Storage
 
 Result = TypeVar("Result")
 
@@ -29,15 +29,6 @@ class FencedStorage(Storage):
     def create(self) -> None:
         """See `Storage.create`."""
         self._storage.create()
-
-    def put(self, key: str, data: Data) -> ChecksumWriter:
-        """See `Storage.put`."""
-
-        def write(file: ChecksumWriter) -> str:
-            file.write(data)
-            return key
-
-        return self.put_streamed(write)
 
     def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
         """See `Storage.put_streamed`."""

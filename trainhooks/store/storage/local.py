@@ -1,4 +1,4 @@
-"""local."""
+"""A folder on a disk as storage."""
 
 from __future__ import annotations
 
@@ -23,7 +23,6 @@ from trainhooks.store.storage.base import (
     LOCK,
     TEMPORARY,
     ChecksumWriter,
-    Data,
     Storage,
     _no_plain_file,
 )
@@ -47,15 +46,6 @@ class LocalStorage(Storage):
 
     def __str__(self) -> str:
         return str(self.path)
-
-    def put(self, key: str, data: Data) -> ChecksumWriter:
-        """See `Storage.put`."""
-
-        def write(file: ChecksumWriter) -> str:
-            file.write(data)
-            return key
-
-        return self.put_streamed(write)
 
     def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
         """See `Storage.put_streamed`; the temporary file lies in the store's own folder."""

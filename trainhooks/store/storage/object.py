@@ -11,7 +11,7 @@ from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from trainhooks.store.errors import StoreError
-from trainhooks.store.storage.base import ChecksumWriter, Data, Storage
+from trainhooks.store.storage.base import ChecksumWriter, Storage
 from trainhooks.store.storage.retries import tried_again
 
 if TYPE_CHECKING:
@@ -49,15 +49,6 @@ class ObjectStorage(Storage):
 
     def create(self) -> None:
         """See `Storage.create`; a prefix needs no making."""
-
-    def put(self, key: str, data: Data) -> ChecksumWriter:
-        """See `Storage.put`."""
-
-        def write(file: ChecksumWriter) -> str:
-            file.write(data)
-            return key
-
-        return self.put_streamed(write)
 
     def put_streamed(self, write: Callable[[ChecksumWriter], str]) -> ChecksumWriter:
         """See `Storage.put_streamed`: collected first, since the key is known last; large ones on the local disk."""

@@ -1,4 +1,4 @@
-"""opening."""
+"""Storage from a path or a URL."""
 
 from __future__ import annotations
 
