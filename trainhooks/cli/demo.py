@@ -1,4 +1,4 @@
-"""demo."""
+"""The command that pretrains a small model with everything on."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""export."""
+"""The command that writes one step's output embedding to a file."""
 
 from __future__ import annotations
 

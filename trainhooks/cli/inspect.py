@@ -1,4 +1,4 @@
-"""inspect."""
+"""The command that says what is in a store."""
 
 from __future__ import annotations
 

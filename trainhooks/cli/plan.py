@@ -1,4 +1,4 @@
-"""plan."""
+"""The command that says what a run will take on disk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""snapshot."""
+"""The command that copies a store soundly, also while a run writes it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Commands on runs: the demo, what a store holds, and the verdict on it."""
+"""The command that says what may be said of a run's lead."""
 
 from __future__ import annotations
 

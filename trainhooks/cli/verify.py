@@ -1,4 +1,4 @@
-"""Commands on stores: is every byte as it was written, one step as a file, and what a run will take."""
+"""The command that compares a store's files with what was written, and repairs what it can."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""errors."""
+"""Errors that more than one layer raises."""
 
 from __future__ import annotations
 

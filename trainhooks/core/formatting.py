@@ -1,4 +1,4 @@
-"""formatting."""
+"""Numbers and lists as text, and results as plain JSON."""
 
 from __future__ import annotations
 

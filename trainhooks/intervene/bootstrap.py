@@ -1,4 +1,4 @@
-"""bootstrap."""
+"""Intervals from documents drawn again with replacement."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""slope."""
+"""The slope of -log average output probability along the output embedding's dimensions."""
 
 from __future__ import annotations
 

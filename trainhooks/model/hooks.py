@@ -1,4 +1,4 @@
-"""hooks."""
+"""Hooks on a model's modules, which return nothing and change nothing: the only file that registers any."""
 
 from __future__ import annotations
 

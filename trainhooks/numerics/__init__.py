@@ -1,1 +1,1 @@
-"""Numerics."""
+"""Tensors in, small tensors out: sums, products, norms, spectra, sketches. Knows no model, store or metric."""

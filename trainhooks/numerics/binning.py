@@ -1,4 +1,4 @@
-"""binning."""
+"""Tokens in bins of their corpus counts, and means over the bins."""
 
 from __future__ import annotations
 

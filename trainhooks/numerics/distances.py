@@ -1,4 +1,4 @@
-"""distances."""
+"""Squared distances between two lists of tensors, in slabs of bounded size."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""row blocks."""
+"""The rows of a matrix in blocks: shifted, cut evenly, without those that are masked."""
 
 from __future__ import annotations
 

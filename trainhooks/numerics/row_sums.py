@@ -1,4 +1,4 @@
-"""row sums."""
+"""Sums over an output embedding's rows that several metrics need, from one pass."""
 
 from __future__ import annotations
 

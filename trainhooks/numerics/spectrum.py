@@ -1,4 +1,4 @@
-"""spectrum."""
+"""Singular values from a Gram matrix, and the ranks that follow from them."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""arguments."""
+"""What the loop hands over at its moments, checked where it is handed over."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""budget."""
+"""What recording may cost, and what is done less often where it costs more."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Sources."""
+"""Where a checkpoint's bytes come from: local files and hubs, read in ranges."""

@@ -1,4 +1,4 @@
-"""arrays."""
+"""Which arrays grow, the metadata of one at a length, and records stacked for it."""
 
 from __future__ import annotations
 

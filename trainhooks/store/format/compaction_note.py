@@ -1,4 +1,4 @@
-"""compaction note."""
+"""The note that an interrupted compaction leaves, and how it is finished."""
 
 from __future__ import annotations
 
