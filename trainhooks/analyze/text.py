@@ -328,7 +328,8 @@ def _windows(ids: Int64[np.ndarray, " token"], *, context: int, most: int) -> In
     available = (len(ids) - 1) // length
     count = min(available, most // length)
     starts = np.arange(count) * available // count * length
-    return ids[starts[:, None] + np.arange(length + 1)]
+    windows: np.ndarray = ids[starts[:, None] + np.arange(length + 1)]
+    return windows
 
 
 def _check_fit(model: nn.Module, windows: Int64[np.ndarray, "sequence length"], *, rows: int, name: str) -> None:

@@ -177,4 +177,5 @@ def kl_divergence(counts: TokenCounts, *, other: TokenCounts, smoothing: float =
 
 def _smoothed(counts: TokenCounts, smoothing: float) -> Float64[np.ndarray, " vocab"]:
     raised = counts.counts + np.float64(smoothing)
-    return raised / raised.sum()
+    share: np.ndarray = raised / raised.sum()
+    return share

@@ -161,7 +161,8 @@ def _kept(ids: Tensor, *, shifted: bool, ignore_index: int, vocab_size: int, num
             f"id {array[place]} in batch {number} at {place} is outside 0 ... {vocab_size - 1}: pass the vocab_size of "
             f"the tokenizer that made the ids, or ignore_index={array[place]} if it is no label."
         )
-    return array[counted]
+    kept: np.ndarray = array[counted]
+    return kept
 
 
 def _rule(where: str, *, shifted: bool, ignore_index: int) -> str:

@@ -269,7 +269,8 @@ def _is_ids(found: Any) -> bool:
     import pyarrow.types as kind
 
     listed = kind.is_list(found) or kind.is_large_list(found) or kind.is_fixed_size_list(found)
-    return listed and kind.is_integer(found.value_type)
+    ids: bool = listed and kind.is_integer(found.value_type)
+    return ids
 
 
 def _pyarrow() -> Any:

@@ -172,9 +172,10 @@ def _text(line: bytes | None, name: str) -> str | None:
     if not isinstance(record, dict) or name not in record:
         fields = f"fields {', '.join(map(repr, record))}" if isinstance(record, dict) else f"a {type(record).__name__}"
         raise BadDocument(f"got {fields}; needed an object with the field {name!r}. Name the field that holds text")
-    if not isinstance(record[name], str):
-        raise BadDocument(f"the field {name!r} holds {type(record[name]).__name__}; needed text")
-    return record[name]
+    text = record[name]
+    if not isinstance(text, str):
+        raise BadDocument(f"the field {name!r} holds {type(text).__name__}; needed text")
+    return text
 
 
 def _suffix(path: Path) -> str:

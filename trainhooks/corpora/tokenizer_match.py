@@ -68,7 +68,8 @@ def tokenizer_vocab_size(model: Any) -> int:
     ids = model.get_vocab(with_added_tokens=True).values()
     if not ids:
         raise ValueError("the tokenizer has no tokens: train it, or take another.")
-    return max(ids) + 1
+    largest: int = max(ids) + 1
+    return largest
 
 
 def spelling_agreement(counts: Int64[np.ndarray, " vocab"], *, texts: Sequence[str]) -> float | None:

@@ -20,7 +20,8 @@ class Tokenizer:
     @property
     def size(self) -> int:
         """One more than the largest id."""
-        return 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        largest: int = 1 + max(self.backend.get_vocab(with_added_tokens=True).values())
+        return largest
 
     def encode(self, texts: Sequence[str]) -> list[list[int]]:
         """The ids of each text."""

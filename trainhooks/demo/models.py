@@ -74,7 +74,8 @@ def build_model(size: str, *, vocab_size: int, seed: int, context: int | None = 
 
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.default_generator.manual_seed(seed)  # not torch.manual_seed: it would reseed the GPUs as well
-        return GPTNeoXForCausalLM(config)
+        model: nn.Module = GPTNeoXForCausalLM(config)
+        return model
 
 
 def _config(preset: Preset, *, vocab_size: int, context: int) -> GPTNeoXConfig:

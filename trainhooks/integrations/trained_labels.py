@@ -39,8 +39,9 @@ def causal_labels(batch: Any) -> Tensor | None:
     """
     if not isinstance(batch, Mapping):
         return None
-    if batch.get("shift_labels") is not None:
-        return batch["shift_labels"]
+    shifted: Tensor | None = batch.get("shift_labels")
+    if shifted is not None:
+        return shifted
     labels = batch.get("labels")
     return None if labels is None else labels[..., 1:]
 

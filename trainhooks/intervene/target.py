@@ -199,7 +199,8 @@ def _with_parameters(
         _put(new, path, _shallow(module, _parameters=parameters))
     if not both and head.tied:
         new.all_tied_weights_keys = {}
-    return new
+    changed_model: nn.Module = new
+    return changed_model
 
 
 def _holds(module: nn.Module, parameter: Tensor) -> bool:

@@ -80,7 +80,7 @@ def centred_change(
     matrix: Float[np.ndarray, "row dim"], *, first: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
     """D: the matrix minus the first one, its mean row taken off (a shift of all rows moves no probability)."""
-    change = matrix - first
+    change: np.ndarray = matrix - first
     change -= np.full(len(change), 1.0 / len(change), dtype=np.float32) @ change
     return change
 
@@ -109,7 +109,8 @@ class Decomposition:
         self._final_products = self._products(self.final_change)
 
     def _products(self, change: np.ndarray) -> np.ndarray:
-        return (change.T @ self._columns).astype(np.float64)
+        products: np.ndarray = (change.T @ self._columns).astype(np.float64)
+        return products
 
     def measure(self, matrix: Float[np.ndarray, "row dim"]) -> dict[str, np.ndarray]:
         """The record's row of each array of `Products`."""

@@ -49,7 +49,8 @@ class Twins:
     @property
     def stop(self) -> int:
         """The first column behind them."""
-        return max(span.stop for span in self.groups.values())
+        stop: int = max(span.stop for span in self.groups.values())
+        return stop
 
 
 @dataclass(frozen=True)

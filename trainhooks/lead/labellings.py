@@ -43,13 +43,15 @@ class SingularBasis:
         self, change: Float[np.ndarray, "row dim"], labelling: Float[np.ndarray, "row"]
     ) -> Float[np.ndarray, "rank"]:
         """The labelling's products with D's left singular vectors."""
-        return (self.right.T @ (change.T.astype(np.float64) @ labelling)) / self.values
+        products: np.ndarray = (self.right.T @ (change.T.astype(np.float64) @ labelling)) / self.values
+        return products
 
     def combine(
         self, change: Float[np.ndarray, "row dim"], coefficients: Float[np.ndarray, "rank draw"]
     ) -> Float[np.ndarray, "row draw"]:
         """Left singular vectors times `coefficients`, made from D without keeping the left vectors."""
-        return change.astype(np.float64) @ (self.right @ (coefficients / self.values[:, None]))
+        labellings: np.ndarray = change.astype(np.float64) @ (self.right @ (coefficients / self.values[:, None]))
+        return labellings
 
 
 def singular_basis(change: Float[np.ndarray, "row dim"]) -> SingularBasis:
@@ -94,7 +96,8 @@ def sign_flips(
     """The coefficients with random signs, but the leading one: a labelling and its negative are one."""
     signs = rng.choice(np.array([-1.0, 1.0]), size=(len(coefficients), draws))
     signs[0] = 1.0
-    return coefficients[:, None] * signs
+    drawn: np.ndarray = coefficients[:, None] * signs
+    return drawn
 
 
 def block_rotations(
@@ -124,7 +127,8 @@ def space_rotations(
 
 def _sphere(dims: int, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "dim draw"]:
     normal = rng.standard_normal((dims, draws))
-    return normal / np.linalg.norm(normal, axis=0)
+    drawn: np.ndarray = normal / np.linalg.norm(normal, axis=0)
+    return drawn
 
 
 def permuted_labellings(

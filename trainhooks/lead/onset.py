@@ -122,7 +122,8 @@ def isotonic(progress: Float[np.ndarray, "record"]) -> Float[np.ndarray, "record
     """The increasing series nearest to `progress` in least squares; all NaN where one value is not finite."""
     if not np.isfinite(progress).all():
         return np.full(progress.shape, np.nan)
-    return isotonic_regression(np.asarray(progress, dtype=np.float64)).x
+    fitted: np.ndarray = isotonic_regression(np.asarray(progress, dtype=np.float64)).x
+    return fitted
 
 
 def onset(

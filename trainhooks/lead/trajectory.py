@@ -45,7 +45,8 @@ class ArrayTrajectory:
         return len(self.steps)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return self.matrices[index]
+        matrix: np.ndarray = self.matrices[index]
+        return matrix
 
 
 class StraightLine:
@@ -71,7 +72,8 @@ class StraightLine:
         return len(self.steps)
 
     def __getitem__(self, index: int, /) -> np.ndarray:
-        return self.first + self.progress[index] * self.change
+        matrix: np.ndarray = self.first + self.progress[index] * self.change
+        return matrix
 
 
 def random_walk(steps: Int[np.ndarray, "record"], *, rows: int, dims: int, seed: int = 0) -> ArrayTrajectory:

@@ -67,7 +67,8 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Everything as plain dicts, lists, numbers and strings, ready for JSON; NaN and infinity become None."""
-        return plain(self)
+        found: dict[str, Any] = plain(self)
+        return found
 
     def render(self) -> str:
         """The verdict as text, for a terminal."""

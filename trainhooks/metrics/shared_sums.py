@@ -31,7 +31,8 @@ def head_sums(state: State, rows: RowSet) -> RowSums:
     key = _key(rows)
     if key not in state.shared:
         state.shared[key] = sum_head(state.output_embedding, rows)
-    return state.shared[key]
+    sums: RowSums = state.shared[key]
+    return sums
 
 
 def share_probe_sums(state: State, rows: RowSet, *, first: SumsPass) -> None:
@@ -51,7 +52,8 @@ def initial_mean(state: State, rows: RowSet) -> Float[Tensor, "dim"]:
     key = ("initial_mean", rows.key)
     if key not in state.shared:
         state.shared[key] = mean_of_ids(state.initial_head.to(state.output_embedding.device), rows.ids)
-    return state.shared[key]
+    mean: Tensor = state.shared[key]
+    return mean
 
 
 def share_probe_pass(state: State, key: bytes, *, first: SumsPass) -> None:

@@ -54,7 +54,8 @@ def parameter_at(model: nn.Module, name: str) -> Tensor | None:
 
 def module_path(model: nn.Module, module: nn.Module) -> str:
     """Where the core model has the module; to be given to `module_at`."""
-    return next(path for path, found in core_model(model).named_modules() if found is module)
+    path: str = next(path for path, found in core_model(model).named_modules() if found is module)
+    return path
 
 
 def module_at(model: nn.Module, path: str) -> nn.Module | None:

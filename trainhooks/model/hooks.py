@@ -17,7 +17,7 @@ class _Hook:
     def __init__(self, function: Callable[..., None]) -> None:
         self._function = function
 
-    @torch.compiler.disable
+    @torch.compiler.disable  # type: ignore[untyped-decorator]
     def __call__(self, *given: Any) -> None:
         self._function(*given)
 

@@ -41,9 +41,10 @@ def provenance_of(
     if callable(getattr(config, "to_diff_dict", None)):
         found["model_config"] = _plain(config.to_diff_dict())
     try:
-        return found | json.loads(json.dumps(dict(given or {}), allow_nan=False))
+        own: dict[str, Any] = json.loads(json.dumps(dict(given or {}), allow_nan=False))
     except (TypeError, ValueError) as error:
         raise ValueError(f"provenance must be JSON (text, numbers, lists, dicts): {error}.") from error
+    return found | own
 
 
 def _plain(value: Any) -> Any:

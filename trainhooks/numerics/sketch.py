@@ -252,7 +252,8 @@ def distance(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketc
     Exactly 0 for equal sketches. float32 sketches carry a rounding error of about 1e-7 of the norm, so relative
     distances below 1e-6 are rounding.
     """
-    return torch.linalg.vector_norm(a - b, dim=-1)
+    distance: Tensor = torch.linalg.vector_norm(a - b, dim=-1)
+    return distance
 
 
 def cosine(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"]) -> Float[Tensor, "*batch"]:
@@ -262,7 +263,8 @@ def cosine(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"
     """
     unit_a = a / torch.linalg.vector_norm(a, dim=-1, keepdim=True)
     unit_b = b / torch.linalg.vector_norm(b, dim=-1, keepdim=True)
-    return (unit_a * unit_b).sum(dim=-1).clamp(-1.0, 1.0)
+    cosine: Tensor = (unit_a * unit_b).sum(dim=-1).clamp(-1.0, 1.0)
+    return cosine
 
 
 def _chunk_rows(size: int) -> int:

@@ -30,7 +30,8 @@ def row_norms(
     inside = embedding if mask is None else embedding[mask.to(embedding.device)]
     mean = inside.detach().sum(0, dtype=torch.float64) / len(inside)
     wide = torch.promote_types(embedding.dtype, torch.float32)
-    return torch.linalg.vector_norm(embedding.detach().to(wide) - mean.to(wide), dim=1, dtype=torch.float64)
+    norms: Tensor = torch.linalg.vector_norm(embedding.detach().to(wide) - mean.to(wide), dim=1, dtype=torch.float64)
+    return norms
 
 
 def norm_folded(embedding: Float[Tensor, "vocab dim"], norm_weight: Float[Tensor, "dim"]) -> Float[Tensor, "vocab dim"]:

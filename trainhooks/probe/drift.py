@@ -15,7 +15,8 @@ def slope_cosine(a: Float[Tensor, "*target dim"], b: Float[Tensor, "*target dim"
     """cos(A, A') of two slopes in [-1, 1]: drift, against the step before or the final one. NaN where one is 0."""
     a, b = a.double(), b.double()
     norms = torch.linalg.vector_norm(a, dim=-1) * torch.linalg.vector_norm(b, dim=-1)
-    return ((a * b).sum(-1) / norms).clamp(-1, 1).masked_fill(~(norms > 0), torch.nan)
+    cosine: Tensor = ((a * b).sum(-1) / norms).clamp(-1, 1).masked_fill(~(norms > 0), torch.nan)
+    return cosine
 
 
 @torch.no_grad()

@@ -144,7 +144,8 @@ def tolerance(moments: Moments) -> float:
     at dim 82 to 768, the most where one direction dominates. The second is for the factorisation in float64.
     """
     dim = moments.gram.shape[-1]
-    return 8 * dim**0.5 * moments.eps + 8 * dim * 2.0**-52
+    bound: float = 8 * dim**0.5 * moments.eps + 8 * dim * 2.0**-52
+    return bound
 
 
 def smallest_eigenvalue(moments: Moments) -> float:

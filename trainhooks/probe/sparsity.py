@@ -59,7 +59,8 @@ def hoyer(s: Float[Tensor, "dim"]) -> Float64[Tensor, ""]:
     Source: Hoyer 2004, "Non-negative matrix factorization with sparseness constraints", JMLR 5, section 3.1.
     """
     s, root = s.double(), len(s) ** 0.5
-    return (root - s.abs().sum() / torch.linalg.vector_norm(s)) / s.new_tensor(root - 1)
+    sparsity: Tensor = (root - s.abs().sum() / torch.linalg.vector_norm(s)) / s.new_tensor(root - 1)
+    return sparsity
 
 
 def participation_ratio(s: Float[Tensor, "dim"]) -> Float64[Tensor, ""]:
@@ -132,6 +133,7 @@ def _factor(gram: Tensor) -> Tensor:
     most to the diagonal's own size. NaN where the matrix is not finite.
     """
     step = gram.diagonal().abs().max() * len(gram) * torch.finfo(gram.dtype).eps
+    factor: Tensor
     for _ in range(RAISES):
         factor, info = torch.linalg.cholesky_ex(gram)
         if int(info) == 0:
@@ -192,7 +194,8 @@ class Sparsity:
         largest = [max(row, default=math.nan) for row in zip(*self._standardised(), strict=True)]
         if not largest or not self.rotated:
             return math.nan
-        return sum(value >= largest[0] for value in largest) / len(largest)
+        share: float = sum(value >= largest[0] for value in largest) / len(largest)
+        return share
 
     @property
     def most(self) -> str:
@@ -308,7 +311,8 @@ def haar_rotation(dim: int, *, generator: torch.Generator) -> Float64[Tensor, "d
     Source: Mezzadri 2007, "How to generate random matrices from the classical compact groups", math-ph/0609050.
     """
     q, r = torch.linalg.qr(torch.randn(dim, dim, dtype=torch.float64, generator=generator))
-    return q * r.diagonal().sign()
+    rotation: Tensor = q * r.diagonal().sign()
+    return rotation
 
 
 def rotate(sums: ProbeSums, rotation: Float64[Tensor, "dim columns"]) -> ProbeSums:

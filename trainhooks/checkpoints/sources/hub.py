@@ -280,7 +280,7 @@ def _asked_wait(response: Any) -> float:
 
     limit = getattr(utils, "parse_ratelimit_headers", lambda _: None)(response.headers)  # absent before 1.2
     if response.status_code == 429 and limit is not None and not limit.remaining:
-        return limit.reset_in_seconds + 1.0  # it is told in whole seconds
+        return float(limit.reset_in_seconds) + 1.0  # it is told in whole seconds
     told = response.headers.get("Retry-After", "")
     if told.isdecimal():
         return float(told)

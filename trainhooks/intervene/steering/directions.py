@@ -86,7 +86,8 @@ def random_directions(dim: int, *, draws: int, seed: int) -> Float64[Tensor, "dr
     """Unit vectors, uniform on the sphere, from a generator of their own."""
     generator = torch.Generator().manual_seed(seed)
     drawn = torch.randn(draws, dim, generator=generator, dtype=torch.float64)
-    return drawn / drawn.norm(dim=1, keepdim=True)
+    directions: Tensor = drawn / drawn.norm(dim=1, keepdim=True)
+    return directions
 
 
 def _from_slope(name: str, slope: Tensor, weight: Tensor) -> Tensor:

@@ -77,4 +77,5 @@ def effects(
 def _js_part(new: Tensor, old: Tensor) -> Tensor:
     """p' log(p'/m) / 2 + p log(p/m) / 2 of one outcome, m the mean of both; from logarithms."""
     middle = torch.logaddexp(new, old.expand_as(new)) - np.log(2.0)
-    return (new.exp() * (new - middle) + old.exp() * (old - middle)) / 2
+    part: Tensor = (new.exp() * (new - middle) + old.exp() * (old - middle)) / 2
+    return part

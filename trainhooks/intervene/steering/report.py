@@ -201,7 +201,8 @@ def _row(name: str, ratio: float, edits: list[Edit]) -> str:
         return f"{name:<13}{ratio:>6g} {'0/' + str(len(edits)):>9}  infeasible"
 
     def middle(field: str) -> float:
-        return statistics.median(getattr(edit, field) for edit in ok)
+        median: float = statistics.median(getattr(edit, field) for edit in ok)
+        return median
 
     inside = sum(edit.low <= ratio <= edit.high for edit in ok)
     as_bias = "" if name in BASELINES else f"{sum(e.beside_bias[0] <= 0 <= e.beside_bias[1] for e in ok)}/{len(ok)}"

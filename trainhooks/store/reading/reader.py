@@ -333,7 +333,7 @@ class Store:
     def _read(self, name: str, *where: slice | int) -> np.ndarray:
         return read_array(self._zarr, name, self._root.arrays[name], where)
 
-    def _array(self, name: str) -> zarr.Array:
+    def _array(self, name: str) -> zarr.Array[Any]:
         return open_array(self._zarr, name, self._root.arrays[name])
 
     def _rows(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:

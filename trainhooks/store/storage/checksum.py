@@ -11,7 +11,8 @@ _CHECKSUM_BYTES = 4
 
 def sealed(data: bytes) -> bytes:
     """The data followed by their crc32c, little-endian."""
-    return data + google_crc32c.value(data).to_bytes(_CHECKSUM_BYTES, "little")
+    value: int = google_crc32c.value(data)
+    return data + value.to_bytes(_CHECKSUM_BYTES, "little")
 
 
 def unsealed(data: bytes, *, where: str) -> bytes:

@@ -130,7 +130,7 @@ class ManifestStore(Store):
         return content
 
 
-def open_array(store: ManifestStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array:
+def open_array(store: ManifestStore, name: str, metadata: Mapping[str, Any]) -> zarr.Array[Any]:
     """An array as some metadata declare it, whatever its own file says."""
     return zarr.Array.from_dict(StorePath(store, name), dict(metadata))
 
