@@ -59,7 +59,7 @@ def test_no_module_is_imported_relatively():
 
 
 def test_store_and_analysis_are_free_of_torch():
-    for folder in ("store", "lead"):
+    for folder in ("store", "lead", "plots"):
         for path in (ROOT / folder).rglob("*.py"):
             assert path.name == "from_store.py" or "torch" not in {
                 name.split(".")[0]

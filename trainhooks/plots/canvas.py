@@ -1,0 +1,194 @@
+"""A panel's numbers on matplotlib's axes: one column of print, colours that the colour-blind tell apart, no pyplot."""
+
+from __future__ import annotations
+
+import math
+from io import BytesIO
+from typing import Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.layout_engine import ConstrainedLayoutEngine
+from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+
+from trainhooks.core.printable import shown
+from trainhooks.plots.series import Curve, Drawing, Panel
+
+COLUMN = 3.35
+"""Inches: one column of a two-column page (85 mm)."""
+PANEL = 1.9
+DPI = 200
+SMALL, TEXT = 6.0, 7.0
+# Okabe and Ito's palette, without its yellow and black
+PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+FREQUENCY, CONVERGENCE, BASELINE, NULL = "#0072B2", "#D55E00", "#009E73", "#767676"
+DASHES: dict[str, Any] = {"null": (0, (1, 1.2)), "baseline": (0, (4, 1.5))}
+SEQUENCE, SHADES = "viridis", "viridis"
+MOST_LEGEND = 6
+MOST_SERIES = 8
+
+
+class Plot(Figure):
+    """A figure without pyplot, so that it can be drawn in any thread; a notebook shows it all the same."""
+
+    def _repr_png_(self) -> bytes:
+        file = BytesIO()
+        self.savefig(file, format="png", dpi=DPI)
+        return file.getvalue()
+
+
+def draw(drawing: Drawing) -> Plot:
+    """A drawing as a figure: panels in order, each with its axes named and its null or baseline in it.
+
+    One column wide (85 mm), its height by its panels. Nothing global of matplotlib's is touched. What comes from files
+    is drawn as text, never as markup.
+    """
+    panels = [panel for panel in drawing.panels if panel.drawn] or list(drawing.panels[:1])
+    rows = math.ceil(len(panels) / drawing.columns)
+    height = PANEL if drawing.columns == 1 else 1.12 * COLUMN / drawing.columns
+    figure = Plot(figsize=(COLUMN, 0.1 + height * rows), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03))
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, drawing.columns, squeeze=False).flatten()
+    for ax, panel in zip(axes, panels, strict=False):
+        draw_panel(ax, panel, narrow=drawing.columns > 1)
+    for ax in axes[len(panels) :]:
+        ax.set_axis_off()
+    return figure
+
+
+def draw_panel(ax: Axes, panel: Panel, *, narrow: bool = False) -> None:
+    """One panel on one pair of axes."""
+    curves = [curve for curve in panel.curves if curve.drawn]
+    colours = colours_of(curves)
+    lines = [_draw_curve(ax, curve, colour) for curve, colour in zip(curves, colours, strict=True)]
+    _axes(ax, panel, curves, narrow=narrow)
+    if not _legend(ax, curves, lines, narrow=narrow) and panel.title:
+        ax.set_title(escaped(panel.title), fontsize=SMALL if narrow else TEXT, loc="left", pad=3)
+    shaded = [line for line, curve in zip(lines, curves, strict=True) if curve.shade is not None]
+    if shaded and ax.figure is not None:
+        bar = ax.figure.colorbar(shaded[0], ax=ax, pad=0.02, fraction=0.06)
+        bar.set_label(panel.shade_label, fontsize=SMALL)
+        bar.ax.tick_params(labelsize=SMALL - 0.5, width=0.4, length=2)
+        bar.outline.set_linewidth(0.4)
+    if panel.note:
+        ax.text(
+            0.03, 0.97, escaped(panel.note), transform=ax.transAxes, fontsize=SMALL - 0.5, va="top", linespacing=1.25
+        )
+
+
+def colours_of(curves: list[Curve]) -> list[str]:
+    """A colour for each: by role where there is one run, by run where there are several, by place in a sequence."""
+    several = len({curve.run for curve in curves if curve.role != "null"}) > 1
+    ordered = [curve for curve in curves if curve.role == "ordered"]
+    by_role = {"frequency": FREQUENCY, "convergence": CONVERGENCE, "baseline": BASELINE}
+    groups = 0
+    colours = []
+    for curve in curves:
+        if curve.role == "null":
+            colours.append(NULL)
+        elif curve.role == "ordered":
+            place = ordered.index(curve) / max(1, len(ordered) - 1)
+            red, green, blue, _ = colormaps[SEQUENCE](0.92 * place)
+            colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
+        elif several or curve.role == "run":
+            colours.append(PALETTE[curve.run % len(PALETTE)])
+        elif curve.role == "convergence":
+            colours.append((CONVERGENCE, "#CC79A7", "#E69F00")[groups % 3])
+            groups += 1
+        else:
+            colours.append(by_role[curve.role])
+    return colours
+
+
+def _draw_curve(ax: Axes, curve: Curve, colour: str) -> Any:
+    label = escaped(curve.label)
+    if curve.points and curve.shade is not None:
+        order = np.argsort(curve.shade)[::-1]  # rare tokens, which are many, below the frequent ones
+        marks: dict[str, Any] = {"s": 3 if len(order) > 200 else 8, "linewidths": 0, "alpha": 0.8, "rasterized": True}
+        return ax.scatter(curve.x[order], curve.y[order], c=curve.shade[order], cmap=SHADES, label=label, **marks)
+    if curve.points:
+        size = 1.2 if len(curve.x) > 200 else 2.5
+        (line,) = ax.plot(curve.x, curve.y, ".", color=colour, ms=size, mew=0, alpha=0.7, label=label, rasterized=True)
+        return line
+    if curve.low is not None and curve.high is not None:
+        ax.fill_between(curve.x, curve.low, curve.high, color=colour, alpha=0.18, lw=0)
+    few: dict[str, Any] = {"marker": "o", "ms": 1.8, "mew": 0} if _is_sparse(curve) else {}
+    seen = np.isfinite(curve.y)
+    (line,) = ax.plot(
+        curve.x[seen], curve.y[seen], color=colour, lw=1.0, ls=DASHES.get(curve.role, "-"), label=label, **few
+    )
+    return line
+
+
+def _is_sparse(curve: Curve) -> bool:
+    """Whether its points are few enough to be seen one by one; a reference has none to see."""
+    return curve.role not in ("null", "baseline") and np.isfinite(curve.y).sum() <= 12
+
+
+def _axes(ax: Axes, panel: Panel, curves: list[Curve], *, narrow: bool) -> None:
+    if panel.x_scale == "log" and curves:
+        ax.set_xscale("function", functions=(_log1p, np.expm1))
+        top = max(float(np.nanmax(curve.x)) for curve in curves)
+        ticks = log_ticks(top)
+        ax.set_xlim(0, max(top, 1.0) * 1.02)
+        ax.xaxis.set_major_locator(FixedLocator(ticks))
+        ax.xaxis.set_major_formatter(FixedFormatter([f"{tick:,}" for tick in ticks]))
+        ax.xaxis.set_minor_locator(NullLocator())
+    if panel.y_scale == "log10":
+        ax.set_yscale("log")
+    if panel.y_range is not None:
+        ax.set_ylim(*panel.y_range)
+    size = SMALL if narrow else TEXT
+    ax.set_xlabel(panel.x_label, fontsize=size, labelpad=1.5)
+    ax.set_ylabel(panel.y_label, fontsize=size, labelpad=2)
+    ax.tick_params(labelsize=SMALL, width=0.5, length=2)
+    for side in ("top", "right"):
+        ax.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        ax.spines[side].set_linewidth(0.5)
+
+
+def _log1p(x: Any) -> Any:
+    return np.log1p(np.maximum(x, -0.9))
+
+
+def log_ticks(top: float) -> list[int]:
+    """0, 1, 10, 100 ... up to the last step, thinned to six or so."""
+    ticks = [0, *(10**power for power in range(max(1, int(math.log10(max(top, 1))) + 1)))]
+    return ticks if len(ticks) <= 7 else [0, *ticks[1::2]]
+
+
+def _legend(ax: Axes, curves: list[Curve], lines: list[Any], *, narrow: bool) -> bool:
+    """The legend above the axes; whether there is one. Of a long sequence a few entries stand for all."""
+    shown_lines = [(line, curve) for line, curve in zip(lines, curves, strict=True) if curve.shade is None]
+    if narrow or len(shown_lines) < 2:
+        return False
+    ordered = [pair for pair in shown_lines if pair[1].role == "ordered"]
+    others = [pair for pair in shown_lines if pair[1].role != "ordered"]
+    if len(ordered) > MOST_LEGEND:
+        places = np.linspace(0, len(ordered) - 1, MOST_LEGEND - 1).round().astype(int)
+        ordered = [ordered[place] for place in places]
+    handles = [line for line, _ in (ordered + others)[: MOST_SERIES + MOST_LEGEND]]
+    ax.legend(
+        handles=handles,
+        fontsize=SMALL - 0.5,
+        frameon=False,
+        loc="lower left",
+        bbox_to_anchor=(-0.02, 0.99),
+        ncols=2 if len(handles) in (2, 4) or len(handles) > 6 else 3,
+        handlelength=1.8,
+        columnspacing=1.0,
+        labelspacing=0.25,
+        borderpad=0.1,
+        numpoints=1,
+        markerscale=2,
+    )
+    return True
+
+
+def escaped(text: str) -> str:
+    """One line or several, with what cannot be seen spelled, and no dollar that starts a formula."""
+    return "\n".join(shown(line) for line in text.split("\n")).replace("$", r"\$")
