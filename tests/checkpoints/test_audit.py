@@ -199,7 +199,7 @@ def test_branches_without_weights_at_a_hub(monkeypatch):
     names = {"step1000": ["config.json", "training_args.bin"], "step2000": ["model.safetensors"]}
     monkeypatch.setattr(
         "trainhooks.checkpoints.audit.header_checks.list_hub_folder",
-        lambda repository, revision: SimpleNamespace(files=dict.fromkeys(names[revision])),
+        lambda repository, revision: SimpleNamespace(files=dict.fromkeys(names[revision]), folders=()),
     )
     entries = tuple(CheckpointRef(step, f"owner/name@step{step}") for step in states)
     fakes = {step: state if isinstance(state, Exception) else Fake({KEY: state}) for step, state in states.items()}

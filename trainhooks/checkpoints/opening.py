@@ -7,89 +7,29 @@ import re
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path, PurePosixPath
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any
 
 from safetensors import SafetensorError
 from torch import Tensor
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
-from trainhooks.checkpoints.formats.dcp import dcp_tensors
-from trainhooks.checkpoints.formats.safetensors_file import safetensors_tensors
-from trainhooks.checkpoints.formats.safetensors_shards import joined_safetensors
+from trainhooks.checkpoints.formats.format import Contents, Folder
+from trainhooks.checkpoints.formats.registry import located
+from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
-from trainhooks.checkpoints.formats.torch_zip import torch_zip_tensors
-from trainhooks.checkpoints.sources.byte_source import HEADER_LIMIT, ByteSource, LocalFile, load_json
+from trainhooks.checkpoints.sources.byte_source import LocalFile, read_json
 from trainhooks.checkpoints.sources.hub import list_hub_folder
+from trainhooks.checkpoints.sources.local_folder import LocalFolder
 from trainhooks.checkpoints.tensor_cache import TensorCache
-from trainhooks.checkpoints.weight_files import METADATA, may_be_weights, weights_folder
 
-INDEX = ".index.json"
-WEIGHTS = ("model.safetensors", "pytorch_model.bin")
-TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 HUB_PLACE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@(.+))?")
-
-
-class Folder(Protocol):
-    """Where a checkpoint's files lie: `files` are the names at its root; `open` takes a name, here or in an index."""
-
-    @property
-    def name(self) -> str:
-        """What messages call it."""
-        ...
-
-    @property
-    def files(self) -> Mapping[str, object]:
-        """The files at the root, by name."""
-        ...
-
-    def open(self, name: str) -> ByteSource:
-        """A file. Raises CheckpointError."""
-        ...
-
-
-@dataclass(frozen=True)
-class LocalFolder:
-    """A folder on this machine.
-
-    Which files are read: any name without `..`, backslash or leading slash. A file listed in the folder may be a link
-    to anywhere. One that only an index or metadata names must lie inside the folder once links are followed, or in
-    `../../blobs`, where the hub's local cache keeps what its snapshots link to.
-    """
-
-    path: Path
-    files: dict[str, Path]
-
-    @classmethod
-    def list(cls, path: Path) -> LocalFolder:
-        """What lies at the root of `path`. Raises CheckpointError."""
-        try:
-            return cls(path, {entry.name: path / entry.name for entry in sorted(path.iterdir()) if not entry.is_dir()})
-        except OSError as error:
-            raise CheckpointError(f"{path} cannot be listed: {error.strerror}.") from error
-
-    @property
-    def name(self) -> str:
-        """The path."""
-        return str(self.path)
-
-    def open(self, name: str) -> LocalFile:
-        """A file by its name, relative to the folder. Raises CheckpointError."""
-        safe_name(name, where=self.name)
-        if name not in self.files:
-            try:
-                real, root = (self.path / name).resolve(strict=True), self.path.resolve(strict=True)
-            except (OSError, RuntimeError) as error:
-                raise CheckpointError(f"{self.name} has no file {name} that can be read: {error}.") from error
-            if not (real.is_relative_to(root) or real.is_relative_to(root.parent.parent / "blobs")):
-                raise CheckpointError(f"{self.name}: {name} is a link out of the folder to {real}; it is not followed.")
-        return LocalFile.open(self.path / name)
 
 
 @dataclass(frozen=True)
 class FileCheckpoint:
     """A `Checkpoint` over stored tensors; `digests` are the hub's file hashes as listed, `origins` where each
-    of its files lies for good, `cache` keeps what was fetched."""
+    of its files lies for good, `cache` keeps what was fetched; `doubt` as in `Contents`."""
 
     name: str
     config: Mapping[str, object]
@@ -97,6 +37,7 @@ class FileCheckpoint:
     digests: Mapping[str, str] = field(default_factory=dict)
     cache: TensorCache | None = None
     origins: Mapping[str, str] = field(default_factory=dict)
+    doubt: str = ""
 
     @property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -146,13 +87,11 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A checkpoint's tensors, from headers alone: no weight is read.
 
-    `place`: a folder, a file (.safetensors, or a `torch.save` file by .ckpt, .pt, .pth, .bin), or a hub repository as
-    "org/name", "org/name@revision" or "hf://org/name@revision"; what exists on this machine comes first. In a folder
-    or repository the first of these is taken: model.safetensors, its index, pytorch_model.bin, its index, a
-    distributed checkpoint's .metadata, the only .safetensors file, the only `torch.save` file; what only resuming
-    needs is left out. A folder here that has none is looked into one folder down (`weights_folder`). `cache` keeps
-    tensors fetched from a hub (default: `TensorCache.default()`). Raises CheckpointError; ImportError where a hub is
-    named and huggingface_hub is absent.
+    `place`: a folder, a file, or a hub repository as "org/name", "org/name@revision" or "hf://org/name@revision"; what
+    exists on this machine comes first. A folder or repository is held against the formats in the order of
+    `formats/registry.py`; what only resuming needs is left out, and one that has no weights itself is looked into at
+    most two folders down. `cache` keeps tensors fetched from a hub (default: `TensorCache.default()`). Raises
+    CheckpointError; ImportError where a hub is named and huggingface_hub is absent, or a format's own package.
     """
     text = os.fspath(place)
     path = Path(text)
@@ -164,10 +103,11 @@ def open_checkpoint(
     folder = list_hub_folder(match[1], revision=revision or match[2])
     if isinstance(folder, Path):
         return _open_local(folder)
-    config, stored = _config(folder), _tensors(folder)
-    digests = {name: file.digest for name, file in folder.files.items()}  # after: opening a shard may list its folder
-    origins = {name: file.origin for name, file in folder.files.items()}
-    return FileCheckpoint(folder.name, config, stored, digests, cache or TensorCache.default(), origins)
+    config, contents, weights = _contents(folder)
+    digests = {name: file.digest for name, file in weights.files.items()}  # after: opening a shard may list its folder
+    origins = {name: file.origin for name, file in weights.files.items()}
+    kept = cache or TensorCache.default()
+    return FileCheckpoint(folder.name, config, contents.tensors, digests, kept, origins, doubt=contents.doubt)
 
 
 def _open_local(path: Path) -> FileCheckpoint:
@@ -176,82 +116,26 @@ def _open_local(path: Path) -> FileCheckpoint:
     except OSError as error:
         raise CheckpointError(f"{path} cannot be read: {error.strerror}.") from error
     if path.is_dir():
-        folder = LocalFolder.list(path)
-        inner = weights_folder(path)
-        weights = folder if inner == path else LocalFolder.list(inner)
-        return FileCheckpoint(folder.name, _config(weights) or _config(folder), _tensors(weights))
-    stored = _file_tensors(LocalFile.open(path), file=path.name)
-    return FileCheckpoint(str(path), _config(LocalFolder.list(path.parent)), stored)
+        config, contents, _ = _contents(LocalFolder.list(path))
+    else:
+        contents = file_contents(LocalFile.open(path), file=path.name)
+        config = {**contents.config, **_config(LocalFolder.list(path.parent))}
+    return FileCheckpoint(str(path), config, contents.tensors, doubt=contents.doubt)
 
 
-def safe_name(name: str, *, where: str) -> str:
-    """A file's name as an index may give it. Raises CheckpointError where it leads out of the checkpoint."""
-    parts = PurePosixPath(name).parts
-    if not parts or name.startswith("/") or ".." in parts or "\\" in name or "\0" in name:
-        raise CheckpointError(f"{where}: it names the file {name!r}, outside the checkpoint; it is not opened.")
-    return name
-
-
-def _tensors(folder: Folder) -> dict[str, StoredTensor]:
-    for name in WEIGHTS:
-        if name in folder.files:
-            return _file_tensors(folder.open(name), file=name)
-        if name + INDEX in folder.files:
-            return _sharded(folder, name + INDEX)
-    if METADATA in folder.files:
-        return dcp_tensors(folder.open)
-    for suffixes in ((".safetensors",), TORCH_SUFFIXES):
-        named = [name for name in sorted(folder.files) if name.endswith(suffixes) and not name.startswith(".")]
-        named = [name for name in named if may_be_weights(name)] or named
-        if named and all(name.startswith("shard-") for name in named) and suffixes == (".safetensors",):
-            joined = joined_safetensors({name: folder.open(name) for name in named})
-            if joined is not None:
-                return joined
-        if len(named) == 1:
-            return _file_tensors(folder.open(named[0]), file=named[0])
-        if named:
-            raise CheckpointError(f"{folder.name} holds {', '.join(named[:8])} and no index: give one file's path.")
-    seen = ", ".join(sorted(folder.files)[:8]) or "nothing"
-    raise CheckpointError(
-        f"{folder.name} holds no weights: wanted model.safetensors, pytorch_model.bin, an index of either, .metadata, "
-        f"or one .safetensors, .ckpt, .pt, .pth or .bin file; it holds {seen}."
-    )
-
-
-def _file_tensors(source: ByteSource, *, file: str) -> dict[str, StoredTensor]:
-    if file.endswith(".safetensors"):
-        return safetensors_tensors(source, file=file)
-    if file.endswith(TORCH_SUFFIXES):
-        return torch_zip_tensors(source, file=file, strict=file.endswith(".bin"))
-    raise CheckpointError(f"{source.name}: wanted a file ending in .safetensors, {', '.join(TORCH_SUFFIXES)}.")
-
-
-def _sharded(folder: Folder, index: str) -> dict[str, StoredTensor]:
-    where = f"{folder.name}/{index}"
-    weight_map = _json(folder.open(index)).get("weight_map")
-    if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-        raise CheckpointError(f"{where} has no weight_map of tensors to files; it is no index. Fetch it again.")
-    shards = {safe_name(file, where=where) for file in weight_map.values()}
-    opened = {file: _file_tensors(folder.open(file), file=file) for file in sorted(shards)}
-    lost = [f"{key!r} in {file}" for key, file in weight_map.items() if key not in opened[file]]
-    if lost:
-        raise CheckpointError(f"{where} names tensors that their files lack: {', '.join(lost[:5])}. Fetch it again.")
-    return {key: opened[file][key] for key, file in weight_map.items()}
+def _contents(folder: Any) -> tuple[Mapping[str, object], Contents, Any]:
+    """The settings of a checkpoint's folder, what its format reads, and the folder that the weights lie in."""
+    found = located(folder)
+    if found is None:
+        seen = ", ".join([*sorted(folder.files), *(f"{name}/" for name in folder.folders)][:8]) or "nothing"
+        raise CheckpointError(
+            f"{folder.name} holds no weights: wanted model.safetensors, pytorch_model.bin, an index of either, "
+            f".metadata, or one .safetensors, .ckpt, .pt, .pth or .bin file; it holds {seen}."
+        )
+    form, weights = found
+    contents = form.read(weights)
+    return {**contents.config, **(_config(weights) or _config(folder))}, contents, weights
 
 
 def _config(folder: Folder) -> Mapping[str, object]:
-    return _json(folder.open("config.json")) if "config.json" in folder.files else {}
-
-
-def _json(source: ByteSource) -> dict[str, Any]:
-    if source.size > HEADER_LIMIT:
-        raise CheckpointError(f"{source.name} has {source.size} bytes; {HEADER_LIMIT} are allowed.")
-    try:
-        fields = load_json(bytes(source.read(0, source.size)))
-    except CheckpointError:
-        raise
-    except ValueError as error:
-        raise CheckpointError(f"{source.name} is no JSON: {error}.") from error
-    if not isinstance(fields, dict):
-        raise CheckpointError(f"{source.name} holds a JSON {type(fields).__name__}; it must be an object.")
-    return fields
+    return read_json(folder.open("config.json")) if "config.json" in folder.files else {}

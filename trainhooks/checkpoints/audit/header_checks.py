@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter, defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,11 +11,12 @@ from typing import Any, Literal
 
 from trainhooks.checkpoints.audit.known_reports import known_bad
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
+from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.sources.hub import list_hub_folder
+from trainhooks.checkpoints.sources.local_folder import LocalFolder
 from trainhooks.checkpoints.steps import PYTHIA_GRID, missing_steps
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
-from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES, may_be_weights, weights_folder
 from trainhooks.core.formatting import shortened
 
 HEAD = "head"
@@ -86,22 +86,19 @@ def failed(entry: CheckpointRef, error: Exception, *, kind: Kind = "unreadable")
 
 def holds_weights(suite: Suite, entry: CheckpointRef) -> bool:
     """Whether there is a file of weights at all where a checkpoint could not be opened; True where nobody can say."""
-    if suite.kind == "hub":
-        repository, _, revision = entry.location.rpartition("@")
-        try:
-            folder = list_hub_folder(repository, revision=revision)
-        except CheckpointError:
-            return True
-        names = os.listdir(folder) if isinstance(folder, Path) else list(folder.files)
-    elif os.path.isdir(entry.location):
-        try:
-            names = os.listdir(weights_folder(Path(entry.location)))
-        except (CheckpointError, OSError):
-            return True
-    else:
+    try:
+        if suite.kind == "hub":
+            repository, _, revision = entry.location.rpartition("@")
+            folder: Any = list_hub_folder(repository, revision=revision)
+        else:
+            folder = Path(entry.location)
+        if isinstance(folder, Path):
+            if not folder.is_dir():
+                return True
+            folder = LocalFolder.list(folder)
+        return located(folder) is not None
+    except (CheckpointError, OSError):
         return True
-    suffixes = (*WEIGHT_SUFFIXES, ".distcp")
-    return any(name.endswith(suffixes) and may_be_weights(name) for name in names)
 
 
 def missing(suite: Suite) -> list[SuiteFinding]:

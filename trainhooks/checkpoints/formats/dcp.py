@@ -10,6 +10,7 @@ import torch
 
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
 from trainhooks.checkpoints.formats.dtypes import MOST_TENSORS, is_shape, is_sizes
+from trainhooks.checkpoints.formats.format import Contents, Format
 from trainhooks.checkpoints.formats.pickled import Dtype, Inert, Strided, read_pickle
 from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, unreadable
 from trainhooks.checkpoints.formats.torch_zip import TorchZip
@@ -118,3 +119,10 @@ def _part(info: Inert, offsets: Offsets, sizes: tuple[int, ...], *, entry: Tenso
         )
     part = archive.part(saved, itemsize=getattr(torch, entry.dtype).itemsize)
     return Part(part.source, part.start, part.stop, part.shape, part.stride, offsets)
+
+
+DISTRIBUTED = Format(
+    "torch distributed checkpoint",
+    fits=lambda folder: METADATA in folder.files,
+    read=lambda folder: Contents(dcp_tensors(folder.open)),
+)

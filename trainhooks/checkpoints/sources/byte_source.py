@@ -125,6 +125,21 @@ def load_json(text: bytes, **options: Any) -> Any:
         raise ValueError("it is nested too deep") from error
 
 
+def read_json(source: ByteSource) -> dict[str, Any]:
+    """The object that a small JSON file holds. Raises CheckpointError where it is none, or has over 100 MB."""
+    if source.size > HEADER_LIMIT:
+        raise CheckpointError(f"{source.name} has {source.size} bytes; {HEADER_LIMIT} are allowed.")
+    try:
+        fields = load_json(bytes(source.read(0, source.size)))
+    except CheckpointError:
+        raise
+    except ValueError as error:
+        raise CheckpointError(f"{source.name} is no JSON: {error}.") from error
+    if not isinstance(fields, dict):
+        raise CheckpointError(f"{source.name} holds a JSON {type(fields).__name__}; it must be an object.")
+    return fields
+
+
 class SourceFile(io.RawIOBase):
     """A source as the seekable file that `zipfile` wants. One read of at most 16 KiB serves all reads near its end,
     where a zip keeps its directory; no single read may exceed `limit`, 16 MiB until it

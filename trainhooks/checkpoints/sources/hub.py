@@ -156,26 +156,43 @@ class _Progress:
 
 @dataclass(frozen=True)
 class HubFolder:
-    """The files at the root of a repository's revision, by name, at the commit the revision had when it was listed."""
+    """The files of a repository's revision, by name, at the commit the revision had when it was listed: of its root,
+    or of the folder `path` in it. `folders` are the names of those right below."""
 
     repo: str
     revision: str
     commit: str
     files: dict[str, HubFile]
+    folders: tuple[str, ...] = ()
+    path: str = ""
 
     @property
     def name(self) -> str:
-        """repo@revision."""
-        return f"{self.repo}@{self.revision}"
+        """repo@revision, and the folder."""
+        return f"{self.repo}@{self.revision}" + (f"/{self.path}" if self.path else "")
 
     def open(self, name: str) -> HubFile:
         """A file by the name it has here; one request lists the subfolder it lies in. Raises CheckpointError."""
         parent = name.rpartition("/")[0]
         if name not in self.files and parent:
-            self.files.update(_list(self.repo, revision=self.revision, commit=self.commit, under=parent))
+            self.files.update(self._listed(parent)[0])
         if name not in self.files:
             raise CheckpointError(f"{self.name} has no file {name}; it has {', '.join(sorted(self.files)[:12])}.")
         return self.files[name]
+
+    def below(self, name: str) -> HubFolder:
+        """One of `folders`; one request lists it. Raises CheckpointError."""
+        files, folders = self._listed(name)
+        inner = {path.removeprefix(f"{name}/"): file for path, file in files.items()}
+        return HubFolder(self.repo, self.revision, self.commit, inner, folders, self._at(name))
+
+    def _at(self, name: str) -> str:
+        return f"{self.path}/{name}" if self.path else name
+
+    def _listed(self, name: str) -> tuple[dict[str, HubFile], tuple[str, ...]]:
+        """A folder further down: its files by their path from here, and the names of the folders in it."""
+        files, folders = _list(self.repo, revision=self.revision, commit=self.commit, under=self._at(name))
+        return {path.removeprefix(f"{self.path}/" if self.path else ""): file for path, file in files.items()}, folders
 
 
 def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Path:
@@ -199,7 +216,7 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
         commit = described.get("sha") if isinstance(described, dict) else None
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise CheckpointError("the hub's answer names no commit.")
-    return HubFolder(repo, revision, commit, _list(repo, revision=revision, commit=commit, under=None))
+    return HubFolder(repo, revision, commit, *_list(repo, revision=revision, commit=commit, under=None))
 
 
 def list_hub_revisions(repo: str) -> list[str]:
@@ -234,10 +251,11 @@ def _api(repo: str) -> str:
     return f"{constants.ENDPOINT}/api/models/{quote(repo)}"
 
 
-def _list(repo: str, *, revision: str, commit: str, under: str | None) -> dict[str, HubFile]:
-    """The files of one folder of a commit, by their path from the root."""
+def _list(repo: str, *, revision: str, commit: str, under: str | None) -> tuple[dict[str, HubFile], tuple[str, ...]]:
+    """The files of one folder of a commit, by their path from the root, and the names of the folders in it."""
     below = f"/{quote(under)}" if under else ""
     files: dict[str, HubFile] = {}
+    folders: list[str] = []
     with _listing(f"{repo}@{revision}"):
         for page in hub_pages(f"{_api(repo)}/tree/{commit}{below}?recursive=false&expand=false"):
             if not isinstance(page, list):
@@ -246,9 +264,13 @@ def _list(repo: str, *, revision: str, commit: str, under: str | None) -> dict[s
                 if isinstance(entry, dict) and entry.get("type") == "file":
                     file = _listed(entry, repo=repo, revision=revision, commit=commit)
                     files[entry["path"]] = file
-            if len(files) > MOST_FILES:
+                elif (
+                    isinstance(entry, dict) and entry.get("type") == "directory" and isinstance(entry.get("path"), str)
+                ):
+                    folders.append(entry["path"].rpartition("/")[2])
+            if len(files) + len(folders) > MOST_FILES:
                 raise CheckpointError(f"it has more than {MOST_FILES} files in one folder.")
-    return files
+    return files, tuple(sorted(folders))
 
 
 def _listed(entry: dict[str, Any], *, repo: str, revision: str, commit: str) -> HubFile:
