@@ -73,6 +73,9 @@ def analyze_suite(
     exclude: Sequence[int] = (),
     token_texts: Sequence[str] | None = None,
     revision_pattern: str | None = None,
+    by: str | None = None,
+    stage: str | Sequence[str] | None = None,
+    seed: str | int | None = None,
     head: str | None = None,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
@@ -90,7 +93,7 @@ def analyze_suite(
     Beside the metrics of a live run it holds the way to the *final* state exactly: of the output embedding, whole and
     by frequency bin, and of every parameter group that is read. Only the wanted tensors are read, one after another.
 
-    - `suite`: a `Suite`, or what `list_suite` takes, with `steps` and `revision_pattern`.
+    - `suite`: a `Suite`, or what `list_suite` takes, with `steps`, `revision_pattern`, `by`, `stage` and `seed`.
     - `counts`, `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without counts no probe.
     - `params`: "head" (with the last norm), "all" parameters, or a glob on their names that adds a group.
     - `metrics`: None for the default ones; a function that makes them, or instances where all runs in this process.
@@ -114,7 +117,8 @@ def analyze_suite(
     other settings, and with `strict` for a checkpoint that fails; what was measured until then is in the store.
     """
     began = time.monotonic()
-    suite = _listed(suite, steps=steps, revision_pattern=revision_pattern, preset=preset)
+    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "seed": seed}
+    suite = _listed(suite, steps=steps, preset=preset, naming=naming)
     vocab_size = PYTHIA_VOCAB if preset == "pythia" and vocab_size is None else vocab_size
     if text is not None:
         _check_text(suite, text, counts=counts)
@@ -176,15 +180,15 @@ def analyze_suite(
 
 
 def _listed(
-    suite: Source, *, steps: str | Sequence[int] | None, revision_pattern: str | None, preset: str | None
+    suite: Source, *, steps: str | Sequence[int] | None, preset: str | None, naming: Mapping[str, Any]
 ) -> Suite:
     if preset is not None and preset not in PRESETS:
         raise ValueError(f"preset {preset!r} is not known; there is {', '.join(PRESETS)}.")
     wanted = "pythia" if preset == "pythia" and steps is None else steps
     if not isinstance(suite, Suite):
-        return list_suite(suite, revision_pattern=revision_pattern, steps=wanted)
-    if wanted is not None or revision_pattern is not None:
-        raise ValueError("a Suite has its steps already: pass steps and revision_pattern to list_suite instead.")
+        return list_suite(suite, steps=wanted, **naming)
+    if wanted is not None or any(value is not None for value in naming.values()):
+        raise ValueError("a Suite has its steps already: pass steps and how names are read to list_suite instead.")
     return suite
 
 
@@ -336,6 +340,7 @@ def _notes(
     job: Job, counts: TokenCounts | None, *, preset: str | None, found: Audit | None, skipped: Sequence[int]
 ) -> Iterator[str]:
     yield f"output embedding: {job.taken}."
+    yield from job.suite.told
     if preset == "pythia":
         yield (
             f"counts: Pythia's published ones hold {PYTHIA_RULE} (0.05% more than the labels); rows from "

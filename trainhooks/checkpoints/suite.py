@@ -4,39 +4,34 @@ from __future__ import annotations
 
 import os
 import re
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
+from trainhooks.checkpoints.names import ParsedName, parse_name, stem_of
 from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
+from trainhooks.checkpoints.places import HubPlace, hub_place, names_in
+from trainhooks.checkpoints.series import AmbiguousNames, Axis, CheckpointRef, Choice, Named, one_series, unread_note
 from trainhooks.checkpoints.sources.hub import list_hub_revisions
+from trainhooks.checkpoints.sources.hub_listing import list_hub_commits, list_hub_repositories, list_hub_subfolders
 from trainhooks.checkpoints.steps import parse_steps
 from trainhooks.checkpoints.store_suite import is_store, open_snapshot, snapshot_steps
 from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
 from trainhooks.core.formatting import shortened
 
+__all__ = ["AmbiguousNames", "CheckpointRef", "Kind", "Suite", "list_runs", "list_suite", "step_of"]
+
 Kind = Literal["folder", "hub", "store", "list"]
+Pattern = re.Pattern[str]
+Places = list[tuple[str, str]]
 
-PATTERNS = {
-    "global_step{N}": r"global_?step[-_]?(\d+)",
-    "checkpoint-{N}": r"(?:checkpoint|ckpt)[-_](\d+)",
-    "iter_{N}": r"iter(?:ation)?[-_](\d+)",
-    "step=N": r"(?:.*[-_])?step=(\d+)(?:-.*)?",
-    "step{N}": r"step[-_]?(\d+)",
-}
-_REPOSITORY = re.compile(r"[\w][\w.-]*/[\w.-]+")
-_HINT = "Pass revision_pattern (--revision-pattern), a regular expression with one group, the step."
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """One checkpoint of a suite: the `step` its name gives, its `location` (a path, or `repository@revision`)."""
-
-    step: int
-    location: str
+_REPOSITORIES = re.compile(r"\w[\w.-]*/[\w.*?-]*[*?][\w.*?-]*")
+_KNOWN_FORMS = "step{N}, checkpoint-{N}, global_step{N}, iter_{N}, step=N, step{N}-tokens{N}B, stage1-step{N}, {N}B ..."
+_INNER = "checkpoints"
+ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -44,18 +39,27 @@ class Suite:
     """A run's checkpoints, by ascending step, no step twice, at least one.
 
     `name` is the repository's id, or the folder as given; `wanted` the steps asked for, of which some may be missing
-    (None: all that there are).
+    (None: all that there are). `axis` says what the steps are: updates, tokens seen, or chunks of data. `unread` are
+    names that are in no step, `notes` what was done to make one series, in words.
     """
 
     name: str
     entries: tuple[CheckpointRef, ...]
     kind: Kind = "folder"
     wanted: tuple[int, ...] | None = None
+    axis: Axis = "step"
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def steps(self) -> tuple[int, ...]:
         """The steps, ascending."""
         return tuple(entry.step for entry in self.entries)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What is to be said of how it was put together: stages that count anew, names that are in no step."""
+        return (*self.notes, *filter(None, (unread_note(self.unread),)))
 
     def open(self, entry: CheckpointRef) -> Checkpoint:
         """Open one checkpoint, headers only. Raises CheckpointError where it cannot be read."""
@@ -67,153 +71,220 @@ def list_suite(
     *,
     revision_pattern: str | None = None,
     steps: str | Iterable[int] | None = None,
+    by: str | None = None,
+    stage: str | Sequence[str] | None = None,
+    seed: str | int | None = None,
 ) -> Suite:
     """List a suite; nothing but names is read.
 
-    `source` is a folder whose entries are named `step{N}`, `checkpoint-{N}`, `global_step{N}`, `iter_{N}` (zero-padded
-    or not; folders, or files `.pt`, `.ckpt` ...) or as Lightning does (`epoch=0-step=100.ckpt`), a store with output
-    embeddings, a hub repository (`owner/name`) whose branches or tags are named so, a text file of places (one a
-    line, `#` begins a comment, relative to the file), or a sequence of places. `revision_pattern` replaces the
-    built-in names: a regular expression that fits a whole name, with one group or a group `step`. `steps` is a
-    selection as `parse_steps` reads it; steps that are missing stay in `wanted`.
+    `source` is a folder whose entries (folders, or files `.pt`, `.ckpt` ...) have steps in their names, a store with
+    output embeddings, a hub repository (`owner/name`, `hf://`, its page's address) whose branches, tags, subfolders or
+    commits have, a pattern of repositories (`owner/name-step-*`), a text file of places (one a line, `#` begins a
+    comment, relative to the file), or a sequence of places. `docs/suites.md` says how names are read.
 
-    Raises ValueError where nothing fits, names follow several patterns, two entries have one step, or no step that
-    was asked for is there; ImportError where a hub repository is asked for without huggingface_hub.
+    `revision_pattern` replaces that: a regular expression that fits a whole name, with one group or a group `step`;
+    it may have groups `tokens`, `stage` and `seed`. `by` "tokens" puts the series on an axis of tokens; `stage` takes
+    one stage, or several in this order; `seed` one run of several. `steps` is a selection as `parse_steps` reads it;
+    steps that are missing stay in `wanted`.
+
+    Raises AmbiguousNames, a ValueError, where names could be several series; ValueError where nothing fits, two entries
+    have one step, or no step that was asked for is there; ImportError where a hub repository is asked for without
+    huggingface_hub.
     """
-    pattern = None if revision_pattern is None else _compiled(revision_pattern)
-    if not isinstance(source, (str, Path)):
-        suite = _suite("list", "list", [(_step_name(str(place)), str(place)) for place in source], pattern)
-    elif os.path.isdir(source):
-        suite = _from_folder(str(source), pattern)
-    elif os.path.isfile(source):
-        suite = _from_file(Path(source), pattern)
-    elif _REPOSITORY.fullmatch(str(source)):
-        suite = _from_hub(str(source), pattern)
-    else:
-        raise ValueError(
-            f"{source} is no folder, no text file and no hub repository (owner/name). Give one of these, or paths."
-        )
+    pattern = None if revision_pattern is None else compiled(revision_pattern)
+    choice = Choice.of(by=by, stage=stage, seed=seed)
+    suite = _listed(source, pattern, choice)
     return suite if steps is None else _selected(suite, steps)
 
 
-def step_of(name: str, *, pattern: re.Pattern[str] | None = None) -> tuple[int, str] | None:
-    """The step in a name and the pattern that fits, None where none does; the file suffix is left out.
-
-    A `pattern` replaces the built-in ones.
-    """
-    stem = next((name.removesuffix(suffix) for suffix in WEIGHT_SUFFIXES if name.endswith(suffix)), name)
-    if pattern is not None:
-        fits = pattern.fullmatch(name) or pattern.fullmatch(stem)
-        return None if fits is None else (_matched_step(fits, name), pattern.pattern)
-    for label, expression in PATTERNS.items():
-        if fits := re.fullmatch(expression, stem, flags=re.ASCII):
-            return int(fits[1]), label
-    return None
-
-
-def _matched_step(fits: re.Match[str], name: str) -> int:
-    text = fits["step"] if "step" in fits.re.groupindex else fits[1]
-    if text is None or not (text.isascii() and text.isdigit()):
-        raise ValueError(f"the group of {fits.re.pattern!r} takes {text!r} out of {name!r}, which is no step. {_HINT}")
-    return int(text)
-
-
-def _compiled(expression: str) -> re.Pattern[str]:
+def list_runs(
+    source: str | Path | Sequence[str | Path], *, seed: str | int | None = None, **options: Any
+) -> tuple[Suite, ...]:
+    """`list_suite`; with the seed "all" each run of several seeds as a suite of its own. Raises as that does."""
+    if seed != ALL:
+        return (list_suite(source, seed=seed, **options),)
     try:
-        pattern = re.compile(expression)
-    except re.error as error:
-        raise ValueError(f"{expression!r} is no regular expression ({error}). {_HINT}") from error
-    if pattern.groups != 1 and "step" not in pattern.groupindex:
-        raise ValueError(f"{expression!r} has {pattern.groups} groups; it needs one, or one named step. {_HINT}")
-    return pattern
+        return (list_suite(source, **options),)
+    except AmbiguousNames as error:
+        if not error.seeds:
+            raise
+        seeds = error.seeds
+    return tuple(list_suite(source, seed=one, **options) for one in seeds)
 
 
-def _from_folder(folder: str, pattern: re.Pattern[str] | None) -> Suite:
+def _listed(source: str | Path | Sequence[str | Path], pattern: Pattern | None, choice: Choice) -> Suite:
+    if not isinstance(source, (str, Path)):
+        places = [_plain(str(place)) for place in source]
+        return _suite("list", "list", [(_label(place, pattern), place) for place in places], pattern, choice)
+    text = str(source)
+    if os.path.isdir(text):
+        return _from_folder(text, pattern, choice)
+    if os.path.isfile(text):
+        return _from_file(Path(source), pattern, choice)
+    if _REPOSITORIES.fullmatch(text):
+        return _from_repositories(text, pattern, choice)
+    place = hub_place(text)
+    if place is None:
+        raise ValueError(
+            f"{source} is no folder, no text file and no hub repository (owner/name). Give one of these, or paths."
+        )
+    return _from_hub(place, pattern, choice)
+
+
+def step_of(name: str, *, pattern: Pattern | None = None) -> tuple[int, str] | None:
+    """The step in a name and the form that fits, None where none does; the file suffix is left out.
+
+    A `pattern` replaces the built-in reading.
+    """
+    parsed = _parsed(name, pattern)
+    if parsed is None:
+        return None
+    value = next(value for value in (parsed.step, parsed.tokens, parsed.chunk) if value is not None)
+    if pattern is not None:
+        return value, pattern.pattern
+    if parsed.form == ("step=N",):
+        return value, "step=N"
+    stem = stem_of(name)
+    return value, stem[: parsed.span[0]] + "{N}" + stem[parsed.span[1] :]
+
+
+def _parsed(name: str, pattern: Pattern | None) -> ParsedName | None:
+    return parse_name(name) if pattern is None else matched(pattern, name)
+
+
+def _from_folder(folder: str, pattern: Pattern | None, choice: Choice) -> Suite:
     if is_store(folder):
         found = snapshot_steps(folder)
         return Suite(folder, tuple(CheckpointRef(step, folder) for step in found), kind="store")
+    places = _inside(folder)
+    inner = os.path.join(folder, _INNER)
+    if not _any_read(places, pattern) and os.path.isdir(inner) and _any_read(_inside(inner), pattern):
+        places = _inside(inner)
+    return _suite(folder, "folder", places, pattern, choice)
+
+
+def _inside(folder: str) -> Places:
     # a link that leads nowhere stays listed: the audit says so, where leaving it out would hide it
     names = [
         entry.name
         for entry in os.scandir(folder)
         if os.path.isdir(entry.path) or entry.is_symlink() or entry.name.endswith(WEIGHT_SUFFIXES)
     ]
-    return _suite(folder, "folder", [(name, os.path.join(folder, name)) for name in sorted(names)], pattern)
+    return [(name, os.path.join(folder, name)) for name in sorted(names)]
 
 
-def _from_file(path: Path, pattern: re.Pattern[str] | None) -> Suite:
+def _from_file(path: Path, pattern: Pattern | None, choice: Choice) -> Suite:
     if path.name.endswith(WEIGHT_SUFFIXES):
-        return _suite(str(path), "list", [(path.name, str(path))], pattern)
+        return _suite(str(path), "list", [(path.name, str(path))], pattern, choice)
     try:
         lines = path.read_text(encoding="utf-8").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is no text file of places: {error}. Give a folder, or one place a line.") from error
     places = [line.split("#")[0].strip() for line in lines]
-    local = [_beside(path, place) for place in places if place]
-    return _suite(str(path), "list", [(_step_name(place), place) for place in local], pattern)
+    local = [beside(path, place) for place in places if place]
+    return _suite(str(path), "list", [(_label(place, pattern), place) for place in local], pattern, choice)
 
 
-def _beside(path: Path, place: str) -> str:
-    beside = path.parent / place
-    return place if "@" in place and not beside.exists() else str(beside)
+def beside(path: Path, place: str) -> str:
+    """A place as a file at `path` writes it: relative to that file, unless a hub or a URL is meant.
 
-
-def _step_name(place: str) -> str:
-    """The part of a place that names the step: a revision, or the last part of the path that a step can be read from.
-
-    `run/step100/model.safetensors` is named by its folder.
+    `owner/name` is a hub's where no folder `owner` lies beside the file.
     """
-    if "@" in place and not os.path.exists(place):
-        return place.rsplit("@", maxsplit=1)[1]
-    path = Path(os.path.abspath(place))
-    named_by_folder = path.name.endswith(WEIGHT_SUFFIXES) and step_of(path.name) is None
-    return path.parent.name if named_by_folder else path.name
+    local = path.parent / place
+    here = local.exists() or (path.parent / Path(place).parts[0]).is_dir() or place.endswith(WEIGHT_SUFFIXES)
+    return str(local) if hub_place(place) is None or ("@" not in place and here) else _plain(place)
 
 
-def _from_hub(repository: str, pattern: re.Pattern[str] | None) -> Suite:
+def _plain(place: str) -> str:
+    """A place, a hub's in the one way that it is written here: `owner/name@revision:folder`."""
+    hub = None if os.path.lexists(place) else hub_place(place)
+    return place if hub is None else str(hub)
+
+
+def _label(place: str, pattern: Pattern | None) -> str:
+    """The part of a place that names the step: `run/step100/model.safetensors` is named by its folder."""
+    names = list(names_in(place)) or [place]
+    return next((name for name in names if _parsed(name, pattern) is not None), names[0])
+
+
+def _from_hub(place: HubPlace, pattern: Pattern | None, choice: Choice) -> Suite:
+    """Branches and tags; where none of them is a step, subfolders of the revision, and the commits that led to it."""
+    whole = not (place.revision or place.folder)
+    names: list[str] = []
+    if whole:
+        try:
+            names = list_hub_revisions(place.repo)
+        except CheckpointError as error:
+            raise ValueError(
+                f"{place.repo} is no local path, and its revisions cannot be listed at the hub: {error}"
+            ) from error
+    places = [(name, f"{place.repo}@{name}") for name in names]
+    if not _any_read(places, pattern):
+        places = _below_revision(place, pattern) or places
+    return _suite(str(place), "hub", places, pattern, choice)
+
+
+def _below_revision(place: HubPlace, pattern: Pattern | None) -> Places:
+    """Subfolders of a revision that are named by steps, here or under `checkpoints`; else commits that are."""
+    revision = place.revision or "main"
     try:
-        names = list_hub_revisions(repository)
+        for under in (place.folder, "/".join(filter(None, (place.folder, _INNER)))):
+            folders = list_hub_subfolders(place.repo, revision=revision, under=under)
+            here = [(path.rpartition("/")[2], str(HubPlace(place.repo, revision, path))) for path in folders]
+            if _any_read(here, pattern):
+                return here
+            if under == place.folder and not any(label == _INNER for label, _ in here):
+                break
+        commits = [] if place.folder else list_hub_commits(place.repo, revision=revision)
+    except CheckpointError:
+        return []  # what its revisions are called is said
+    here = _last_of_each(commits, place.repo, pattern)
+    return here if _any_read(here, pattern) else []
+
+
+def _last_of_each(commits: list[tuple[str, str]], repo: str, pattern: Pattern | None) -> Places:
+    """Of the commits (the newest first) with one step the newest, where the step's files are all there."""
+    seen: set[int] = set()
+    kept = []
+    for commit, title in commits:
+        parsed = _parsed(title, pattern)
+        if parsed is None or parsed.step is None or parsed.step in seen:
+            continue
+        seen.add(parsed.step)
+        kept.append((f"step {parsed.step}" if pattern is None else title, f"{repo}@{commit}"))
+    return kept
+
+
+def _from_repositories(text: str, pattern: Pattern | None, choice: Choice) -> Suite:
+    try:
+        repos = list_hub_repositories(text)
     except CheckpointError as error:
-        raise ValueError(
-            f"{repository} is no local path, and its revisions cannot be listed at the hub: {error}"
-        ) from error
-    return _suite(repository, "hub", [(name, f"{repository}@{name}") for name in names], pattern)
+        raise ValueError(f"{text} is no local path, and the hub's repositories cannot be listed: {error}") from error
+    return _suite(text, "hub", [(_label(repo, pattern), repo) for repo in repos], pattern, choice)
 
 
-def _suite(name: str, kind: Kind, places: list[tuple[str, str]], pattern: re.Pattern[str] | None) -> Suite:
-    found = [(label, place, step_of(label, pattern=pattern)) for label, place in places]
-    _one_pattern(name, [(label, fits[1]) for label, _, fits in found if fits is not None])
-    unnamed = [label for label, _, fits in found if fits is None]
-    entries = sorted((fits[0], place) for _, place, fits in found if fits is not None)
-    if not entries or (kind == "list" and unnamed):
-        raise ValueError(f"{name}: {_nothing_found(unnamed, pattern)}")
-    _no_step_twice(name, entries)
-    return Suite(name, tuple(CheckpointRef(step, place) for step, place in entries), kind=kind)
+def _any_read(places: Places, pattern: Pattern | None) -> bool:
+    return any(_parsed(label, pattern) is not None for label, _ in places)
 
 
-def _nothing_found(unnamed: list[str], pattern: re.Pattern[str] | None) -> str:
-    wanted = ", ".join(PATTERNS) if pattern is None else repr(pattern.pattern)
-    shown = f"found {', '.join(unnamed[:5])}" + (" ..." if len(unnamed) > 5 else "") if unnamed else "it is empty"
-    return f"no step can be read from these names ({wanted}): {shown}. {_HINT}"
+def _suite(name: str, kind: Kind, places: Places, pattern: Pattern | None, choice: Choice) -> Suite:
+    read = [(label, place, _parsed(label, pattern)) for label, place in places]
+    found = [Named(label, place, parsed) for label, place, parsed in read if parsed is not None]
+    unread = [label for label, _, parsed in read if parsed is None]
+    if not found or (kind == "list" and unread):
+        raise ValueError(f"{name}: {_nothing_found(unread, pattern)}")
+    if pattern is not None:
+        check_units(pattern, [one.name for one in found])
+    series = one_series(name, found, choice)
+    return Suite(
+        name, series.entries, kind=kind, axis=series.axis, unread=(*unread, *series.unread), notes=series.notes
+    )
 
 
-def _one_pattern(name: str, found: list[tuple[str, str]]) -> None:
-    samples: dict[str, list[str]] = defaultdict(list)
-    for label, fits in found:
-        samples[fits].append(label)
-    if len(samples) > 1:
-        shown = "; ".join(f"{fits}: {', '.join(names[:3])} ({len(names)})" for fits, names in samples.items())
-        raise ValueError(f"{name} mixes names of several patterns, perhaps of several runs: {shown}. {_HINT}")
-
-
-def _no_step_twice(name: str, entries: list[tuple[int, str]]) -> None:
-    places = defaultdict(list)
-    for step, place in entries:
-        places[step].append(place)
-    twice = [f"step {step}: {', '.join(found)}" for step, found in places.items() if len(found) > 1]
-    if twice:
-        more = f" (and {len(twice) - 3} more)" if len(twice) > 3 else ""
-        raise ValueError(f"{name} has two checkpoints of one step: {'; '.join(twice[:3])}{more}. {_HINT}")
+def _nothing_found(unread: list[str], pattern: Pattern | None) -> str:
+    wanted = _KNOWN_FORMS if pattern is None else repr(pattern.pattern)
+    shown = f"found {', '.join(unread[:5])}" + (" ..." if len(unread) > 5 else "") if unread else "it is empty"
+    return f"no step can be read from these names ({wanted}): {shown}. {HINT}"
 
 
 def _selected(suite: Suite, steps: str | Iterable[int]) -> Suite:
@@ -224,4 +295,4 @@ def _selected(suite: Suite, steps: str | Iterable[int]) -> Suite:
         raise ValueError(
             f"{suite.name} has none of the steps asked for ({shortened(wanted)}); it has {shortened(suite.steps)}."
         )
-    return Suite(suite.name, entries, kind=suite.kind, wanted=wanted)
+    return replace(suite, entries=entries, wanted=wanted)

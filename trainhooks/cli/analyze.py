@@ -32,6 +32,9 @@ def analyze(
     vocab_size: Annotated[int | None, Positive] = None,
     min_count: Annotated[int, Positive] = 1,
     revision_pattern: str | None = None,
+    by: Literal["step", "tokens"] | None = None,
+    stage: str | None = None,
+    seed: str | None = None,
     head: str | None = None,
     text: Path | None = None,
     tokenizer: Path | None = None,
@@ -47,7 +50,7 @@ def analyze(
     Parameters
     ----------
     suite
-        A folder of checkpoints, a store, a hub repository (owner/name), or a text file of paths.
+        A folder of checkpoints, a store, a hub repository (owner/name, hf://...), or a text file of places.
     counts
         Token counts (.npz, .npy or .csv) of the corpus.
     out
@@ -78,6 +81,12 @@ def analyze(
         Leave out tokens counted less often.
     revision_pattern
         A regular expression for the names of checkpoints or revisions, with one group: the step.
+    by
+        What orders the checkpoints: step, or the tokens that their names tell.
+    stage
+        One stage of a training of several (base: names without one), or several with commas, in their order.
+    seed
+        One run of several seeds; all for each of them.
     head
         The output embedding's key, where it cannot be found.
     text
@@ -120,6 +129,9 @@ def analyze(
             vocab_size=vocab_size,
             min_count=min_count,
             revision_pattern=revision_pattern,
+            by=by,
+            stage=stage,
+            seed=seed,
             head=head,
             text=text,
             tokenizer=tokenizer,

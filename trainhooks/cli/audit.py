@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json as json_format
 import sys
+from typing import Literal
 
 from trainhooks.cli.base import Flag, command
 from trainhooks.core.printable import say
@@ -17,6 +18,9 @@ def audit(
     *,
     steps: str | None = None,
     revision_pattern: str | None = None,
+    by: Literal["step", "tokens"] | None = None,
+    stage: str | None = None,
+    seed: str | None = None,
     params: str = "head",
     head: str | None = None,
     full: Flag = False,
@@ -27,11 +31,17 @@ def audit(
     Parameters
     ----------
     suite
-        A folder of checkpoints, a store, a hub repository (owner/name), or a text file of paths.
+        A folder of checkpoints, a store, a hub repository (owner/name, hf://...), or a text file of places.
     steps
         Which ones: 0,1,2,4 or 0:143000:1000 (last included), log, pythia, or several with commas.
     revision_pattern
         A regular expression for the names of checkpoints or revisions, with one group: the step.
+    by
+        What orders the checkpoints: step, or the tokens that their names tell.
+    stage
+        One stage of a training of several (base: names without one), or several with commas, in their order.
+    seed
+        One run of several seeds; all for each of them.
     head
         The output embedding's key, where it cannot be found.
     params
@@ -42,12 +52,16 @@ def audit(
         Print JSON instead of text.
     """
     from trainhooks.checkpoints.audit.audit import audit_suite
-    from trainhooks.checkpoints.suite import list_suite
+    from trainhooks.checkpoints.suite import list_runs
 
-    listed = list_suite(suite, revision_pattern=revision_pattern, steps=steps)
     if head is not None and params != "head":
         raise ValueError("--head names the output embedding, and --params other tensors: leave one of them out.")
-    result = audit_suite(listed, params=params, head=head, full=full)
-    say(json_format.dumps(result.to_dict(), indent=2) if json else result.render(), end="\n" if json else "")
-    if not result.clean:
+    runs = list_runs(suite, revision_pattern=revision_pattern, steps=steps, by=by, stage=stage, seed=seed)
+    results = [audit_suite(run, params=params, head=head, full=full) for run in runs]
+    told = [result.to_dict() for result in results]
+    if json:
+        say(json_format.dumps(told if seed == "all" else told[0], indent=2))
+    else:
+        say("\n".join(result.render() for result in results), end="")
+    if not all(result.clean for result in results):
         sys.exit(PROBLEMS)

@@ -43,7 +43,7 @@ class Audit:
     """What an audit found, and the way between neighbouring checkpoints (`pairs`, by the two steps).
 
     `steps` are the suite's; `tensors` the keys that were read, `taken` which was taken for the output embedding and
-    why, where that was asked for; `findings` come in the order of `Kind`.
+    why, where that was asked for; `findings` come in the order of `Kind`; `notes` say how names were read.
     """
 
     name: str
@@ -52,6 +52,7 @@ class Audit:
     findings: tuple[SuiteFinding, ...]
     pairs: dict[tuple[int, int], Pair] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
 
     @property
     def clean(self) -> bool:
@@ -85,6 +86,7 @@ class Audit:
             "steps": list(self.steps),
             "tensors": list(self.tensors),
             "taken": list(self.taken),
+            "notes": list(self.notes),
             "findings": [dataclasses.asdict(finding) for finding in self.findings],
             "broken": {str(step): reason for step, reason in self.broken.items()},
             "pairs": pairs,
@@ -95,6 +97,7 @@ class Audit:
         lines = [
             f"{self.name}: {len(self.steps)} checkpoints, steps {shortened(self.steps)}",
             f"read: {', '.join(self.taken or self.tensors) or 'nothing'}",
+            *self.notes,
             *_grouped(self.findings),
         ]
         broken = list(self.broken)
@@ -160,7 +163,7 @@ def audit_suite(
     findings += walk.findings + _out_of_line(walk)
     pairs = {(a, b): pair for (a, b, pair) in zip(walk.steps, walk.steps[1:], walk.near, strict=False)}
     taken = tuple(dict.fromkeys(one.taken for one in seen.values() if one.taken))
-    return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken)
+    return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken, suite.told)
 
 
 def _order(finding: SuiteFinding) -> tuple[int, tuple[int, ...]]:

@@ -1,0 +1,147 @@
+"""Which names are one series, and what is asked where they could be several."""
+
+import re
+
+import pytest
+
+from trainhooks.checkpoints.suite import AmbiguousNames, list_runs, list_suite
+
+B = 10**9
+
+
+def made(root, *names):
+    for name in names:
+        (root / name).mkdir(parents=True)
+    return root
+
+
+def read(suite):
+    return [(entry.step, entry.name) for entry in suite.entries]
+
+
+def test_stages_that_count_anew_stand_one_after_the_other(tmp_path):
+    names = [
+        "stage1-step1000",
+        "stage1-step3000",
+        "stage2-step0",
+        "stage2-step1000",
+        "stage2-step500",
+        "stage3-step100",
+    ]
+    suite = list_suite(made(tmp_path, *names, "main", "fp32"))
+    assert read(suite) == [
+        (1000, "stage1-step1000"),
+        (3000, "stage1-step3000"),
+        (3500, "stage2-step500"),
+        (4000, "stage2-step1000"),
+        (4100, "stage3-step100"),
+    ]
+    assert [entry.own_step for entry in suite.entries] == [1000, 3000, 500, 1000, 100]
+    assert [entry.stage for entry in suite.entries] == ["stage1"] * 2 + ["stage2"] * 2 + ["stage3"]
+    assert suite.unread == ("fp32", "main", "stage2-step0")
+    assert "3 names were not read as steps: fp32, main, stage2-step0" in suite.told
+    assert "stage stage2 counts anew: its step n stands at 3000 + n, after the last before it." in suite.told
+
+
+def test_stages_that_go_on_counting_keep_their_steps(tmp_path):
+    names = ["stage1-step-40", "stage2-step-60", "lc-4k-to-32k-step-4", "lc-32k-to-64k-step-3", "lc-32k-to-64k-step-8"]
+    suite = list_suite(made(tmp_path, *names))
+    assert [entry.step for entry in suite.entries] == [40, 60, 64, 67, 72]
+    assert [entry.stage for entry in suite.entries][2:] == ["lc-4k-to-32k", "lc-32k-to-64k", "lc-32k-to-64k"]
+
+
+def test_one_extension_comes_last(tmp_path):
+    suite = list_suite(made(tmp_path, "step0005000", "step0010000", "extension_step0000250"))
+    assert read(suite)[-1] == (10250, "extension_step0000250")
+
+
+def test_phases_in_an_order_that_is_not_told_are_asked_for(tmp_path):
+    made(tmp_path, "step1000", "step2000", "ext500", "ext1000", "decay100")
+    with pytest.raises(AmbiguousNames, match=r"base: step1000, step2000 \(2\).*--stage ext.*--stage base,|--manifest"):
+        list_suite(tmp_path)
+    suite = list_suite(tmp_path, stage="base,ext,decay")
+    assert suite.steps == (1000, 2000, 2500, 3000, 3100)
+    alone = list_suite(tmp_path, stage="ext")
+    assert alone.steps == (500, 1000)
+    assert len(alone.unread) == 3
+    with pytest.raises(ValueError, match=r"no stage 'late'; it has .*base"):
+        list_suite(tmp_path, stage="late")
+
+
+def test_branches_beside_each_other_are_asked_for(tmp_path):
+    made(tmp_path, "stage1-step100-tokens1B", *(f"stage2-ingredient{k}-step10-tokens1B" for k in (1, 2)))
+    with pytest.raises(AmbiguousNames, match="stage2-ingredient2"):
+        list_suite(tmp_path)
+    suite = list_suite(tmp_path, stage=["stage1", "stage2-ingredient2"])
+    assert suite.steps == (100, 110)
+    assert [entry.tokens for entry in suite.entries] == [B, 2 * B]
+
+
+def test_a_branch_that_kept_the_trunks_count_is_asked_for(tmp_path):
+    made(tmp_path, *(f"step{n}" for n in (1000, 8000, 10000)), *(f"decay-step{n}" for n in (8100, 8200, 8300)))
+    with pytest.raises(AmbiguousNames, match="branch off"):
+        list_suite(tmp_path)
+
+
+def test_names_without_the_first_stages_prefix_are_of_it(tmp_path):
+    made(tmp_path, "step150-tokens1B", "stage1-step1000-tokens5B", "stage2-step10-tokens1B")
+    suite = list_suite(tmp_path)
+    assert suite.steps == (150, 1000, 1010)
+    assert "1 names without a stage are taken for stage1" in suite.told[0]
+
+
+def test_several_seeds_are_never_one_series(tmp_path):
+    made(tmp_path, *(f"step{n}-seed-{seed}" for n in (10, 20) for seed in ("default", "large-aux-2")))
+    with pytest.raises(AmbiguousNames, match=r"default: .*\(2\).*--seed default.*--seed large-aux-2"):
+        list_suite(tmp_path)
+    suite = list_suite(tmp_path, seed="large-aux-2")
+    assert suite.steps == (10, 20)
+    assert {entry.seed for entry in suite.entries} == {"large-aux-2"}
+    runs = list_runs(tmp_path, seed="all")
+    assert [run.entries[0].seed for run in runs] == ["default", "large-aux-2"]
+    with pytest.raises(ValueError, match="no seed '7'"):
+        list_suite(tmp_path, seed=7)
+
+
+def test_tokens_as_the_axis(tmp_path):
+    made(tmp_path, "step10-tokens210B", "step20-tokens15T")
+    suite = list_suite(tmp_path, by="tokens")
+    assert (suite.axis, suite.steps) == ("tokens", (210 * B, 15_000 * B))
+    assert [entry.own_step for entry in suite.entries] == [10, 20]
+    assert list_suite(tmp_path).steps == (10, 20)
+    with pytest.raises(ValueError, match="cannot go by tokens: 1 names tell none"):
+        list_suite(made(tmp_path / "some", "step1", "step2-tokens3B"), by="tokens")
+    with pytest.raises(ValueError, match="step or tokens, not by 'epochs'"):
+        list_suite(tmp_path, by="epochs")
+
+
+def test_names_of_tokens_alone_are_ordered_by_them(tmp_path):
+    suite = list_suite(made(tmp_path, "train_00220B", "train_02T", "train_00440B"))
+    assert (suite.axis, suite.steps) == ("tokens", (220 * B, 440 * B, 2000 * B))
+
+
+def test_an_expression_that_cuts_off_units_is_refused(tmp_path):
+    made(tmp_path, "step10-tokens210B", "step20-tokens15T")
+    with pytest.raises(ValueError, match=r"leaves out the units, which differ: .*15T"):
+        list_suite(tmp_path, revision_pattern=r"step\d+-tokens(\d+)[BT]")
+    assert list_suite(tmp_path, revision_pattern=r"step\d+-tokens(\d+[BT])").steps == (210 * B, 15_000 * B)
+
+
+def test_the_options_that_are_offered_work(tmp_path):
+    made(tmp_path, "step1", "step20", "checkpoint-7")
+    with pytest.raises(AmbiguousNames) as asked:
+        list_suite(tmp_path)
+    offered = re.findall(r"--revision-pattern '([^']+)'", str(asked.value))
+    assert [list_suite(tmp_path, revision_pattern=one).steps for one in offered] == [(7,), (1, 20)]
+
+
+def test_a_file_saved_again_counts_once(tmp_path):
+    names = ["epoch=0-step=10.ckpt", "epoch=1-step=20.ckpt", "epoch=1-step=20-v1.ckpt"]
+    for name in names:
+        (tmp_path / name).write_bytes(b"")
+    suite = list_suite(tmp_path)
+    assert read(suite) == [(10, names[0]), (20, names[2])]
+    assert suite.unread == (names[1],)
+    (tmp_path / "epoch=0-step=10-v1.ckpt").write_bytes(b"")
+    with pytest.raises(ValueError, match="two checkpoints of one step"):
+        list_suite(tmp_path)

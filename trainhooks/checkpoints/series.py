@@ -1,0 +1,389 @@
+"""From names to one series: which names belong together, stages one after the other, one axis of steps or tokens.
+
+What several readings are possible of is not guessed: `AmbiguousNames` says what was found and which option picks what.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Literal
+
+from trainhooks.checkpoints.names import BASE, ParsedName
+
+Axis = Literal["step", "tokens", "chunk"]
+AXES = ("step", "tokens")
+_FAR = 4
+_FIRST = ("stage1", "phase1")
+_NUMBERED = re.compile(r"(?:stage|phase)([0-9]+)")
+_LENGTHS = re.compile(r"(.*?)-?([0-9]+)[^-_]*[-_]to[-_]([0-9]+).*")
+
+
+@dataclass(frozen=True)
+class CheckpointRef:
+    """One checkpoint of a suite: its `step` on the suite's axis, its `location` (a path, a URL, `repository@revision`).
+
+    `own_step` is the step that its name gives, where the axis goes by tokens or counts on over stages; `tokens` seen
+    so far, `stage` and `seed` as far as they are known. `name` is what it is called where it lies.
+    """
+
+    step: int
+    location: str
+    name: str = ""
+    own_step: int | None = None
+    tokens: int | None = None
+    stage: str = ""
+    seed: str = ""
+
+
+@dataclass(frozen=True)
+class Named:
+    """A name that was read, with the place it names."""
+
+    name: str
+    place: str
+    parsed: ParsedName
+
+
+@dataclass(frozen=True)
+class Series:
+    """The checkpoints by ascending step; `axis` says what counts, `unread` which names are not in it, `notes` in words
+    what was done to make one series."""
+
+    entries: tuple[CheckpointRef, ...]
+    axis: Axis = "step"
+    unread: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a user picks of names that could be several series. `stages` go one after the other as given."""
+
+    by: str | None = None
+    stages: tuple[str, ...] = ()
+    seed: str | None = None
+
+    @classmethod
+    def of(cls, *, by: str | None = None, stage: str | Sequence[str] | None = None, seed: object = None) -> Choice:
+        """From options; `stage` is a text with commas, or names. Raises ValueError for an axis that is none."""
+        if by is not None and by not in AXES:
+            raise ValueError(f"a series goes by {' or '.join(AXES)}, not by {by!r}.")
+        parts = stage.split(",") if isinstance(stage, str) else list(stage or ())
+        named = tuple(part.strip() for part in parts if part.strip())
+        return cls(by, named, None if seed is None else str(seed))
+
+
+class AmbiguousNames(ValueError):
+    """Names of which more than one series could be made; the text has the groups and an option for each. `seeds` are
+    the runs that they hold, where that is what is to be picked."""
+
+    def __init__(self, text: str, *, seeds: Sequence[str] = ()) -> None:
+        super().__init__(text)
+        self.seeds = tuple(seeds)
+
+
+def one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
+    """The one series that these names are.
+
+    Raises AmbiguousNames for several seeds, several kinds of names, parallel stages or stages whose order no name
+    tells; ValueError for a choice that is not there and for two checkpoints of one step.
+    """
+    of_seed, unread = _of_one_seed(name, found, choice)
+    of_form, others = _of_one_form(name, of_seed)
+    once, twins = _last_twins(of_form)
+    unread += [one.name for one in (*others, *twins)]
+    stages, more, notes = _in_order(name, once, choice)
+    unread += [one.name for one in more]
+    axis = _axis(name, [one for stage in stages for one in stage], by=choice.by)
+    entries, counted, repeated = _laid_on(axis, stages)
+    _no_step_twice(name, entries, axis)
+    entries = sorted(entries, key=lambda entry: entry.step)
+    return Series(tuple(entries), axis, (*unread, *repeated), (*notes, *counted))
+
+
+def _of_one_seed(name: str, found: Sequence[Named], choice: Choice) -> tuple[list[Named], list[str]]:
+    seeds: dict[str, list[Named]] = defaultdict(list)
+    for one in found:
+        seeds[one.parsed.seed].append(one)
+    if choice.seed is not None:
+        if choice.seed not in seeds:
+            raise ValueError(f"{name} has no seed {choice.seed!r}; it has {', '.join(filter(None, seeds)) or 'none'}.")
+        left = [one.name for seed, names in seeds.items() if seed != choice.seed for one in names]
+        return seeds[choice.seed], left
+    if len(seeds) > 1:
+        shown = "; ".join(f"{seed or 'no seed'}: {_sample(names)}" for seed, names in seeds.items())
+        picks = ", ".join(f"--seed {seed}" for seed in list(seeds)[:4] if seed)
+        raise AmbiguousNames(
+            f"{name} holds several runs, by their seeds: {shown}. A series is of one run: pick one ({picks}), or "
+            "--seed all for a store of each.",
+            seeds=[seed for seed in seeds if seed],
+        )
+    return list(found), []
+
+
+def _of_one_form(name: str, found: Sequence[Named]) -> tuple[list[Named], list[Named]]:
+    """The names of one kind; names that no known word tells the step of give way to those where one does."""
+    sure = [one for one in found if one.parsed.sure]
+    doubtful = [one for one in found if not one.parsed.sure]
+    kept, others = (sure, doubtful) if sure else (doubtful, [])
+    forms: dict[tuple[str, ...], list[Named]] = defaultdict(list)
+    for one in kept:
+        # a stage's own word may be all there is: ext1000 beside step1000
+        forms[one.parsed.form or (("step",) if one.parsed.stage else ())].append(one)
+    if len(forms) > 1:
+        shown = "; ".join(_sample(names) for names in forms.values())
+        picks = ", ".join(f"--revision-pattern '{pattern_of(names[0])}'" for names in list(forms.values())[:4])
+        raise AmbiguousNames(
+            f"{name} mixes names of several patterns, perhaps of several runs: {shown}. Pick one by a regular "
+            f"expression (revision_pattern) whose group is the step: {picks}."
+        )
+    return kept, others
+
+
+def _last_twins(found: Sequence[Named]) -> tuple[list[Named], list[Named]]:
+    """Of a file that was saved again (Lightning's -v1) the last, where that happened at one step only."""
+    twins: dict[tuple[str, int | None], list[Named]] = defaultdict(list)
+    for one in found:
+        twins[one.parsed.stage, one.parsed.step].append(one)
+    several = [names for names in twins.values() if any(one.parsed.version for one in names) and len(names) > 1]
+    if len(several) != 1:
+        return list(found), []
+    *former, _last = sorted(several[0], key=lambda one: one.parsed.version)
+    return [one for one in found if one not in former], former
+
+
+def _in_order(name: str, found: Sequence[Named], choice: Choice) -> tuple[list[list[Named]], list[Named], list[str]]:
+    """Stages one after the other, the names of stages that were not picked, and what was done."""
+    stages: dict[str, list[Named]] = defaultdict(list)
+    for one in found:
+        stages[one.parsed.stage].append(one)
+    notes = _join_unprefixed(stages)
+    if choice.stages:
+        picked = [_picked(name, one, stages) for one in choice.stages]
+        left = [one for stage, names in stages.items() if stage not in picked for one in names]
+        return [stages[stage] for stage in picked], left, notes
+    order = _known_order(list(stages))
+    if order is None and not _parallel(stages) and _never_back(stages):
+        order = sorted(stages, key=lambda stage: min(_place(one) for one in stages[stage]))
+    if order is None:
+        raise _undecided(name, stages)
+    return [stages[stage] for stage in order], [], notes
+
+
+def _picked(name: str, asked: str, stages: dict[str, list[Named]]) -> str:
+    stage = "" if asked == BASE and BASE not in stages else asked
+    if stage not in stages:
+        raise ValueError(f"{name} has no stage {asked!r}; it has {', '.join(stage or BASE for stage in stages)}.")
+    return stage
+
+
+def _join_unprefixed(stages: dict[str, list[Named]]) -> list[str]:
+    """Names without a stage beside a first stage are of it where none of their steps is there (OLMo 2 has seven)."""
+    first = next((stage for stage in _FIRST if stage in stages), None)
+    if "" not in stages or first is None:
+        return []
+    if {one.parsed.step for one in stages[""]} & {one.parsed.step for one in stages[first]}:
+        return []
+    joined = stages.pop("")
+    stages[first] += joined
+    return [f"{len(joined)} names without a stage are taken for {first}: {_listed([one.name for one in joined])}."]
+
+
+def _known_order(stages: list[str]) -> list[str] | None:
+    """The order that the stages' own names tell; None where two of them could follow each other either way.
+
+    Numbered stages by number, at most one of a number; then at most one later phase (extension, long context, decay),
+    or several whose context lengths follow on each other (`lc-4k-to-32k`, `lc-32k-to-64k`).
+    """
+    numbers, later = _by_number(stages)
+    if _parallel(stages) or (0 in numbers and len(numbers) > 1):
+        return None
+    if len(later) > 1:
+        lengths = [_LENGTHS.fullmatch(stage) for stage in later]
+        if not all(lengths):
+            return None
+        spans = sorted((int(match[2]), int(match[3]), match[0]) for match in lengths if match)
+        if any(before[1] != after[0] for before, after in pairwise(spans)):
+            return None
+        later = [stage for _, _, stage in spans]
+    return [*(numbers[number][0] for number in sorted(numbers)), *later]
+
+
+def _by_number(stages: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
+    """Stages by their number, 0 for those without a name, and those that have a name and no number."""
+    numbers: dict[int, list[str]] = defaultdict(list)
+    later = []
+    for stage in stages:
+        match = _NUMBERED.match(stage)
+        if not stage or match:
+            numbers[int(match[1]) if match else 0].append(stage)
+        else:
+            later.append(stage)
+    return numbers, later
+
+
+def _parallel(stages: Iterable[str]) -> bool:
+    """Whether several stages have one number: branches beside each other (ingredients)."""
+    return any(len(named) > 1 for named in _by_number(stages)[0].values())
+
+
+def _never_back(stages: dict[str, list[Named]]) -> bool:
+    """Whether the steps go on counting from stage to stage, so that they tell the order themselves."""
+    spans = sorted((min(map(_place, names)), max(map(_place, names))) for names in stages.values())
+    return all(before[1] < after[0] for before, after in pairwise(spans))
+
+
+def _place(one: Named) -> int:
+    parsed = one.parsed
+    return next(value for value in (parsed.step, parsed.tokens, parsed.chunk) if value is not None)
+
+
+def _undecided(name: str, stages: dict[str, list[Named]]) -> AmbiguousNames:
+    shown = "; ".join(f"{stage or BASE}: {_sample(names)}" for stage, names in stages.items())
+    picks = [f"--stage {stage or BASE}" for stage in list(stages)[:4]]
+    two = [stage or BASE for stage in list(stages)[:2]]
+    return AmbiguousNames(
+        f"{name} holds several stages whose order its names do not tell: {shown}. Pick one ({', '.join(picks)}), or "
+        f"several in their order (--stage {','.join(two)}), or write a manifest (audit --manifest-out, --manifest)."
+    )
+
+
+def _axis(name: str, found: Sequence[Named], *, by: str | None) -> Axis:
+    """What the series goes by: as asked, or steps, tokens or chunks, whichever all names have."""
+    lacking = {
+        axis: [one.name for one in found if getattr(one.parsed, axis) is None] for axis in ("step", "tokens", "chunk")
+    }
+    if by is not None:
+        if lacking[by]:
+            raise ValueError(
+                f"{name} cannot go by {by}: {len(lacking[by])} names tell none ({_listed(lacking[by])}). Leave them "
+                "out (--steps, --stage), or write a manifest that has them (audit --manifest-out)."
+            )
+        return "tokens" if by == "tokens" else "step"
+    axes: tuple[Axis, ...] = ("step", "tokens", "chunk")
+    for axis in axes:
+        if not lacking[axis]:
+            return axis
+    some = [f"{axis} in {len(found) - len(lacking[axis])}: {_listed(_having(found, axis))}" for axis in axes]
+    raise AmbiguousNames(
+        f"{name}: some names tell steps and others tokens, and none is in all {len(found)} of them "
+        f"({'; '.join(some)}). Pick some by a regular expression (--revision-pattern "
+        f"'{pattern_of(found[0])}'), or write a manifest."
+    )
+
+
+def _having(found: Sequence[Named], axis: str) -> list[str]:
+    return [one.name for one in found if getattr(one.parsed, axis) is not None]
+
+
+def _laid_on(axis: Axis, stages: list[list[Named]]) -> tuple[list[CheckpointRef], list[str], list[str]]:
+    """Entries on one axis: a stage that counts anew goes on from the last of the stage before.
+
+    The first of such a stage at 0 is the last of the one before, and is left out.
+    """
+    entries: list[CheckpointRef] = []
+    notes: list[str] = []
+    repeated: list[str] = []
+    ends = {"step": -1, "tokens": -1, "chunk": -1}
+    for number, names in enumerate(stages):
+        starts = {kind: _anew(names, kind, ends[kind]) for kind in ends}
+        label = names[0].parsed.stage or BASE
+        if starts[axis] and _branches_off(names, axis):
+            raise AmbiguousNames(
+                f"stage {label} ({_sample(names)}) neither counts anew nor goes on from {axis} {ends[axis]}: does it "
+                f"branch off before? Take it alone (--stage {label}), or write a manifest with the steps you mean."
+            )
+        if number and starts[axis]:
+            notes.append(
+                f"stage {label} counts anew: its {axis} n stands at {starts[axis]} + n, after the last before it."
+            )
+        here = []
+        for one in names:
+            if number and starts[axis] and _of(one, axis) == 0:
+                repeated.append(one.name)
+                continue
+            here.append(_entry(one, axis, starts))
+        for kind in ends:
+            own = [_of(one, kind) for one in names]
+            if all(value is not None for value in own):
+                ends[kind] = starts[kind] + max(value for value in own if value is not None)
+        entries += here
+    return entries, notes, repeated
+
+
+def _anew(names: Sequence[Named], kind: str, end: int) -> int:
+    """Where a stage that counts anew begins; 0 where it goes on counting, or where not all names tell."""
+    own = [_of(one, kind) for one in names]
+    first = min((value for value in own if value is not None), default=end)
+    return end if None not in own and end > 0 and first <= end else 0
+
+
+def _branches_off(names: Sequence[Named], kind: str) -> bool:
+    """Whether a stage's own counts begin far from 0 for the way they go: a branch that kept the trunk's count."""
+    own = sorted(value for one in names if (value := _of(one, kind)) is not None)
+    return len(own) > 2 and own[0] > _FAR * (own[-1] - own[0])
+
+
+def _of(one: Named, kind: str) -> int | None:
+    value: int | None = getattr(one.parsed, kind)
+    return value
+
+
+def _entry(one: Named, axis: Axis, starts: dict[str, int]) -> CheckpointRef:
+    parsed = one.parsed
+    own = _of(one, axis)
+    assert own is not None
+    step = parsed.step if parsed.step is not None else parsed.chunk
+    tokens = None if parsed.tokens is None else starts["tokens"] + parsed.tokens
+    return CheckpointRef(
+        starts[axis] + own, one.place, one.name, own_step=step, tokens=tokens, stage=parsed.stage, seed=parsed.seed
+    )
+
+
+def _no_step_twice(name: str, entries: Sequence[CheckpointRef], axis: Axis) -> None:
+    places = defaultdict(list)
+    for entry in entries:
+        places[entry.step].append(entry)
+    twice = [(step, found) for step, found in places.items() if len(found) > 1]
+    if not twice:
+        return
+    shown = "; ".join(f"{axis} {step}: {', '.join(one.location for one in found)}" for step, found in twice[:3])
+    more = f" (and {len(twice) - 3} more)" if len(twice) > 3 else ""
+    what = "two checkpoints of one step" if axis == "step" else f"two checkpoints of the same {axis}"
+    raise ValueError(
+        f"{name} has {what}: {shown}{more}. Pick one of each by a regular expression (--revision-pattern "
+        f"'{re.escape(twice[0][1][0].name or str(twice[0][0]))}' with a group for the step)"
+        + (", or go by step, where the names tell one (--by step)." if axis == "tokens" else ".")
+    )
+
+
+def pattern_of(one: Named) -> str:
+    """A regular expression for names like this one, whose group is the number that orders it."""
+    start, end = one.parsed.span
+    unit = re.search(r"[A-Za-z]*$", one.name[start:end])
+    group = r"(\d+" + (f"{unit[0]}" if unit and unit[0] else "") + ")"
+    return (
+        re.sub(r"\d+", r"\\d+", re.escape(one.name[:start]))
+        + group
+        + re.sub(r"\d+", r"\\d+", re.escape(one.name[end:]))
+    )
+
+
+def _sample(names: Sequence[Named]) -> str:
+    return f"{', '.join(one.name for one in names[:3])} ({len(names)})"
+
+
+def _listed(names: Sequence[str], *, most: int = 5) -> str:
+    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
+
+
+def unread_note(unread: Sequence[str]) -> str:
+    """What is said of names that are in no series; empty where there are none."""
+    if not unread:
+        return ""
+    what = "1 name was" if len(unread) == 1 else f"{len(unread)} names were"
+    return f"{what} not read as steps: {_listed(unread, most=8)}"
