@@ -22,7 +22,7 @@ def commands() -> dict[str, list[str]]:
     for name in sorted(app):
         if not name.startswith("-"):
             arguments = app[name].assemble_argument_collection()
-            found[name] = sorted(option for argument in arguments for option in argument.names)
+            found[name] = sorted(option for argument in arguments for option in argument.names if option != "*")
     return found
 
 

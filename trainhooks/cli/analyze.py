@@ -7,10 +7,8 @@ import sys
 from pathlib import Path
 from typing import Annotated, Literal
 
-from trainhooks.cli.base import Flag, Positive, command
+from trainhooks.cli.base import FOUND, Flag, Positive, command
 from trainhooks.core.printable import plain_console, say, sayer
-
-FAILED = 2
 
 
 @command
@@ -102,6 +100,12 @@ def analyze(
         pythia: its 154 steps and 50277 ids.
     json
         Write the report to this file too.
+
+    Examples
+    --------
+    trainhooks analyze checkpoints/ --counts counts.npz --out suite.zarr
+    trainhooks analyze EleutherAI/pythia-14m --preset pythia --counts pile.npz --out pythia.zarr --workers 4
+    trainhooks analyze checkpoints/ --counts counts.npz --out suite.zarr --text held_out.txt --json report.json
     """
     from rich.progress import Progress
 
@@ -146,4 +150,4 @@ def analyze(
         json.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
     say(report.render(), end="")
     if report.failed:
-        sys.exit(FAILED)
+        sys.exit(FOUND)

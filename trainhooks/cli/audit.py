@@ -6,10 +6,8 @@ import json as json_format
 import sys
 from typing import Literal
 
-from trainhooks.cli.base import Flag, command
+from trainhooks.cli.base import FOUND, Flag, command
 from trainhooks.core.printable import say
-
-PROBLEMS = 2
 
 
 @command
@@ -50,6 +48,12 @@ def audit(
         Hash every byte of the tensors, where the default takes their header, first and last MiB.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks audit checkpoints/
+    trainhooks audit EleutherAI/pythia-14m --steps 0,1,2,4 --json
+    trainhooks audit checkpoints/ --full
     """
     from trainhooks.checkpoints.audit.audit import audit_suite
     from trainhooks.checkpoints.suite import list_runs
@@ -64,4 +68,4 @@ def audit(
     else:
         say("\n".join(result.render() for result in results), end="")
     if not all(result.clean for result in results):
-        sys.exit(PROBLEMS)
+        sys.exit(FOUND)

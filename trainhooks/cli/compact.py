@@ -8,6 +8,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import command
+from trainhooks.cli.progress import working
 from trainhooks.core.printable import say, shown
 
 
@@ -36,6 +37,11 @@ def compact(
         Where that copy goes.
     threads
         How many compress at once; pcodec's copy is written by one.
+
+    Examples
+    --------
+    trainhooks compact run.zarr
+    trainhooks compact run.zarr --codec pcodec --out copy.zarr
     """
     from trainhooks.store.format.profiles import profile_named
     from trainhooks.store.maintenance.compact import compact as compact_store
@@ -44,10 +50,12 @@ def compact(
     if (codec == "pcodec") != (out is not None):
         raise ValueError(f"got --codec {codec} and --out {out}; pcodec writes a copy and needs --out, blosc does not.")
     if out is not None:
-        size = copy_with_pcodec(store, out=out)
+        with working(f"copying {store}") as told:
+            size = copy_with_pcodec(store, out=out, progress=told)
         say(f"{shown(out)}: {size / 1e6:,.1f} MB. Reading it takes zarr-python and pcodec.")
         return
-    done = compact_store(store, profile=profile_named(profile), threads=threads)
+    with working(f"compacting {store}") as told:
+        done = compact_store(store, profile=profile_named(profile), threads=threads, progress=told)
     say(
         f"{shown(store)}: {done.rewritten} shards written anew, {done.kept} left as they were; "
         f"{done.bytes_before / 1e6:,.1f} MB before, {done.bytes_after / 1e6:,.1f} MB after."

@@ -80,6 +80,12 @@ def count(
         With --describe: other counts, for the Kullback-Leibler divergence both ways.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks count texts/ --tokenizer tokenizer.json --out counts.npz
+    trainhooks count pile_text_document.idx --vocab-size 50277 --window 2049 --out pile.npz
+    trainhooks count --describe counts.npz --tokenizer tokenizer.json --json
     """
     if describe is not None:
         if source or out or preset:

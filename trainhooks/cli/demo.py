@@ -40,6 +40,12 @@ def demo(
         Of the initial weights and of the data order.
     checkpoints
         Save whole models too, at steps 0, 1, 2, 4 ... and the last: a suite for analyze, steer and prune.
+
+    Examples
+    --------
+    trainhooks demo
+    trainhooks demo --out runs/mine --corpus texts/ --steps 1000
+    trainhooks demo --size 14m --loop lightning --device cuda --checkpoints
     """
     from trainhooks.demo.run import run_demo
 

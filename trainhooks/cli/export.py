@@ -10,7 +10,7 @@ from trainhooks.core.printable import say, shown
 
 
 @command
-def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "npy"] = "safetensors") -> None:
+def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "npy"] | None = None) -> None:
     """Write one step's output embedding to a file.
 
     Parameters
@@ -22,7 +22,12 @@ def export(store: str, *, step: int, out: Path, format: Literal["safetensors", "
     out
         The new file.
     format
-        safetensors (the tensor is called output_embedding) or npy; float32 either way.
+        safetensors (the tensor is called output_embedding) or npy, float32 either way; by default as the name says.
+
+    Examples
+    --------
+    trainhooks export run.zarr --step 300 --out head.safetensors
+    trainhooks export run.zarr --step 300 --out head.npy
     """
     from trainhooks.store import open_store
     from trainhooks.store.maintenance.export import export_step

@@ -50,6 +50,11 @@ def plan(
         Milliseconds that an update takes: gives the bandwidth.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks plan --vocab 50304 --dim 768 --steps 10000
+    trainhooks plan --vocab 50304 --dim 768 --steps 10000 --schedule log --precision bfloat16 --json
     """
     from trainhooks.store import Layout
     from trainhooks.store.maintenance.planning import plan_store

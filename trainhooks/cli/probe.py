@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Positive, Several, command
+from trainhooks.cli.progress import working
 from trainhooks.core.printable import say
 
 
@@ -56,19 +57,26 @@ def probe(
         Hold the matrix against the labels that the model was trained on up to that step, not against the corpus.
     json
         Print JSON instead of text; a figure that is not defined is null.
+
+    Examples
+    --------
+    trainhooks probe run.zarr
+    trainhooks probe run.zarr --step 300 --draws 0 --json
+    trainhooks probe model.safetensors --counts counts.npz --tokenizer tokenizer.json
     """
     from trainhooks.probe_report import report_source
 
-    report = report_source(
-        source,
-        step=step,
-        key=key,
-        counts=counts,
-        tokenizer=tokenizer,
-        vocab_size=vocab_size,
-        min_count=min_count,
-        exclude=exclude,
-        draws=draws,
-        seen=seen,
-    )
+    with working(f"probing {source}"):
+        report = report_source(
+            source,
+            step=step,
+            key=key,
+            counts=counts,
+            tokenizer=tokenizer,
+            vocab_size=vocab_size,
+            min_count=min_count,
+            exclude=exclude,
+            draws=draws,
+            seen=seen,
+        )
     say(json_format.dumps(report.to_dict(), indent=2) if json else report.render(), end="\n" if json else "")

@@ -24,6 +24,11 @@ def snapshot(store: str, *, out: Path, kept: Flag = False, attempt: int | None =
         Copy the records that are kept aside; `inspect` lists them.
     attempt
         With --kept: whose records. By default those that reach furthest.
+
+    Examples
+    --------
+    trainhooks snapshot run.zarr --out backup.zarr
+    trainhooks snapshot run.zarr --kept --out before.zarr
     """
     from trainhooks.store import open_store
     from trainhooks.store.format.kept import kept_place

@@ -9,6 +9,7 @@ from typing import Annotated
 from cyclopts import Parameter, validators
 
 from trainhooks.cli.base import Flag, Several, command
+from trainhooks.cli.progress import working
 from trainhooks.core.printable import say
 
 
@@ -37,10 +38,19 @@ def verdict(
         Thin longer runs to this many log-spaced records.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks verdict run.zarr
+    trainhooks verdict seed0.zarr seed1.zarr seed2.zarr --json
     """
     from trainhooks.lead.from_store import analyze_store
     from trainhooks.lead.verdict import verdict as make_verdict
 
-    analyses = [analyze_store(path, q=q, draws=draws, max_records=max_records) for path in (store, *more)]
-    result = make_verdict(analyses)
+    stores, analyses = (store, *more), []
+    with working(f"verdict on {store}" + (f" and {len(more)} more" if more else "")) as told:
+        for done, path in enumerate(stores, start=1):
+            analyses.append(analyze_store(path, q=q, draws=draws, max_records=max_records))
+            told(done, len(stores))
+        result = make_verdict(analyses)
     say(json_format.dumps(result.to_dict(), indent=2) if json else result.render())

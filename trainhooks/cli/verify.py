@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import json as json_format
 import sys
-from typing import TYPE_CHECKING
 
-from trainhooks.cli.base import Flag, command
+from trainhooks.cli.base import FOUND, Flag, command
+from trainhooks.cli.progress import working
 from trainhooks.core.printable import say, shown
-
-if TYPE_CHECKING:
-    pass
 
 
 @command
@@ -25,12 +22,19 @@ def verify(store: str, *, repair: Flag = False, json: Flag = False) -> None:
         First drop what is torn, settle what was interrupted, roll back to the last commit and fold the journal.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks verify run.zarr
+    trainhooks verify run.zarr --repair
+    trainhooks verify s3://bucket/run.zarr --json
     """
     from trainhooks.store.maintenance.repair import repair as repair_store
     from trainhooks.store.maintenance.verify import verify as verify_store
 
-    done = repair_store(store) if repair else []
-    found = verify_store(store)
+    with working(f"verifying {store}"):
+        done = repair_store(store) if repair else []
+        found = verify_store(store)
     if json:
         say(json_format.dumps({**found.to_dict(), "repaired": done}, indent=2))
     else:
@@ -45,4 +49,4 @@ def verify(store: str, *, repair: Flag = False, json: Flag = False) -> None:
             f"{found.path} is {state}: {found.files} files, {closed}, last step {found.last_step}, "
             f"{found.journal} records in the journal"
         )
-    sys.exit(0 if found.sound else 2)
+    sys.exit(0 if found.sound else FOUND)

@@ -17,6 +17,7 @@ from trainhooks.core.printable import page
 from trainhooks.intervene.contexts import Contexts, choose_windows, read_documents, run_windows, split_documents
 from trainhooks.intervene.deletion.orders import RANDOM
 from trainhooks.intervene.deletion.prune import Pruning, prune, token_mask_of
+from trainhooks.intervene.early_checks import check_model
 from trainhooks.intervene.steering.directions import BASELINES, SOLVED
 from trainhooks.intervene.steering.edits import RATIOS, Steering, steer
 from trainhooks.intervene.target import Target, load_target, store_matrix
@@ -96,6 +97,8 @@ def moments(
     `parse_steps` does, "all" takes all. Raises ValueError for a suite that is not of folders, and as `list_suite` and
     `split_documents`; while it is walked as `load_target` and `choose_windows`.
     """
+    if store is not None:
+        check_model(model)
     suite = list_suite(model if store is None else store, steps=None if over == "all" else over)
     parts = split_documents(read_documents(text), seed=seed)
     load = partial(load_target, tokenizer=tokenizer)

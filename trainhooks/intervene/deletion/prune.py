@@ -155,10 +155,15 @@ def pruned_target(target: Target, pruning: Pruning, *, code: str, fraction: floa
 def check_savable(target: Target, *, code: str, fraction: float, known: Sequence[str]) -> None:
     """Raises ValueError for a code that is not among the `known` labels, a fraction outside (0, 1], and a
     `context_mean` that neither the head (no bias) nor the last norm (no bias) of the model can hold."""
-    if code not in known or not 0 < fraction <= 1:
-        raise ValueError(f"got code {code!r} at {fraction}; needed a fraction in (0, 1] and one of {', '.join(known)}.")
+    check_code(code, fraction=fraction, known=known)
     if code.startswith("context_mean/") and not target.keeps_bias:
         target.with_constant(torch.empty(0, dtype=torch.int64), torch.empty(0))
+
+
+def check_code(code: str, *, fraction: float, known: Sequence[str]) -> None:
+    """Raises ValueError for a code that is not among the `known` labels, and a fraction outside (0, 1]."""
+    if code not in known or not 0 < fraction <= 1:
+        raise ValueError(f"got code {code!r} at {fraction}; needed a fraction in (0, 1] and one of {', '.join(known)}.")
 
 
 def code_labels(orders: Sequence[str], variants: Sequence[str], *, random: int, seed: int = 0) -> list[str]:

@@ -16,6 +16,7 @@ from trainhooks.core.formatting import finite
 from trainhooks.core.printable import page
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.intervene.contexts import choose_windows, read_documents, run_windows, split_documents
+from trainhooks.intervene.early_checks import check_model, check_steering
 from trainhooks.intervene.steering.directions import BASELINES, SOLVED, make_directions
 from trainhooks.intervene.steering.edits import RATIOS, Edit, Steering, SteeringData, steer
 from trainhooks.intervene.steering.few_samples import FewSamples, few_sample_curve
@@ -55,6 +56,7 @@ class SteeringReport:
             f"{self.model}: slope and scale from {s.calibration_positions} positions of {s.calibration_documents} "
             f"documents, tested on {s.test_positions} of {s.test_documents}; loss {s.loss:.3f} nats",
             *self.notes,
+            _steered(s.edits),
             "",
             "Medians over tokens. error: |achieved / ratio - 1|; in 95%: ratio in the interval over documents; as",
             "bias: no different from the plain logit bias; size |dE|/|E_w|; spread: sd of log(P'/P); loss: change.",
@@ -113,9 +115,12 @@ def run_steering(
         raise ValueError(
             "saving needs the tokens named, one ratio and one direction: pass --tokens, --ratios and --direction."
         )
+    check_steering(ratios=ratios, directions=directions)
+    documents = read_documents(text)
+    check_model(model)
     target = load_target(model, store=store, step=step, tokenizer=tokenizer)
     frequency = None if counts is None else token_frequency(counts, target)
-    known, unseen = split_documents(read_documents(text), calibration=calibration, seed=seed)
+    known, unseen = split_documents(documents, calibration=calibration, seed=seed)
     window: dict[str, Any] = {"context_length": context_length, "max_positions": max_positions, "seed": seed}
     windows, held_out = (choose_windows(target, part, **window) for part in (known, unseen))
     first, second = (run_windows(target, part, max_positions=max_positions) for part in (windows, held_out))
@@ -193,6 +198,12 @@ def _notes(target: Target, found: Steering, untie: bool) -> tuple[str, ...]:
         )
         notes.append(f"The input embedding is the same matrix; figures are of the output side, and it {side}.")
     return tuple(notes)
+
+
+def _steered(edits: Sequence[Edit]) -> str:
+    """Which tokens these are, with their bin of frequency."""
+    tokens = {edit.token: f"{edit.piece!r} ({edit.token}, {edit.bin})" for edit in edits}
+    return f"{len(tokens)} tokens (id, frequency): {', '.join(tokens.values())}"
 
 
 def _row(name: str, ratio: float, edits: list[Edit]) -> str:

@@ -128,8 +128,8 @@ def _unwritten(storage: Storage) -> Iterator[Storage]:
         waiting = sum(1 for _ in list_pieces(held))
         if waiting:
             raise StoreError(
-                f"{storage} has {waiting} journal files that are not folded: its run was not closed. Resume it and "
-                "close it first."
+                f"{storage} has {waiting} journal files that are not folded: its run was not closed. Where it is over, "
+                f"`trainhooks verify --repair {storage}` folds them; where it goes on, compact the store afterwards."
             )
         yield held
     finally:
