@@ -104,8 +104,7 @@ def prune(
 def _found(model: str, reading: ModelOnText, where: dict[str, Any], options: dict[str, Any], to_save: ToSave) -> Any:
     """The report of one model, or the curve of a series."""
     from trainhooks.intervene.along_training import moments, prune_along
-    from trainhooks.intervene.deletion.report import Saved, run_pruning
-    from trainhooks.intervene.early_checks import check_pruning
+    from trainhooks.intervene.deletion.report import Saved, check_pruning, run_pruning
 
     if reading.over is None:
         saved = Saved(to_save.code, to_save.fraction, to_save.save, to_save.generate, to_save.untie)

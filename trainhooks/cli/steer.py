@@ -78,8 +78,7 @@ def _found(
 ) -> Any:
     """The report of one model, which takes what is in `alone`, or the curve of a series."""
     from trainhooks.intervene.along_training import moments, steer_along
-    from trainhooks.intervene.early_checks import check_steering
-    from trainhooks.intervene.steering.report import run_steering
+    from trainhooks.intervene.steering.report import check_steering, run_steering
 
     if reading.over is None:
         return run_steering(model, step=reading.step, **where, **edits, **alone)

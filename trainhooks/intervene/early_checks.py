@@ -1,4 +1,4 @@
-"""What can be wrong with a call, looked at before a model is loaded: names, texts, whether there is such a model."""
+"""Where a model is, looked at before it is loaded: a folder, or a name that a hub knows; and names asked for."""
 
 from __future__ import annotations
 
@@ -6,28 +6,9 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
-from trainhooks.intervene.deletion.orders import ORDERS
-from trainhooks.intervene.deletion.variants import VARIANTS
-from trainhooks.intervene.steering.directions import BASELINES, SOLVED
-from trainhooks.intervene.steering.scales import check_ratios
-
 HUB_SECONDS = 10.0
 """How long a hub may take to say whether it has a model."""
 _HUB_NAME = re.compile(r"[\w][\w.-]*(/[\w][\w.-]*)?")
-
-
-def check_steering(*, ratios: Sequence[float], directions: Sequence[str]) -> None:
-    """Raises ValueError for a direction that there is not, and for ratios that are not above 0."""
-    _check_names("direction", directions, known=(*SOLVED, *BASELINES))
-    check_ratios(torch.tensor(ratios, dtype=torch.float64))
-
-
-def check_pruning(*, orders: Sequence[str], variants: Sequence[str]) -> None:
-    """Raises ValueError for an order or a variant that there is not."""
-    _check_names("order", orders, known=ORDERS)
-    _check_names("variant", variants, known=VARIANTS)
 
 
 def check_model(name: str | Path) -> None:
@@ -64,6 +45,7 @@ def _check_hub(name: str) -> None:
         ) from error
 
 
-def _check_names(what: str, given: Sequence[str], *, known: Sequence[str]) -> None:
+def check_names(what: str, given: Sequence[str], *, known: Sequence[str]) -> None:
+    """Raises ValueError for a `given` name of a `what` that is not among the `known`."""
     if unknown := [name for name in given if name not in known]:
         raise ValueError(f"there is no {what} {unknown[0]!r}: take some of {', '.join(known)}.")

@@ -20,7 +20,7 @@ from trainhooks.intervene.deletion.prune import (
     token_mask_of,
 )
 from trainhooks.intervene.deletion.variants import VARIANTS
-from trainhooks.intervene.early_checks import check_model, check_pruning
+from trainhooks.intervene.early_checks import check_model, check_names
 from trainhooks.intervene.generation import GenerationScore, draw_prompts, score_generation, unmodified_text
 from trainhooks.intervene.target import Target, load_target
 
@@ -71,6 +71,12 @@ class PruningReport:
             how = f"{self.saved.code} at {self.saved.fraction:g}"
             lines.append(f"{how}, the model as saved, generates {self.score.render()}")
         return "\n".join(lines) + "\n"
+
+
+def check_pruning(*, orders: Sequence[str], variants: Sequence[str]) -> None:
+    """Raises ValueError for an order or a variant that there is not."""
+    check_names("order", orders, known=ORDERS)
+    check_names("variant", variants, known=VARIANTS)
 
 
 def run_pruning(

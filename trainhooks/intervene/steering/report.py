@@ -16,11 +16,12 @@ from trainhooks.core.formatting import finite
 from trainhooks.core.printable import page
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.intervene.contexts import choose_windows, read_documents, run_windows, split_documents
-from trainhooks.intervene.early_checks import check_model, check_steering
+from trainhooks.intervene.early_checks import check_model, check_names
 from trainhooks.intervene.steering.directions import BASELINES, SOLVED, make_directions
 from trainhooks.intervene.steering.edits import RATIOS, Edit, Steering, SteeringData, steer
 from trainhooks.intervene.steering.few_samples import FewSamples, few_sample_curve
 from trainhooks.intervene.steering.real_pass import RealPass, apply_edit, mean_probability
+from trainhooks.intervene.steering.scales import check_ratios
 from trainhooks.intervene.target import Target, load_target
 
 _HEADER = (
@@ -84,6 +85,12 @@ class SteeringReport:
             for f in self.few_samples
         ]
         return page(lines)
+
+
+def check_steering(*, ratios: Sequence[float], directions: Sequence[str]) -> None:
+    """Raises ValueError for a direction that there is not, and for ratios that are not above 0."""
+    check_names("direction", directions, known=(*SOLVED, *BASELINES))
+    check_ratios(torch.tensor(ratios, dtype=torch.float64))
 
 
 def run_steering(
