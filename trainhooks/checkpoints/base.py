@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
@@ -16,7 +16,7 @@ class TensorEntry:
 
     `unreadable` says what it is where it is there and cannot be read (a class of tensors, a dtype); reading it raises
     CheckpointError. Its shape is () where the file does not tell. `alias_of` is the name under which the file stores
-    the same tensor, where it says that it does.
+    the same tensor, where it says that it does. `absent`: an index names it, and its file is not there.
     """
 
     key: str
@@ -26,6 +26,55 @@ class TensorEntry:
     nbytes: int
     unreadable: str = ""
     alias_of: str = ""
+    absent: bool = False
+
+    @property
+    def announced(self) -> bool:
+        """Whether the file's header has been read; where not, asking for dtype, shape or size reads it."""
+        return True
+
+
+class PromisedEntry(TensorEntry):
+    """A tensor that an index places in a `file`: `read` gives the file's own entry, which is asked for when one of the
+    other fields is. Any field but `key`, `file` and `absent` then raises what `read` raises (CheckpointError)."""
+
+    def __init__(self, key: str, file: str, *, read: Callable[[], TensorEntry], announced: Callable[[], bool]) -> None:
+        self.__dict__.update(key=key, file=file, absent=False, _read=read, _announced=announced)
+
+    @property
+    def announced(self) -> bool:
+        """Whether the file's header has been read."""
+        return bool(self.__dict__["_announced"]())
+
+    @property
+    def dtype(self) -> str:
+        """As the file announces it."""
+        return self._own.dtype
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """As the file announces it."""
+        return self._own.shape
+
+    @property
+    def nbytes(self) -> int:
+        """As the file announces it."""
+        return self._own.nbytes
+
+    @property
+    def unreadable(self) -> str:
+        """As the file announces it."""
+        return self._own.unreadable
+
+    @property
+    def alias_of(self) -> str:
+        """As the file announces it."""
+        return self._own.alias_of
+
+    @property
+    def _own(self) -> TensorEntry:
+        read: Callable[[], TensorEntry] = self.__dict__["_read"]
+        return read()
 
 
 @runtime_checkable

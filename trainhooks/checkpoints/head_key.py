@@ -103,7 +103,7 @@ def _fits(entry: TensorEntry, checkpoint: Checkpoint) -> bool:
         return False
     rows = vocabulary_of(checkpoint.config)
     if rows is None:
-        inputs = [e for key, e in checkpoint.tensors.items() if len(e.shape) == 2 and _is_input(key)]
+        inputs = [e for key, e in checkpoint.tensors.items() if _is_input(key) and len(e.shape) == 2]
         rows = 3 * min((e.shape[0] for e in inputs), default=1) // 4
     return entry.shape[0] >= rows
 
@@ -181,8 +181,8 @@ def _ending_with(name: str, checkpoint: Checkpoint) -> list[str]:
     tensors = checkpoint.tensors
     if name in tensors:
         return [name] if _fits(tensors[name], checkpoint) else []
-    fitting = [key for key, entry in tensors.items() if _fits(entry, checkpoint) and not _is_beside(key)]
-    return [key for key in fitting if f".{_unwrapped(key)}".endswith("." + name)]
+    named = [key for key in tensors if f".{_unwrapped(key)}".endswith("." + name) and not _is_beside(key)]
+    return [key for key in named if _fits(tensors[key], checkpoint)]
 
 
 def _unwrapped(key: str) -> str:
@@ -204,7 +204,8 @@ def _found(key: str, checkpoint: Checkpoint, *, tied: bool, why: str, declared: 
     fitting = [b for b in biases if b in tensors and tensors[b].shape == tensors[key].shape[:1]]
     elsewhere = _head_biases(checkpoint, rows=tensors[key].shape[0]) if tied else []
     bias = next(iter(fitting or elsewhere), None)
-    others = {tensors[key].alias_of, *(name for name, entry in tensors.items() if entry.alias_of == key)} - {""}
+    beside = [(name, entry) for name, entry in tensors.items() if entry.file == tensors[key].file]
+    others = {tensors[key].alias_of, *(name for name, entry in beside if entry.alias_of == key)} - {""}
     if others:
         why += f"; the file says that it is {', '.join(sorted(others))} too"
     if module.rpartition(".")[0] + ROW_SCALES in tensors:
@@ -217,7 +218,7 @@ def _head_biases(checkpoint: Checkpoint, *, rows: int) -> list[str]:
     found = [
         key
         for key, entry in checkpoint.tensors.items()
-        if key.endswith(".bias") and entry.shape == (rows,) and is_named(key.removesuffix(".bias"), BIASED)
+        if key.endswith(".bias") and is_named(key.removesuffix(".bias"), BIASED) and entry.shape == (rows,)
     ]
     return found if len(found) == 1 else []
 

@@ -6,7 +6,8 @@ import os
 import re
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +19,9 @@ from trainhooks.checkpoints.formats.format import Contents, Folder
 from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
+from trainhooks.checkpoints.kept_begin import KeptBegin
 from trainhooks.checkpoints.sources.byte_source import LocalFile, read_json
-from trainhooks.checkpoints.sources.hub import list_hub_folder
+from trainhooks.checkpoints.sources.hub import HubFile, list_hub_folder
 from trainhooks.checkpoints.sources.local_folder import LocalFolder
 from trainhooks.checkpoints.tensor_cache import TensorCache
 
@@ -28,18 +30,22 @@ HUB_PLACE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@(.+))?")
 
 @dataclass(frozen=True)
 class FileCheckpoint:
-    """A `Checkpoint` over stored tensors; `digests` are the hub's file hashes as listed, `origins` where each
-    of its files lies for good, `cache` keeps what was fetched; `doubt` as in `Contents`."""
+    """A `Checkpoint` over stored tensors; `hub_files` are a hub's files as listed so far, by name, `cache` keeps
+    what was fetched of them; `doubt` as in `Contents`."""
 
     name: str
     config: Mapping[str, object]
     stored: Mapping[str, StoredTensor]
-    digests: Mapping[str, str] = field(default_factory=dict)
+    hub_files: Mapping[str, HubFile] = field(default_factory=dict)
     cache: TensorCache | None = None
-    origins: Mapping[str, str] = field(default_factory=dict)
     doubt: str = ""
 
     @property
+    def digests(self) -> Mapping[str, str]:
+        """The hub's hashes of its files, as listed."""
+        return {name: file.digest for name, file in self.hub_files.items()}
+
+    @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
         """Entries by key, as stored."""
         return {key: stored.entry for key, stored in self.stored.items()}
@@ -50,14 +56,14 @@ class FileCheckpoint:
         A local tensor is a private mapping of its file: writing to it does not reach the file.
         """
         stored = self._stored(key)
-        origin = self.origins.get(stored.entry.file)
-        if self.cache is None or origin is None:
+        file = self.hub_files.get(stored.entry.file)
+        if self.cache is None or file is None:
             return stored.read()
-        held = self.cache.get(origin, entry=stored.entry)
+        held = self.cache.get(file.origin, entry=stored.entry)
         if held is None:
             held = stored.read()
             try:
-                self.cache.put(origin, key=key, tensor=held)
+                self.cache.put(file.origin, key=key, tensor=held)
             except (OSError, SafetensorError) as error:  # the tensor is right all the same
                 warnings.warn(
                     f"{self.cache.folder} does not keep what was fetched: {error}. Set HF_HOME to a folder with room.",
@@ -73,8 +79,8 @@ class FileCheckpoint:
         `full`: of every value, comparable over formats and places.
         """
         stored = self._stored(key)
-        digest = self.digests.get(stored.entry.file)
-        return f"{digest}:{key}" if digest and not full else stored.digest(full=full)
+        file = self.hub_files.get(stored.entry.file)
+        return f"{file.digest}:{key}" if file is not None and file.digest and not full else stored.digest(full=full)
 
     def _stored(self, key: str) -> StoredTensor:
         if key not in self.stored:
@@ -82,32 +88,42 @@ class FileCheckpoint:
         return self.stored[key]
 
 
+def is_local(place: str | os.PathLike[str], *, revision: str | None = None) -> bool:
+    """Whether a place is one of this machine: it is there, or it is none that a hub could have."""
+    text = os.fspath(place)
+    here = os.path.lexists(text) or not HUB_PLACE.fullmatch(text)
+    return revision is None and not text.startswith("hf://") and here
+
+
 def open_checkpoint(
-    place: str | os.PathLike[str], *, revision: str | None = None, cache: TensorCache | None = None
+    place: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    commit: str | None = None,
+    cache: TensorCache | None = None,
 ) -> Checkpoint:
     """A checkpoint's tensors, from headers alone: no weight is read.
 
     `place`: a folder, a file, or a hub repository as "org/name", "org/name@revision" or "hf://org/name@revision"; what
     exists on this machine comes first. A folder or repository is held against the formats in the order of
     `formats/registry.py`; what only resuming needs is left out, and one that has no weights itself is looked into at
-    most two folders down. `cache` keeps tensors fetched from a hub (default: `TensorCache.default()`). Raises
-    CheckpointError; ImportError where a hub is named and huggingface_hub is absent, or a format's own package.
+    most two folders down. `cache` keeps what was fetched from a hub (default: `TensorCache.default()`), `commit` is
+    what the revision stands for, where that is known. Of the files of an index those at a hub are opened when one of
+    their tensors is asked for; one that is not there leaves its tensors absent. Raises CheckpointError; ImportError
+    where a hub is named and huggingface_hub is absent, or a format's own package.
     """
+    if is_local(place, revision=revision):
+        return _open_local(Path(place))
     text = os.fspath(place)
-    path = Path(text)
-    if revision is None and not text.startswith("hf://") and (os.path.lexists(path) or not HUB_PLACE.fullmatch(text)):
-        return _open_local(path)
     match = HUB_PLACE.fullmatch(text)
     if match is None:
         raise CheckpointError(f"{text!r} is neither here nor a hub repository, org/name[@revision].")
-    folder = list_hub_folder(match[1], revision=revision or match[2])
+    folder = list_hub_folder(match[1], revision=revision or match[2], commit=commit)
     if isinstance(folder, Path):
         return _open_local(folder)
-    config, contents, weights = _contents(folder)
-    digests = {name: file.digest for name, file in weights.files.items()}  # after: opening a shard may list its folder
-    origins = {name: file.origin for name, file in weights.files.items()}
-    kept = cache or TensorCache.default()
-    return FileCheckpoint(folder.name, config, contents.tensors, digests, kept, origins, doubt=contents.doubt)
+    held = cache or TensorCache.default()
+    config, contents, weights = _contents(replace(folder, opened_as=lambda file: KeptBegin(file, held)))
+    return FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
 
 
 def _open_local(path: Path) -> FileCheckpoint:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
 from trainhooks.checkpoints.names import ParsedName, parse_name, stem_of
-from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.opening import is_local, open_checkpoint
 from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
 from trainhooks.checkpoints.places import HubPlace, hub_place, names_in
 from trainhooks.checkpoints.series import AmbiguousNames, Axis, CheckpointRef, Choice, Named, one_series, unread_note
@@ -40,7 +40,8 @@ class Suite:
 
     `name` is the repository's id, or the folder as given; `wanted` the steps asked for, of which some may be missing
     (None: all that there are). `axis` says what the steps are: updates, tokens seen, or chunks of data. `unread` are
-    names that are in no step, `notes` what was done to make one series, in words.
+    names that are in no step, `notes` what was done to make one series, in words. `commits` are those that a hub listed
+    with its revisions, by location. What was opened of a hub stays open (headers only): a revision is listed once.
     """
 
     name: str
@@ -50,6 +51,8 @@ class Suite:
     axis: Axis = "step"
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    commits: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
+    _opened: dict[str, Checkpoint] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -63,7 +66,17 @@ class Suite:
 
     def open(self, entry: CheckpointRef) -> Checkpoint:
         """Open one checkpoint, headers only. Raises CheckpointError where it cannot be read."""
-        return open_snapshot(self.name, step=entry.step) if self.kind == "store" else open_checkpoint(entry.location)
+        if self.kind == "store":
+            return open_snapshot(self.name, step=entry.step)
+        location = entry.location
+        if is_local(location):
+            return open_checkpoint(location)
+        if location not in self._opened:
+            self._opened[location] = open_checkpoint(location, commit=self.commits.get(location))
+        return self._opened[location]
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**self.__dict__, "_opened": {}}
 
 
 def list_suite(
@@ -210,7 +223,7 @@ def _label(place: str, pattern: Pattern | None) -> str:
 def _from_hub(place: HubPlace, pattern: Pattern | None, choice: Choice) -> Suite:
     """Branches and tags; where none of them is a step, subfolders of the revision, and the commits that led to it."""
     whole = not (place.revision or place.folder)
-    names: list[str] = []
+    names: Collection[str] = ()
     if whole:
         try:
             names = list_hub_revisions(place.repo)
@@ -221,7 +234,9 @@ def _from_hub(place: HubPlace, pattern: Pattern | None, choice: Choice) -> Suite
     places = [(name, f"{place.repo}@{name}") for name in names]
     if not _any_read(places, pattern):
         places = _below_revision(place, pattern) or places
-    return _suite(str(place), "hub", places, pattern, choice)
+    suite = _suite(str(place), "hub", places, pattern, choice)
+    listed = names if isinstance(names, Mapping) else {}
+    return replace(suite, commits={f"{place.repo}@{name}": commit for name, commit in listed.items() if commit})
 
 
 def _below_revision(place: HubPlace, pattern: Pattern | None) -> Places:

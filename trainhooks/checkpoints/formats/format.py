@@ -29,6 +29,10 @@ class Folder(Protocol):
         """The names of the folders right below, links left out."""
         ...
 
+    def lacks(self, name: str) -> bool:
+        """Whether it is known, without asking, that there is no such file, here or further down."""
+        ...
+
     def open(self, name: str) -> ByteSource:
         """A file. Raises CheckpointError."""
         ...

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.formats.format import Contents, Folder, Format
+from trainhooks.checkpoints.formats.shards import Shards
 from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
 from trainhooks.checkpoints.sources.byte_source import read_json
-from trainhooks.checkpoints.sources.local_folder import safe_name
+from trainhooks.checkpoints.sources.local_folder import LocalFolder, safe_name
 
 INDEX = ".index.json"
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -30,12 +31,14 @@ def _sharded(folder: Folder, index: str) -> dict[str, StoredTensor]:
     weight_map = read_json(folder.open(index)).get("weight_map")
     if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
         raise CheckpointError(f"{where} has no weight_map of tensors to files; it is no index. Fetch it again.")
-    shards = {safe_name(file, where=where) for file in weight_map.values()}
-    opened = {file: file_contents(folder.open(file), file=file).tensors for file in sorted(shards)}
-    lost = [f"{key!r} in {file}" for key, file in weight_map.items() if key not in opened[file]]
-    if lost:
-        raise CheckpointError(f"{where} names tensors that their files lack: {', '.join(lost[:5])}. Fetch it again.")
-    return {key: opened[file][key] for key, file in weight_map.items()}
+    names = {safe_name(file, where=where) for file in weight_map.values()}
+    shards = Shards(
+        weight_map,
+        open_shard=lambda file: file_contents(folder.open(file), file=file).tensors,
+        absent=[file for file in names if folder.lacks(file)],
+        where=where,
+    )
+    return shards.open_all() if isinstance(folder, LocalFolder) else shards.tensors()  # here a header costs nothing
 
 
 HUGGING_FACE = Format("save_pretrained", _fits, _read)

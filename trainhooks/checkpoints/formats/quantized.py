@@ -26,6 +26,8 @@ def refuse_unreadable(checkpoint: Checkpoint, leaves: Mapping[str, str]) -> None
 
 
 def _what_is_wrong(entry: TensorEntry, leaf: str) -> str:
+    if entry.absent:
+        return f"lies in {entry.file}, which is not there. Fetch that file"
     if entry.unreadable:
         return f"is there as {entry.unreadable}, which is not read. Save the whole tensor as plain numbers"
     if leaf.startswith(ADAPTERS):

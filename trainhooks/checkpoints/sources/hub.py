@@ -9,15 +9,15 @@ from __future__ import annotations
 import importlib
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
 from trainhooks.checkpoints.base import CheckpointError
-from trainhooks.checkpoints.sources.byte_source import MOST_SIZE, WritableBytes, check_range
+from trainhooks.checkpoints.sources.byte_source import MOST_SIZE, ByteSource, WritableBytes, check_range
 from trainhooks.checkpoints.sources.deadline import OverdueError, within
 from trainhooks.checkpoints.sources.hub_answers import RETRY_STATUS, TIMEOUT_SECONDS, hub_pages, transport_errors
 
@@ -45,14 +45,21 @@ def require_hub() -> Any:
 class HubFile:
     """A file at a fixed commit of a hub repository; `size` in bytes and `digest` as the hub's listing has them.
 
-    `digest` is the LFS SHA-256, or git's blob id for a file that is not in LFS. Redirects are followed; the
-    authorization goes to the hub's host alone (the client drops it on a change of origin).
+    `digest` is the LFS SHA-256, or git's blob id for a file that is not in LFS. `place` is the file in its repository,
+    at whatever commit. Redirects are followed; the authorization goes to the hub's host alone (the client drops it on a
+    change of origin).
     """
 
     url: str
     size: int
     digest: str
     name: str
+    place: str
+
+    @property
+    def content(self) -> str:
+        """The file of its repository with this size and hash, at whatever commit."""
+        return f"{self.place} {self.size} {self.digest}"
 
     @property
     def origin(self) -> str:
@@ -157,7 +164,11 @@ class _Progress:
 @dataclass(frozen=True)
 class HubFolder:
     """The files of a repository's revision, by name, at the commit the revision had when it was listed: of its root,
-    or of the folder `path` in it. `folders` are the names of those right below."""
+    or of the folder `path` in it. `folders` are the names of those right below.
+
+    `further` are all files below the root by their path, where the listing has them; `opened_as` makes of a file what
+    `open` gives.
+    """
 
     repo: str
     revision: str
@@ -165,38 +176,58 @@ class HubFolder:
     files: dict[str, HubFile]
     folders: tuple[str, ...] = ()
     path: str = ""
+    further: Mapping[str, HubFile] | None = None
+    opened_as: Callable[[HubFile], ByteSource] = field(default=lambda file: file, compare=False)
 
     @property
     def name(self) -> str:
         """repo@revision, and the folder."""
         return f"{self.repo}@{self.revision}" + (f"/{self.path}" if self.path else "")
 
-    def open(self, name: str) -> HubFile:
-        """A file by the name it has here; one request lists the subfolder it lies in. Raises CheckpointError."""
+    def open(self, name: str) -> ByteSource:
+        """A file by the name it has here; one request lists the subfolder it lies in, where that has not been listed.
+        Raises CheckpointError."""
         parent = name.rpartition("/")[0]
         if name not in self.files and parent:
             self.files.update(self._listed(parent)[0])
         if name not in self.files:
             raise CheckpointError(f"{self.name} has no file {name}; it has {', '.join(sorted(self.files)[:12])}.")
-        return self.files[name]
+        return self.opened_as(self.files[name])
+
+    def lacks(self, name: str) -> bool:
+        """Whether the listing says that there is no such file; False where a subfolder has not been listed."""
+        listed = "/" not in name or (self.further is not None and self._at(name) not in self.further)
+        return name not in self.files and listed
 
     def below(self, name: str) -> HubFolder:
-        """One of `folders`; one request lists it. Raises CheckpointError."""
+        """One of `folders`; one request lists it, where that has not been done. Raises CheckpointError."""
         files, folders = self._listed(name)
         inner = {path.removeprefix(f"{name}/"): file for path, file in files.items()}
-        return HubFolder(self.repo, self.revision, self.commit, inner, folders, self._at(name))
+        return replace(self, files=inner, folders=folders, path=self._at(name))
 
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path else name
 
     def _listed(self, name: str) -> tuple[dict[str, HubFile], tuple[str, ...]]:
         """A folder further down: its files by their path from here, and the names of the folders in it."""
-        files, folders = _list(self.repo, revision=self.revision, commit=self.commit, under=self._at(name))
+        if self.further is not None:
+            files, folders = _right_in(self._at(name), self.further)
+        else:
+            files, folders = _list(self.repo, revision=self.revision, commit=self.commit, under=self._at(name))
         return {path.removeprefix(f"{self.path}/" if self.path else ""): file for path, file in files.items()}, folders
 
 
-def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Path:
-    """The files of a hub repository's revision (default: main). Two requests.
+def _right_in(path: str, listed: Mapping[str, HubFile]) -> tuple[dict[str, HubFile], tuple[str, ...]]:
+    """Of all files of a repository those right in the folder `path` ("": the root), and the folders in it."""
+    under = f"{path}/" if path else ""
+    below = {name: name.removeprefix(under) for name in listed if name.startswith(under)}
+    files = {name: listed[name] for name, here in below.items() if "/" not in here}
+    return files, tuple(sorted({here.partition("/")[0] for here in below.values() if "/" in here}))
+
+
+def list_hub_folder(repo: str, *, revision: str | None = None, commit: str | None = None) -> HubFolder | Path:
+    """The files of a hub repository's revision (default: main): one request where `commit` says what it stands for, or
+    where the hub lists files with their hashes beside the commit; else two.
 
     In offline mode (HF_HUB_OFFLINE): the snapshot in the hub's local cache, as a folder. Raises CheckpointError where
     there is no such repository, revision or snapshot; ImportError without huggingface_hub.
@@ -211,30 +242,57 @@ def list_hub_folder(repo: str, *, revision: str | None = None) -> HubFolder | Pa
         except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}") from error
-    with _listing(f"{repo}@{revision}"):
-        (described,) = hub_pages(f"{_api(repo)}/revision/{quote(revision, safe='')}")
-        commit = described.get("sha") if isinstance(described, dict) else None
-        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
-            raise CheckpointError("the hub's answer names no commit.")
+    commit = revision if COMMIT.fullmatch(revision) else commit
+    if not commit:
+        commit, files = _described(repo, revision=revision)
+        if files:
+            return HubFolder(repo, revision, commit, *_right_in("", files), further=files)
     return HubFolder(repo, revision, commit, *_list(repo, revision=revision, commit=commit, under=None))
 
 
-def list_hub_revisions(repo: str) -> list[str]:
-    """Names of a repository's branches and tags. Raises CheckpointError, ImportError without huggingface_hub."""
+def _described(repo: str, *, revision: str) -> tuple[str, dict[str, HubFile]]:
+    """A revision's commit and all its files by path; no files where the hub does not tell sizes and hashes."""
+    with _listing(f"{repo}@{revision}"):
+        (told,) = hub_pages(f"{_api(repo)}/revision/{quote(revision, safe='')}?blobs=true")
+        commit = told.get("sha") if isinstance(told, dict) else None
+        if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
+            raise CheckpointError("the hub's answer names no commit.")
+        siblings = told.get("siblings")
+        files: dict[str, HubFile] = {}
+        for one in siblings if isinstance(siblings, list) else []:
+            if not isinstance(one, dict) or type(one.get("size")) is not int or len(files) == MOST_FILES:
+                return commit, {}
+            lfs = one.get("lfs")
+            entry = {"path": one.get("rfilename"), "size": one["size"], "oid": one.get("blobId")}
+            entry |= {"lfs": {"oid": lfs.get("sha256")}} if isinstance(lfs, dict) else {}
+            file = _listed(entry, repo=repo, revision=revision, commit=commit)
+            files[str(entry["path"])] = file
+    return commit, files
+
+
+def list_hub_revisions(repo: str) -> dict[str, str]:
+    """A repository's branches and tags by name, each with its commit, "" where the hub does not tell it. One request.
+
+    Raises CheckpointError; ImportError without huggingface_hub.
+    """
     require_hub()
     with _listing(repo):
         (refs,) = hub_pages(f"{_api(repo)}/refs")
         if not isinstance(refs, dict):
             raise CheckpointError(f"the hub's answer is a JSON {type(refs).__name__}, no lists of branches and tags.")
-        return list(dict.fromkeys(name for kind in ("branches", "tags") for name in _names(refs.get(kind) or [])))
+        branches, tags = (_commits(refs.get(kind) or []) for kind in ("branches", "tags"))
+        return branches | dict.fromkeys(tags, "")  # a tag may be an object of its own: the hub is asked
 
 
-def _names(refs: Any) -> list[str]:
+def _commits(refs: Any) -> dict[str, str]:
     if not isinstance(refs, list) or not all(
         isinstance(ref, dict) and isinstance(ref.get("name"), str) for ref in refs
     ):
         raise CheckpointError("the hub's answer has branches or tags that are no list of names.")
-    return [ref["name"] for ref in refs]
+    told = {ref["name"]: ref.get("targetCommit") for ref in refs}
+    return {
+        name: commit if isinstance(commit, str) and COMMIT.fullmatch(commit) else "" for name, commit in told.items()
+    }
 
 
 @contextmanager
@@ -293,6 +351,7 @@ def _listed(entry: dict[str, Any], *, repo: str, revision: str, commit: str) -> 
         size=size,
         digest=digest,
         name=f"{repo}@{revision}/{path}",
+        place=f"{constants.ENDPOINT} {repo} {path}",
     )
 
 

@@ -37,6 +37,10 @@ class LocalFolder:
         """The path."""
         return str(self.path)
 
+    def lacks(self, name: str) -> bool:
+        """Whether there is no such file, and no link of that name."""
+        return name not in self.files and not (self.path / name).is_symlink() and not (self.path / name).exists()
+
     def open(self, name: str) -> LocalFile:
         """A file by its name, relative to the folder. Raises CheckpointError."""
         safe_name(name, where=self.name)
