@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from trainhooks.recording.plan import Plan
     from trainhooks.recording.recorder import Recorder
     from trainhooks.recording.timing import Cost
+    from trainhooks.run_figures.draw_all import figures
     from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
     from trainhooks.store import Store, Writing, open_store
     from trainhooks.store.errors import StoreError
@@ -71,6 +72,7 @@ else:
             "trainhooks.recording.plan": "Plan",
             "trainhooks.recording.recorder": "Recorder",
             "trainhooks.recording.timing": "Cost",
+            "trainhooks.run_figures.draw_all": "figures",
             "trainhooks.sinks": "JsonLinesSink MemorySink Record Sink StoreSink TensorBoardSink",
             "trainhooks.store": "Store Writing open_store",
             "trainhooks.store.errors": "StoreError",
@@ -121,6 +123,7 @@ __all__ = [
     "average_probability",
     "count_corpus",
     "default_metrics",
+    "figures",
     "find_output_embedding",
     "fit_probe",
     "list_suite",

@@ -6,6 +6,7 @@ from trainhooks.cli import compact as compact
 from trainhooks.cli import count as count
 from trainhooks.cli import demo as demo
 from trainhooks.cli import export as export
+from trainhooks.cli import figures as figures
 from trainhooks.cli import inspect as inspect
 from trainhooks.cli import plan as plan
 from trainhooks.cli import probe as probe

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -13,6 +14,7 @@ from trainhooks.lead import RunAnalysis, Series, analyze_run, thinned
 from trainhooks.lead.draws import DRAWS
 from trainhooks.lead.kept_sums import VALUES, kept_reading
 from trainhooks.lead.run_analysis import analyze_reading
+from trainhooks.lead.trajectory import Trajectory
 from trainhooks.probe import frequency_target, token_mask
 from trainhooks.store import Store, open_store
 
@@ -26,11 +28,14 @@ def analyze_store(
     draws: int = DRAWS,
     seed: int = 0,
     max_records: int | None = None,
+    trajectory: Trajectory | None = None,
 ) -> RunAnalysis:
     """Lead, direction and onsets of a store against its corpus counts (see `analyze_run`).
 
     From its snapshots; where it has fewer than three, from what `trainhooks analyze` kept in their place, which is of
-    99 draws at seed 0. Raises ValueError, with the store's path, where it has neither or no token counts, and as
+    99 draws at seed 0. `trajectory` are snapshots of this store that were read already, of which the analysis is then.
+
+    Raises ValueError, with the store's path, where it has neither or no token counts, and as
     `analyze_run`.
     """
     kept = store if isinstance(store, Store) else open_store(store)
@@ -38,7 +43,8 @@ def analyze_store(
         raise ValueError(f"{kept.path} holds no token counts: {_again(kept, 'with counts')} to ask for a verdict.")
     try:
         if len(kept.snapshots) >= LEAST_RECORDS:
-            found = _from_snapshots(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
+            options: dict[str, Any] = {"q": tuple(q), "draws": draws, "seed": seed, "max_records": max_records}
+            found = _from_snapshots(kept, trajectory or kept.snapshots, **options)
             return _with_audit(found, kept)
         if "lead.inner" in kept.names:
             found = _from_products(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
@@ -73,7 +79,7 @@ def _again(store: Store, how: str) -> str:
     return f"analyze the suite again {how} (--counts)" if _is_analysis(store) else f"record {how} (counts=)"
 
 
-def _mask(store: Store) -> tuple[torch.Tensor, torch.Tensor]:
+def counted_rows(store: Store) -> tuple[torch.Tensor, torch.Tensor]:
     """The corpus counts, and the rows that a verdict is on."""
     counts = torch.from_numpy(np.asarray(store.token_counts))
     excluded = store.attributes.get("excluded_tokens", [])
@@ -86,11 +92,11 @@ def _rates(store: Store) -> Series | None:
 
 
 def _from_snapshots(
-    store: Store, *, q: tuple[float, ...], draws: int, seed: int, max_records: int | None
+    store: Store, trajectory: Trajectory, *, q: tuple[float, ...], draws: int, seed: int, max_records: int | None
 ) -> RunAnalysis:
-    counts, mask = _mask(store)
-    return analyze_run(
-        store.snapshots,
+    counts, mask = counted_rows(store)
+    found = analyze_run(
+        trajectory,
         frequency_target(counts, mask=mask).numpy(),
         mask=mask.numpy(),
         q=q,
@@ -99,6 +105,7 @@ def _from_snapshots(
         max_records=max_records,
         learning_rate=_rates(store),
     )
+    return replace(found, records_total=len(store.snapshots))
 
 
 def _from_products(
@@ -114,7 +121,7 @@ def _from_products(
     kept = thinned(steps, limit=max_records or len(steps))
     kept = np.union1d(kept, np.flatnonzero(steps == values["lead.cut_step"][0]))
     values = {name: value[kept] for name, value in values.items()}
-    reading = kept_reading(values, steps=steps[kept], rows=int(_mask(store)[1].sum()), dims=store.dim)
+    reading = kept_reading(values, steps=steps[kept], rows=int(counted_rows(store)[1].sum()), dims=store.dim)
     return analyze_reading(
         reading, records=len(steps), vocab=len(np.asarray(store.token_counts)), q=q, learning_rate=_rates(store)
     )

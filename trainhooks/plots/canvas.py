@@ -12,23 +12,25 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.layout_engine import ConstrainedLayoutEngine
-from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
+from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatter, NullLocator
 
 from trainhooks.core.printable import shown
 from trainhooks.plots.series import Curve, Drawing, Panel
 
 COLUMN = 3.35
 """Inches: one column of a two-column page (85 mm)."""
+PAGE = 7.0
 PANEL = 1.9
 DPI = 200
 SMALL, TEXT = 6.0, 7.0
+# entries of a legend: of one sequence, and in all
 # Okabe and Ito's palette, without its yellow and black
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FREQUENCY, CONVERGENCE, BASELINE, NULL = "#0072B2", "#D55E00", "#009E73", "#767676"
 DASHES: dict[str, Any] = {"null": (0, (1, 1.2)), "baseline": (0, (4, 1.5))}
 SEQUENCE, SHADES = "viridis", "viridis"
 MOST_LEGEND = 6
-MOST_SERIES = 8
+MOST_SERIES = 12
 
 
 class Plot(Figure):
@@ -48,35 +50,48 @@ def draw(drawing: Drawing) -> Plot:
     """
     panels = [panel for panel in drawing.panels if panel.drawn] or list(drawing.panels[:1])
     rows = math.ceil(len(panels) / drawing.columns)
-    height = PANEL if drawing.columns == 1 else 1.12 * COLUMN / drawing.columns
-    figure = Plot(figsize=(COLUMN, 0.1 + height * rows), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03))
+    width = COLUMN if drawing.columns < 3 else PAGE
+    height = {1: PANEL, 2: 1.7}.get(drawing.columns, 2.1)
+    figure = Plot(figsize=(width, 0.1 + height * rows), layout=ConstrainedLayoutEngine(w_pad=0.02, h_pad=0.03))
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, drawing.columns, squeeze=False).flatten()
-    for ax, panel in zip(axes, panels, strict=False):
-        draw_panel(ax, panel, narrow=drawing.columns > 1)
+    shaded = [draw_panel(ax, panel, narrow=drawing.columns > 1) for ax, panel in zip(axes, panels, strict=False)]
+    _colour_bars(figure, axes, panels, shaded)
     for ax in axes[len(panels) :]:
         ax.set_axis_off()
     return figure
 
 
-def draw_panel(ax: Axes, panel: Panel, *, narrow: bool = False) -> None:
-    """One panel on one pair of axes."""
+def draw_panel(ax: Axes, panel: Panel, *, narrow: bool = False) -> Any:
+    """One panel on one pair of axes; returns what is coloured by a value, None where nothing is."""
     curves = [curve for curve in panel.curves if curve.drawn]
     colours = colours_of(curves)
     lines = [_draw_curve(ax, curve, colour) for curve, colour in zip(curves, colours, strict=True)]
     _axes(ax, panel, curves, narrow=narrow)
     if not _legend(ax, curves, lines, narrow=narrow) and panel.title:
-        ax.set_title(escaped(panel.title), fontsize=SMALL if narrow else TEXT, loc="left", pad=3)
-    shaded = [line for line, curve in zip(lines, curves, strict=True) if curve.shade is not None]
-    if shaded and ax.figure is not None:
-        bar = ax.figure.colorbar(shaded[0], ax=ax, pad=0.02, fraction=0.06)
-        bar.set_label(panel.shade_label, fontsize=SMALL)
-        bar.ax.tick_params(labelsize=SMALL - 0.5, width=0.4, length=2)
-        bar.outline.set_linewidth(0.4)
+        ax.set_title(escaped(panel.title), fontsize=SMALL - 0.3 if narrow else TEXT, loc="left", pad=3)
     if panel.note:
         ax.text(
             0.03, 0.97, escaped(panel.note), transform=ax.transAxes, fontsize=SMALL - 0.5, va="top", linespacing=1.25
         )
+    return next((line for line, curve in zip(lines, curves, strict=True) if curve.shade is not None), None)
+
+
+def _colour_bars(figure: Figure, axes: Any, panels: list[Panel], shaded: list[Any]) -> None:
+    """One bar for all panels where all are coloured, else one for each that is."""
+    coloured = [(ax, panel, marks) for ax, panel, marks in zip(axes, panels, shaded, strict=False) if marks is not None]
+    together = len(coloured) == len(panels) > 1
+    if together:
+        low, high = (end(end(marks.get_clim()) for *_, marks in coloured) for end in (min, max))
+        for *_, marks in coloured:
+            marks.set_clim(low, high)
+    for ax, panel, marks in coloured[: 1 if together else None]:
+        where = [ax for ax, *_ in coloured] if together else ax
+        size: dict[str, Any] = {"location": "bottom", "aspect": 40, "pad": 0.02} if together else {"pad": 0.02}
+        bar = figure.colorbar(marks, ax=where, fraction=0.05, **size)
+        bar.set_label(panel.shade_label, fontsize=SMALL, labelpad=1)
+        bar.ax.tick_params(labelsize=SMALL - 0.5, width=0.4, length=2)
+        bar.outline.set_linewidth(0.4)
 
 
 def colours_of(curves: list[Curve]) -> list[str]:
@@ -109,6 +124,10 @@ def _draw_curve(ax: Axes, curve: Curve, colour: str) -> Any:
         order = np.argsort(curve.shade)[::-1]  # rare tokens, which are many, below the frequent ones
         marks: dict[str, Any] = {"s": 3 if len(order) > 200 else 8, "linewidths": 0, "alpha": 0.8, "rasterized": True}
         return ax.scatter(curve.x[order], curve.y[order], c=curve.shade[order], cmap=SHADES, label=label, **marks)
+    if curve.points and curve.low is not None and curve.high is not None:
+        around = np.array([curve.y - curve.low, curve.high - curve.y])
+        bars: dict[str, Any] = {"fmt": "o", "ms": 3, "elinewidth": 0.9, "capsize": 2, "mew": 0.5}
+        return ax.errorbar(curve.x, curve.y, yerr=around.clip(0), color=colour, label=label, **bars)
     if curve.points:
         size = 1.2 if len(curve.x) > 200 else 2.5
         (line,) = ax.plot(curve.x, curve.y, ".", color=colour, ms=size, mew=0, alpha=0.7, label=label, rasterized=True)
@@ -137,14 +156,20 @@ def _axes(ax: Axes, panel: Panel, curves: list[Curve], *, narrow: bool) -> None:
         ax.xaxis.set_major_locator(FixedLocator(ticks))
         ax.xaxis.set_major_formatter(FixedFormatter([f"{tick:,}" for tick in ticks]))
         ax.xaxis.set_minor_locator(NullLocator())
+    if panel.x_names:
+        ax.set_xticks(range(len(panel.x_names)), [escaped(name) for name in panel.x_names], fontsize=SMALL - 0.5)
+        ax.set_xlim(-0.5, len(panel.x_names) - 0.5)
     if panel.y_scale == "log10":
         ax.set_yscale("log")
+        ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.tick_params(axis="y", which="minor", labelsize=SMALL - 0.5, width=0.4, length=1.5)
     if panel.y_range is not None:
         ax.set_ylim(*panel.y_range)
     size = SMALL if narrow else TEXT
     ax.set_xlabel(panel.x_label, fontsize=size, labelpad=1.5)
     ax.set_ylabel(panel.y_label, fontsize=size, labelpad=2)
-    ax.tick_params(labelsize=SMALL, width=0.5, length=2)
+    ax.tick_params(labelsize=SMALL - 0.5 if panel.x_names else SMALL, width=0.5, length=2)
     for side in ("top", "right"):
         ax.spines[side].set_visible(False)
     for side in ("left", "bottom"):
@@ -162,31 +187,42 @@ def log_ticks(top: float) -> list[int]:
 
 
 def _legend(ax: Axes, curves: list[Curve], lines: list[Any], *, narrow: bool) -> bool:
-    """The legend above the axes; whether there is one. Of a long sequence a few entries stand for all."""
-    shown_lines = [(line, curve) for line, curve in zip(lines, curves, strict=True) if curve.shade is None]
-    if narrow or len(shown_lines) < 2:
+    """A legend above the axes, and whether there is one; in a `narrow` panel it is within them, below the title."""
+    entries = legend_entries(curves)
+    if len(entries) < 2 or (narrow and any(curve.points for curve in curves)):  # what its lines are: see the caption
         return False
-    ordered = [pair for pair in shown_lines if pair[1].role == "ordered"]
-    others = [pair for pair in shown_lines if pair[1].role != "ordered"]
-    if len(ordered) > MOST_LEGEND:
-        places = np.linspace(0, len(ordered) - 1, MOST_LEGEND - 1).round().astype(int)
-        ordered = [ordered[place] for place in places]
-    handles = [line for line, _ in (ordered + others)[: MOST_SERIES + MOST_LEGEND]]
+    handles = [lines[entry] for entry in entries]
+    compact: dict[str, Any] = {"frameon": False, "labelspacing": 0.25, "borderpad": 0.1, "handlelength": 1.7}
+    if narrow:
+        ax.legend(handles=handles, fontsize=SMALL - 1, loc="best", **compact)
+        return False
+    longest = max(len(curves[entry].label) for entry in entries)
+    columns = max(1, min(3, int((COLUMN - 0.3) / (0.33 + 0.042 * longest))))
+    bars = any(curve.low is not None and curve.points for curve in curves)
     ax.legend(
         handles=handles,
         fontsize=SMALL - 0.5,
-        frameon=False,
         loc="lower left",
         bbox_to_anchor=(-0.02, 0.99),
-        ncols=2 if len(handles) in (2, 4) or len(handles) > 6 else 3,
-        handlelength=1.8,
+        ncols=2 if columns == 3 and len(entries) == 4 else columns,
         columnspacing=1.0,
-        labelspacing=0.25,
-        borderpad=0.1,
         numpoints=1,
-        markerscale=2,
+        markerscale=1 if bars else 2,
+        **compact,
     )
     return True
+
+
+def legend_entries(curves: list[Curve]) -> list[int]:
+    """Which curves a legend names: of a long sequence a few stand for all, what all runs have is named once."""
+    kept = [place for place, curve in enumerate(curves) if curve.shade is None]
+    first = {(curves[place].label, curves[place].role): place for place in reversed(kept)}
+    kept = [place for place in kept if first[curves[place].label, curves[place].role] == place]
+    ordered = [place for place in kept if curves[place].role == "ordered"]
+    if len(ordered) > MOST_LEGEND:
+        chosen = {ordered[place] for place in np.linspace(0, len(ordered) - 1, MOST_LEGEND - 1).round().astype(int)}
+        kept = [place for place in kept if curves[place].role != "ordered" or place in chosen]
+    return kept[:MOST_SERIES]
 
 
 def escaped(text: str) -> str:

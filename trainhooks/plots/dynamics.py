@@ -11,7 +11,7 @@ from trainhooks.plots.series import Curve, Drawing, Panel, Scale
 
 STEPS = {"log": "step (updates, log(1 + step))", "linear": "step (updates)"}
 CORRELATION = "held-out Spearman"
-DISTANCE = r"distance to final, $|\theta_t-\theta_T|/|\theta_T|$"
+DISTANCE = "relative distance to final"
 
 
 def frequency_panel(curves: Sequence[Curve], *, scale: Scale = "log") -> Panel:

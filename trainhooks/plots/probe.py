@@ -11,7 +11,7 @@ from trainhooks.plots.series import Curve, Drawing, Panel
 
 TRUE = "-log frequency (nats)"
 PREDICTED = "held-out prediction (nats)"
-HIGH_SALIENCY = "saliency $|A_i|\\,$sd$(E_i)$ (nats)"
+SALIENCY = "saliency |A| sd(E) (nats)"
 
 
 def scatter_panel(
@@ -68,7 +68,7 @@ def saliency_panel(
     return Panel(
         "saliency" if step is None else f"saliency, step {step:,}",
         "dimensions by falling saliency",
-        HIGH_SALIENCY,
+        SALIENCY,
         tuple(curves),
         step=step,
     )

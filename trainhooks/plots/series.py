@@ -53,7 +53,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves on one pair of axes. `step` where the panel shows one state of the run, and others show others."""
+    """Curves on one pair of axes. `step` where the panel shows one state of the run, and others show others.
+
+    `x_names` are the names of the places 0, 1, ... of an axis without a scale.
+    """
 
     title: str
     x_label: str
@@ -65,6 +68,7 @@ class Panel:
     shade_label: str = ""
     step: int | None = None
     note: str = ""
+    x_names: tuple[str, ...] = ()
 
     @property
     def drawn(self) -> bool:
@@ -74,7 +78,10 @@ class Panel:
 
 @dataclass(frozen=True)
 class Drawing:
-    """A figure's numbers: its file's `name`, its `title`, the caption's text, and its panels, in `columns` of them."""
+    """A figure's numbers: its file's `name`, its `title`, the caption's text, and its panels, in `columns` of them.
+
+    One column of print wide; three columns of panels and more take the page.
+    """
 
     name: str
     title: str

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -17,23 +18,23 @@ THREADS = 2
 
 
 def read_snapshots(
-    storage: Storage, layout: Layout, start: int, stop: int
+    storage: Storage, layout: Layout, start: int, stop: int, only: Sequence[int] | None = None
 ) -> Float32[np.ndarray, "snapshot vocab dim"]:
     """The folded snapshots `start` to `stop` - 1, which lie in one block; decodes that block's chunks once.
 
-    Raises StoreError where a shard is gone or damaged.
+    `only` takes those of them that are listed and no other. Raises StoreError where a shard is gone or damaged.
     """
     block, height, rows = start // layout.block, shard_rows(layout), inner_rows(layout)
-    first = start - block * layout.block
+    frames = [number - block * layout.block for number in (range(start, stop) if only is None else only)]
     shape = ShardShape(layout.block, height, layout.dim, rows)
-    out = np.empty((stop - start, layout.vocab, layout.dim), dtype=np.float32)
+    out = np.empty((len(frames), layout.vocab, layout.dim), dtype=np.float32)
 
     def decode(shard: Shard, top: int, chunk: int) -> None:
         top += chunk * rows
         values = shard.present(chunk)
         part = out[:, top : top + rows]
-        for number in range(stop - start):
-            part[number] = values[: part.shape[1], :, first + number]
+        for number, frame in enumerate(frames):
+            part[number] = values[: part.shape[1], :, frame]
 
     with ThreadPoolExecutor(THREADS, thread_name_prefix="trainhooks-read") as pool:
         for number, top in enumerate(range(0, layout.vocab, height)):

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 
 import numpy as np
 from jaxtyping import Float32, Int64
@@ -19,8 +20,8 @@ class Snapshots:
     A chunk holds a whole block of snapshots, so reading one decodes all. `[i]` therefore keeps its neighbours in the
     block (as many as fit into 2 GiB), and going through the indices in order decodes each block once, or as few
     times as that allows. Each matrix is the caller's own copy. `folded` gives one row of a range of the folded
-    snapshots, `shape` is a matrix's; `read` gives the folded
-    snapshots of a range within a block; `check` is called after each read and raises where the store was cut meanwhile.
+    snapshots, `shape` is a matrix's; `read` gives the folded snapshots of a range within a block, or only those that
+    are listed; `check` is called after each read and raises where the store was cut meanwhile.
     """
 
     def __init__(
@@ -31,7 +32,7 @@ class Snapshots:
         journal: Sequence[JournalRecord],
         block: int,
         shape: tuple[int, int],
-        read: Callable[[int, int], np.ndarray],
+        read: Callable[..., np.ndarray],
         check: Callable[[], None],
     ) -> None:
         self._array = folded
@@ -66,6 +67,23 @@ class Snapshots:
         matrix: np.ndarray = self._read(index, index + 1)[0]
         self._check()
         return matrix
+
+    def chosen(self, positions: Sequence[int]) -> Iterator[Float32[np.ndarray, "vocab dim"]]:
+        """The matrices at some positions, which rise: each block is decoded once, and only what was chosen is held."""
+        for block, inside in groupby((p for p in positions if p < self._folded), key=lambda p: p // self._block):
+            only = list(inside)
+            start = block * self._block
+            found = self._read(start, min(start + self._block, self._folded), only)
+            self._check()
+            yield from found
+        yield from (self._waiting(position) for position in positions if position >= self._folded)
+
+    @property
+    def block_of(self) -> Int64[np.ndarray, "snapshot"]:
+        """The number of the block that each lies in: what is read together. One in the journal is alone."""
+        places = np.arange(len(self))
+        alone = -(-self._folded // self._block) + places - self._folded
+        return np.where(places < self._folded, places // self._block, alone)
 
     def _waiting(self, index: int) -> np.ndarray:
         # copy: what lies in a single piece is the file itself, and read only
