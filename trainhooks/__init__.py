@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from trainhooks.metrics.probability_probe import ProbabilityProbe
     from trainhooks.metrics.spectrum import Spectrum
     from trainhooks.model import OutputEmbedding, find_output_embedding
-    from trainhooks.probe import ProbeFit, fit_probe
+    from trainhooks.probe import ProbeFit, RowSelection, fit_probe
     from trainhooks.recording.budget import Budget
     from trainhooks.recording.plan import Plan
     from trainhooks.recording.recorder import Recorder
@@ -67,7 +67,7 @@ else:
             "trainhooks.metrics.probability_probe": "ProbabilityProbe",
             "trainhooks.metrics.spectrum": "Spectrum",
             "trainhooks.model": "OutputEmbedding find_output_embedding",
-            "trainhooks.probe": "ProbeFit fit_probe",
+            "trainhooks.probe": "ProbeFit RowSelection fit_probe",
             "trainhooks.recording.budget": "Budget",
             "trainhooks.recording.plan": "Plan",
             "trainhooks.recording.recorder": "Recorder",
@@ -105,6 +105,7 @@ __all__ = [
     "ProbeFit",
     "Record",
     "Recorder",
+    "RowSelection",
     "Schedule",
     "Sink",
     "Spectrum",

@@ -258,7 +258,7 @@ def test_bad_rows_are_named(matrix):
     [
         ({"counts": np.ones(VOCAB + 1, dtype=np.int64)}, "601 entries.* 600 rows"),
         ({"counts": np.ones(VOCAB - 5, dtype=np.int64)}, "595 entries.* 600 rows.*vocab_size"),
-        ({"vocab_size": VOCAB + 1}, "vocab_size is 601"),
+        ({"vocab_size": VOCAB + 1}, "vocab_size=601 does not fit"),
         ({"min_count": 10**12}, "no token is left"),
         ({"exclude": [VOCAB]}, "excluded ids"),
         ({"token_texts": ["a"] * (VOCAB + 1)}, "tokenizer has 601 entries"),

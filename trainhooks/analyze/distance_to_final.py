@@ -15,7 +15,8 @@ from trainhooks.numerics.binning import count_bins, mean_by_bin
 from trainhooks.numerics.movement import RowPairs, compare
 from trainhooks.numerics.norms import ratio
 from trainhooks.numerics.row_sums import RowSet
-from trainhooks.probe import token_mask
+from trainhooks.probe.row_selection import RowSelection
+from trainhooks.probe.target import Counts
 
 BIN = "frequency_bin"
 _CENTRED = f"both centred over the rows of the mask, exact; {HORIZON}"
@@ -73,13 +74,13 @@ class FinalRows:
     bin_count: int
 
     @classmethod
-    def of(cls, counts: Int[Tensor, "vocab"] | None, *, min_count: int = 1, exclude: tuple[int, ...] = ()) -> FinalRows:
-        """The rows that the default metrics take. Raises ValueError where no token is left."""
-        if counts is None:
+    def of(cls, selected: RowSelection | Counts | None) -> FinalRows:
+        """Of a count for each row: the rows that the default metrics take. Raises ValueError where no token is left."""
+        chosen = RowSelection.of(selected)
+        if chosen.counts is None or chosen.mask is None:
             return cls(None, None, 0)
-        mask = token_mask(counts, min_count=min_count, exclude=exclude)
-        rows = RowSet.of_mask(mask, device=torch.device("cpu"))
-        bins = count_bins(counts)[mask]
+        rows = RowSet.of_mask(chosen.mask, device=torch.device("cpu"))
+        bins = count_bins(chosen.counts)[chosen.mask]
         return cls(rows.ids, bins, int(bins.max()) + 1 if len(bins) else 0)
 
     @property

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from hashlib import sha256
@@ -22,6 +22,7 @@ from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.model import NamedTensors, parameter_at
+from trainhooks.probe.row_selection import RowSelection
 from trainhooks.store import SNAPSHOT
 
 HEAD, ALL = "head", "all"
@@ -34,12 +35,13 @@ MakeMetrics = Callable[[], Sequence[Metric]]
 class Job:
     """One analysis, as plain data that travels to workers.
 
-    `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that
-    of its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all"
-    or a glob on parameter names. `make_metrics` is None for the default ones. `threads` are torch's, in each
-    worker. `fingerprint` is the identity of the final output embedding, `taken` says which tensor that is and why;
-    `text`, prepared, is read by every model, None for no text. `keeps_lead` False leaves out what a verdict needs,
-    for a store that was begun without it.
+    `entries` are the checkpoints in order of steps, `final` the last that can be read; `shape` [vocab, dim] is that of
+    its output embedding, `groups` its parameter groups by the names of their members. `params` is "head", "all" or a
+    glob on parameter names. `rows` are those of the probe, a count for each row of the output embedding, None without
+    counts; `row_settings` what the store says of them. `make_metrics` is None for the default ones. `threads` are
+    torch's, in each worker. `fingerprint` is the identity of the final output embedding, `taken` says which tensor that
+    is and why; `text`, prepared, is read by every model, None for no text. `keeps_lead` False leaves out what a verdict
+    needs, for a store that was begun without it.
     """
 
     suite: Suite
@@ -49,9 +51,8 @@ class Job:
     groups: dict[str, tuple[str, ...]]
     params: str = HEAD
     head: str | None = None
-    counts: np.ndarray | None = None
-    min_count: int = 1
-    exclude: tuple[int, ...] = ()
+    rows: RowSelection | None = None
+    row_settings: Mapping[str, object] = field(default_factory=lambda: {"min_count": 1, "excluded_tokens": []})
     token_texts: tuple[str, ...] | None = None
     make_metrics: MakeMetrics | None = None
     sketch_size: int = 1021
@@ -65,15 +66,17 @@ class Job:
         """New instances of all metrics."""
         if self.make_metrics is not None:
             return list(self.make_metrics())
-        return default_metrics(
-            self.counts, min_count=self.min_count, exclude=self.exclude, token_texts=self.token_texts
-        )
+        return default_metrics(self.rows, token_texts=self.token_texts)
+
+    @property
+    def counts(self) -> np.ndarray | None:
+        """A count for each row of the output embedding."""
+        return None if self.rows is None or self.rows.counts is None else self.rows.counts.numpy()
 
     @property
     def final_rows(self) -> FinalRows:
         """The rows whose way to the final state is followed."""
-        counts = None if self.counts is None else torch.from_numpy(np.array(self.counts))
-        return FinalRows.of(counts, min_count=self.min_count, exclude=self.exclude)
+        return FinalRows.of(self.rows)
 
     @property
     def own_variables(self) -> tuple[Variable, ...]:
@@ -91,8 +94,7 @@ class Job:
             "final_embedding_hash": self.fingerprint,
             "params": self.params,
             "measured_counts_hash": counts,
-            "min_count": self.min_count,
-            "excluded_tokens": list(self.exclude),
+            **self.row_settings,
             "text_hash": None if self.text is None else self.text.fingerprint,
         }
 

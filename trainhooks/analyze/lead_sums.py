@@ -15,16 +15,16 @@ from trainhooks.lead.kept_sums import VALUES, lead_sizes
 from trainhooks.lead.lead_sums import LeadAccumulator
 from trainhooks.lead.run_analysis import LEAST_ROWS
 from trainhooks.lead.trajectory import FARTHEST
-from trainhooks.probe import frequency_target, token_mask
+from trainhooks.probe import frequency_target
 
 LEAST_RECORDS = 3
 
 
 def lead_mask(job: Job) -> np.ndarray | None:
     """The rows [vocab] of the frequency target; None where the job has no lead: no counts, too few rows or records."""
-    if job.counts is None or not job.keeps_lead or len(job.entries) < LEAST_RECORDS:
+    if job.rows is None or job.rows.mask is None or not job.keeps_lead or len(job.entries) < LEAST_RECORDS:
         return None
-    mask = token_mask(torch.from_numpy(np.array(job.counts)), min_count=job.min_count, exclude=job.exclude).numpy()
+    mask = job.rows.mask.numpy()
     return mask if np.count_nonzero(mask) >= LEAST_ROWS else None
 
 
@@ -54,9 +54,9 @@ class LeadKeeper:
         mask = lead_mask(job)
         self._reader: LeadAccumulator | None = None
         self._rows, self._cut_step = mask, cut_step
-        if mask is None:
+        if mask is None or job.counts is None:
             return
-        y = frequency_target(torch.from_numpy(np.array(job.counts)), mask=torch.from_numpy(mask)).numpy()[mask]
+        y = frequency_target(job.counts, mask=torch.from_numpy(mask)).numpy()[mask]
         begin, end = first.numpy()[mask], final.numpy()[mask]
         middle = None if cut is None else cut.numpy()[mask]
         self._farthest = FARTHEST * max(float(np.abs(begin).max()), float(np.abs(end).max()))

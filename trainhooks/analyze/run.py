@@ -35,10 +35,11 @@ from trainhooks.checkpoints.suite import Suite, list_suite
 from trainhooks.core.printable import say
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
-from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, padded_texts
+from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, known_of_counts, padded_texts
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.record_info import RECORD_VARIABLES
 from trainhooks.numerics.sketch import DEFAULT_SIZE
+from trainhooks.probe.row_selection import RowSelection
 
 Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
@@ -55,7 +56,7 @@ def tell_stderr(message: str) -> None:
 def analyze_suite(
     suite: Source,
     *,
-    counts: TokenCounts | np.ndarray | None,
+    counts: TokenCounts | np.ndarray | RowSelection | None,
     out: str | Path,
     steps: str | Sequence[int] | None = None,
     params: str = HEAD,
@@ -94,7 +95,8 @@ def analyze_suite(
     by frequency bin, and of every parameter group that is read. Only the wanted tensors are read, one after another.
 
     - `suite`: a `Suite`, or what `list_suite` takes, with `steps`, `revision_pattern`, `by`, `stage` and `seed`.
-    - `counts`, `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without counts no probe.
+    - `counts` (or a `RowSelection`), `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without
+      counts no probe.
     - `params`: "head" (with the last norm), "all" parameters, or a glob on their names that adds a group.
     - `metrics`: None for the default ones; a function that makes them, or instances where all runs in this process.
     - `snapshots` keeps the matrices too, in `precision`; a verdict on the store needs counts, and no matrices.
@@ -119,7 +121,8 @@ def analyze_suite(
     began = time.monotonic()
     naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "seed": seed}
     suite = _listed(suite, steps=steps, preset=preset, naming=naming)
-    vocab_size = PYTHIA_VOCAB if preset == "pythia" and vocab_size is None else vocab_size
+    if preset == "pythia" and vocab_size is None and not isinstance(counts, RowSelection):
+        vocab_size = PYTHIA_VOCAB
     if text is not None:
         _check_text(suite, text, counts=counts)
     make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
@@ -129,21 +132,28 @@ def analyze_suite(
         raise SuiteInDoubt(suite.name, found)
     if strict and found is not None and (unread := _unread(found)):
         raise CheckpointError(f"{suite.name}: {'; '.join(unread[:3])}. Leave `strict` out to go on without them.")
-    token_counts = checked_counts(counts)
+    given = checked_counts(counts)
+    token_counts = known_of_counts(given)
     job, failed = _job(suite, broken, params=params, head=head)
-    rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=make is not None)
+    rows, settings = checked_rows(
+        given,
+        vocab=job.shape[0],
+        vocab_size=vocab_size,
+        min_count=min_count,
+        exclude=exclude,
+        metrics_given=make is not None,
+    )
     job = replace(
         job,
-        counts=None if token_counts is None else token_counts.for_rows(job.shape[0], vocab_size=vocab_size),
-        min_count=min_count,
-        exclude=tuple(int(token) for token in exclude),
+        rows=rows,
+        row_settings={**job.row_settings, **settings},
         token_texts=None if token_texts is None else tuple(padded_texts(token_texts, rows=job.shape[0])),
         make_metrics=make,
         sketch_size=sketch_size,
         threads=threads,
     )
     if text is not None:
-        limits = {"max_positions": positions, "context_length": context_length, "vocab_size": vocab_size}
+        limits = {"max_positions": positions, "context_length": context_length}
         job = replace(job, text=_reading(job, text, tokenizer, limits=limits))
     _check_metrics(job)
     if strict and failed:
@@ -152,9 +162,8 @@ def analyze_suite(
     known = {} if found is None else {"audit": _kept_findings(found)}
     before = made_before(out, job, kept=kept) if mode == "resume" else ()
     job = replace(job, keeps_lead=not (mode == "resume" and lacks_lead(out)))
-    writer = Writer(
-        out, job, counts=token_counts, given=rows | kept | known, snapshots=snapshots, precision=precision, mode=mode
-    )
+    about = settings | kept | known
+    writer = Writer(out, job, counts=token_counts, given=about, snapshots=snapshots, precision=precision, mode=mode)
     indices = [i for i, entry in enumerate(job.entries) if not before or entry.step > before[-1]]
     done: list[int] = []
     if job.text is not None and indices:
@@ -286,8 +295,8 @@ def _check_text(suite: Suite, text: str | Path, *, counts: object) -> None:
 
 def _reading(job: Job, text: str | Path, tokenizer: str | Path | None, *, limits: Mapping[str, Any]) -> TextProbe:
     """The text, tokenized, for the job's rows."""
-    assert job.counts is not None
-    probe = TextProbe(text, tokenizer, counts=job.counts, min_count=job.min_count, exclude=job.exclude, **limits)
+    assert job.rows is not None
+    probe = TextProbe(text, tokenizer, counts=job.rows, **limits)
     return probe.prepared(job.final.location)
 
 

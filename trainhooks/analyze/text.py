@@ -9,6 +9,7 @@ import math
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -32,7 +33,8 @@ from trainhooks.metrics.probability_probe import VARIABLES as PROBE_VARIABLES
 from trainhooks.model import find_output_embedding
 from trainhooks.model.hooks import watch_head_input
 from trainhooks.numerics.products import exact_products
-from trainhooks.probe.target import counts_for_rows
+from trainhooks.probe.row_selection import RowSelection
+from trainhooks.probe.target import as_counts
 
 CONTEXT_LENGTH = 128
 MAX_POSITIONS = 8192
@@ -79,7 +81,7 @@ class TextProbe:
 
     `text_path`: a UTF-8 file of at most 64 MiB. `tokenizer_path`: a tokenizer.json or a folder with one; None takes
     that of the checkpoint that `prepared` is given. `counts`: of that tokenizer, see `TokenCounts`; `min_count`,
-    `exclude` and `vocab_size` say which rows the probe fits, as in `token_mask`.
+    `exclude` and `vocab_size` say which rows the probe fits, as in `token_mask`; a `RowSelection` says all four.
 
     The text is tokenized without special tokens and cut into windows of `context_length` inputs, each predicting its
     next token; up to `max_positions` positions are taken, in windows spread evenly over the text; what does not fill
@@ -88,12 +90,12 @@ class TextProbe:
     `windows` [sequence, context + 1] are the ids, filled in by `prepared`; an instance with windows needs neither
     text nor tokenizer, so prepare once and send that to the workers.
 
-    Raises ValueError for limits below 1.
+    Raises ValueError for limits below 1, and for settings that do not fit together.
     """
 
     text_path: str | os.PathLike[str]
     tokenizer_path: str | os.PathLike[str] | None = None
-    counts: TokenCounts | np.ndarray = field(kw_only=True)
+    counts: TokenCounts | np.ndarray | RowSelection = field(kw_only=True)
     max_positions: int = field(default=MAX_POSITIONS, kw_only=True)
     context_length: int = field(default=CONTEXT_LENGTH, kw_only=True)
     min_count: int = field(default=1, kw_only=True)
@@ -106,6 +108,14 @@ class TextProbe:
         for name in ("max_positions", "context_length"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name} is {getattr(self, name)}; needed is 1 or more, or nothing is measured.")
+        _ = self.rows  # settings that make no sense are refused before any model is loaded
+
+    @cached_property
+    def rows(self) -> RowSelection:
+        """The rows that the probe fits."""
+        return RowSelection.of(
+            self.counts, min_count=self.min_count, exclude=self.exclude, vocab_size=self.vocab_size
+        ).counted()
 
     @property
     def variables(self) -> tuple[Variable, ...]:
@@ -168,15 +178,8 @@ class TextProbe:
         model = load_model(place).to(self.device)
         rows = len(find_output_embedding(model).weight)
         _check_fit(model, windows, rows=rows, name=str(place))
-        counts = counts_for_rows(self.counts, rows=rows, vocab_size=self.vocab_size)
-        probe = ProbabilityProbe(
-            self.counts,
-            min_count=self.min_count,
-            exclude=self.exclude,
-            vocab_size=self.vocab_size,
-            positions_per_sequence=windows.shape[1],
-            max_positions=windows.size,
-        )
+        counts = as_counts(self.rows.for_rows(rows).counts)
+        probe = ProbabilityProbe(self.rows, positions_per_sequence=windows.shape[1], max_positions=windows.size)
         if before is not None:
             probe.load_state_dict({"fits": [(-1, before)], "untrained": {}})
         tally = _run(model, torch.from_numpy(windows), probe=probe, rows=rows)

@@ -66,8 +66,9 @@ metrics.head_sums: metrics.shared_sums numerics.row_sums | HeadRows=RowSet HeadS
 metrics.movement: numerics.movement
 metrics.norms: numerics.norms metrics.group_convergence
 metrics.own: metrics.record_info recording.budget | OWN_VARIABLES=RECORD_VARIABLES Thinning=BudgetController own_values=record_values what_is_not_finite=describe_nonfinite
+metrics.row_selection: probe.row_selection metrics.cached_by_shape core.errors
 metrics.similarity: numerics.similarity
-metrics.target_rows: metrics.row_selection | PerEmbedding=CachedByShape RowChoice=RowSelection
+metrics.target_rows: probe.row_selection metrics.cached_by_shape | PerEmbedding=CachedByShape RowChoice=RowSelection
 moved: model.movement_check
 outlets: recording.sink_group metrics.group_convergence | Outlets=SinkGroup
 parts: model.rank_parts | Part=LocalPart Rows=RowShard

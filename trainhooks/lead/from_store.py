@@ -16,6 +16,7 @@ from trainhooks.lead.kept_sums import VALUES, kept_reading
 from trainhooks.lead.run_analysis import analyze_reading
 from trainhooks.lead.trajectory import Trajectory
 from trainhooks.probe import frequency_target, token_mask
+from trainhooks.probe.row_selection import settings_of_run
 from trainhooks.store import Store, open_store
 
 LEAST_RECORDS = 3
@@ -82,8 +83,7 @@ def _again(store: Store, how: str) -> str:
 def counted_rows(store: Store) -> tuple[torch.Tensor, torch.Tensor]:
     """The corpus counts, and the rows that a verdict is on."""
     counts = torch.from_numpy(np.asarray(store.token_counts))
-    excluded = store.attributes.get("excluded_tokens", [])
-    return counts, token_mask(counts, min_count=int(store.attributes.get("min_count", 1)), exclude=excluded)
+    return counts, token_mask(counts, **settings_of_run(store.attributes))
 
 
 def _rates(store: Store) -> Series | None:

@@ -10,26 +10,49 @@ import numpy as np
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import NEEDS, Metric
+from trainhooks.probe.row_selection import RowSelection, rows_of_matrix
 
 
-def checked_counts(counts: object) -> TokenCounts | None:
-    """Counts as `TokenCounts`; None stays None. Raises ValueError for what is neither those nor a NumPy array."""
+def checked_counts(counts: object) -> TokenCounts | RowSelection | None:
+    """Counts as `TokenCounts`; None and a `RowSelection` stay. Raises ValueError for all but NumPy arrays."""
     if isinstance(counts, np.ndarray):
         return TokenCounts(counts)
-    if counts is not None and not isinstance(counts, TokenCounts):
+    if counts is not None and not isinstance(counts, TokenCounts | RowSelection):
         raise ValueError(
             f"counts is a {type(counts).__name__}; pass th.TokenCounts, or a NumPy array with a count for each id."
         )
     return counts
 
 
-def checked_rows(*, min_count: int, exclude: Sequence[int], metrics_given: bool) -> dict[str, object]:
-    """The settings of the default metrics' rows as the store's attributes say them; none where metrics are given.
+def known_of_counts(counts: TokenCounts | RowSelection | None) -> TokenCounts | None:
+    """The counts with what is known of them, those of a selection included."""
+    return counts.token_counts if isinstance(counts, RowSelection) else counts
 
-    Raises ValueError where settings are given as well as metrics, which would not follow them.
+
+def checked_rows(
+    counts: TokenCounts | RowSelection | None,
+    *,
+    vocab: int,
+    vocab_size: int | None,
+    min_count: int,
+    exclude: Sequence[int],
+    metrics_given: bool,
+) -> tuple[RowSelection | None, dict[str, object]]:
+    """The rows of the default metrics, one count for each of `vocab`, and their settings for the store's attributes.
+
+    No rows without counts, no settings where metrics are given. Raises ValueError where settings are given as well as
+    metrics, which would not follow them, and for counts and settings that do not fit.
     """
-    if not metrics_given:
-        return {"min_count": min_count, "excluded_tokens": [int(token) for token in exclude]}
+    if metrics_given:
+        _refuse_beside_metrics(min_count=min_count, exclude=exclude)
+    rows = None
+    if counts is not None:
+        rows = rows_of_matrix(counts, vocab=vocab, min_count=min_count, exclude=exclude, vocab_size=vocab_size)
+        min_count, exclude = rows.min_count, rows.exclude
+    return rows, {} if metrics_given else {"min_count": min_count, "excluded_tokens": [int(token) for token in exclude]}
+
+
+def _refuse_beside_metrics(*, min_count: int, exclude: Sequence[int]) -> None:
     given = {"min_count": min_count, "exclude": list(exclude)}
     if ignored := [name for name, plain in (("min_count", 1), ("exclude", [])) if given[name] != plain]:
         raise ValueError(
@@ -37,7 +60,6 @@ def checked_rows(*, min_count: int, exclude: Sequence[int], metrics_given: bool)
             f"{' and '.join(f'{name}={given[name]!r}' for name in ignored)} to each metric (or to th.default_metrics), "
             "not to the recorder."
         )
-    return {}
 
 
 def padded_texts(texts: Sequence[str], *, rows: int) -> list[str]:

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -64,15 +63,6 @@ class State:
             self.shared["output_embedding"] = full_tensor(self.head.matrix)
         gathered: Tensor = self.shared["output_embedding"]
         return gathered
-
-
-@contextmanager
-def of_settings() -> Iterator[None]:
-    """Inside, a ValueError is one of settings."""
-    try:
-        yield
-    except ValueError as error:
-        raise SettingsError(str(error)) from error
 
 
 class Metric(ABC):

@@ -13,14 +13,15 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT
-from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.metrics.shared_sums import share_probe_sums, shared_probe_pass
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_blocks import zero_rows
 from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
+from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, project_rows, sum_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
@@ -69,13 +70,15 @@ class CovariateBaseline(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        counts = as_counts(counts)
-        if isinstance(token_texts, str) or len(token_texts) < len(counts):
+        self._selection = RowSelection.of(
+            counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        ).counted()
+        ids = len(as_counts(self._selection.counts))
+        if isinstance(token_texts, str) or len(token_texts) < ids:
             raise ValueError(
-                f"there are {len(token_texts)} token texts and {len(counts)} counts: give the decoded text of each id "
+                f"there are {len(token_texts)} token texts and {ids} counts: give the decoded text of each id "
                 'in a list, "" for ids without one.'
             )
-        self._choice = RowSelection(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
         self._covariates = token_covariates(token_texts)
         self._prepared = CachedByShape(self._prepare)
 
@@ -113,7 +116,7 @@ class CovariateBaseline(Metric):
         return {"device": _bytes(held), "host": _bytes([self._covariates])}
 
     def _prepare(self, vocab: int, device: torch.device) -> _Known:
-        chosen = self._choice.for_rows(vocab)
+        chosen = self._selection.for_rows(vocab)
         assert chosen.target is not None
         rows = Rows.build(chosen.target[:, None], mask=chosen.mask, folds=FOLDS)
         columns = self._covariates[rows.ids]

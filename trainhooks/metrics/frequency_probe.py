@@ -12,8 +12,8 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.metrics.shared_sums import share_probe_pass, share_probe_sums
 from trainhooks.numerics.hashing import permutation
 from trainhooks.numerics.products import exact_products
@@ -22,6 +22,7 @@ from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_ro
 from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import slope_cosine
 from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
+from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.rows import Rows, sum_rows
 from trainhooks.probe.solve import solve_sums
 from trainhooks.probe.target import as_counts
@@ -87,11 +88,11 @@ class FrequencyProbe(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        self._counts = as_counts(counts)
-        self._choice = RowSelection(
-            self._counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
-        )
-        never = bool((self._counts == 0).any()) or vocab_size is not None
+        self._selection = RowSelection.of(
+            counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        ).counted()
+        self._counts = as_counts(self._selection.counts)
+        never = bool((self._counts == 0).any()) or self._selection.vocab_size is not None
         self.variables = VARIABLES + (NEVER_LABEL_VARIABLES if never else ())
         self._never = never
         self._prepared = CachedByShape(self._prepare)
@@ -100,7 +101,7 @@ class FrequencyProbe(Metric):
     @property
     def noise_ceiling(self) -> float:
         """The R^2 that counting noise in `counts` leaves in reach, see `trainhooks.probe.noise_ceiling`."""
-        return noise_ceiling(self._counts, mask=self._choice.mask)
+        return noise_ceiling(self._counts, mask=self._selection.mask)
 
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
@@ -136,7 +137,7 @@ class FrequencyProbe(Metric):
 
     def _prepare(self, vocab: int, device: torch.device) -> tuple[Rows, Tensor, RowSet, bytes]:
         """What depends on counts alone: rows with both targets, never-label ids, and keys of what is shared."""
-        chosen = self._choice.for_rows(vocab)
+        chosen = self._selection.for_rows(vocab)
         assert chosen.counts is not None
         assert chosen.target is not None
         ids = chosen.mask.nonzero().flatten()

@@ -13,14 +13,14 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
-from trainhooks.metrics.row_selection import CachedByShape, RowSelection
+from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.metrics.shared_sums import head_sums, initial_mean
 from trainhooks.numerics.gram import kept_ids, row_slices, working_dtype
 from trainhooks.numerics.norms import accumulator
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_blocks import shifted_blocks
 from trainhooks.numerics.row_sums import RowSet
-from trainhooks.probe.target import as_counts
+from trainhooks.probe.row_selection import RowSelection
 
 
 @dataclass(frozen=True)
@@ -130,9 +130,9 @@ class LeadParts(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        self._choice = RowSelection(
-            as_counts(counts), min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
-        )
+        self._selection = RowSelection.of(
+            counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        ).counted()
         self._prepared = CachedByShape(self._prepare)
 
     @torch.no_grad()
@@ -147,7 +147,7 @@ class LeadParts(Metric):
 
     def _prepare(self, vocab: int, device: torch.device) -> tuple[RowSet, Tensor]:
         """What depends on counts alone."""
-        chosen = self._choice.for_rows(vocab)
+        chosen = self._selection.for_rows(vocab)
         assert chosen.target is not None
         rows = RowSet.of_mask(chosen.mask, device=device)
         return rows, centred_target(chosen.target[chosen.mask]).to(device)

@@ -12,14 +12,15 @@ from torch import Tensor
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
+from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_variables
-from trainhooks.metrics.row_selection import CachedByShape, RowSelection
 from trainhooks.model.distributed import RankGroup
 from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
 from trainhooks.probe.positions import MAX_POSITIONS, POSITIONS_PER_SEQUENCE, HiddenSample
 from trainhooks.probe.probability import ProbabilitySums, mean_hidden_r2, probability_sums, split_half_reliability
+from trainhooks.probe.row_selection import RowSelection
 
 ALGEBRAIC = (
     "log P is linear in E by construction, so an untrained model reaches R^2 near 1: no evidence alone, read it beside "
@@ -105,8 +106,10 @@ class ProbabilityProbe(Metric):
         schedule: Schedule | None = None,
     ) -> None:
         self.schedule = schedule
-        self.variables = VARIABLES + (() if counts is None else CHANNEL_VARIABLES)
-        self._choice = RowSelection(counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size)
+        self._selection = RowSelection.of(
+            counts, min_count=min_count, exclude=exclude, mask=mask, vocab_size=vocab_size
+        )
+        self.variables = VARIABLES + (() if self._selection.counts is None else CHANNEL_VARIABLES)
         self._sample = HiddenSample(positions_per_sequence=positions_per_sequence, max_positions=max_positions)
         self._step: int | None = None
         self._prepared = CachedByShape(self._prepare)
@@ -168,7 +171,7 @@ class ProbabilityProbe(Metric):
 
     def _prepare(self, vocab: int, device: torch.device) -> tuple[Tensor, Tensor | None]:
         """Which rows enter, and the frequency target (None without counts)."""
-        chosen = self._choice.for_rows(vocab)
+        chosen = self._selection.for_rows(vocab)
         return chosen.mask.to(device), None if chosen.target is None else chosen.target.to(device)
 
     def _sequences(self, state: State) -> float:

@@ -9,7 +9,7 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from trainhooks.metrics.base import State
-from trainhooks.metrics.row_selection import CachedByShape
+from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.numerics.gram import mean_of_ids, without_rounding
 from trainhooks.numerics.row_sums import RowSet, RowSums, _nan_unless, sum_head
 from trainhooks.probe.rows import SumsPass

@@ -16,6 +16,7 @@ from trainhooks.probe.ceiling import noise_ceiling, small_share
 from trainhooks.probe.channels import Channels, channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
 from trainhooks.probe.fit import ProbeFit, fit_probe, probe_sums
+from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sparsity import (
     LEAST_ROTATIONS,
@@ -51,6 +52,7 @@ __all__ = [
     "NeverLabels",
     "ProbeFit",
     "ProbeSums",
+    "RowSelection",
     "Sparsity",
     "average_ranks",
     "channels",

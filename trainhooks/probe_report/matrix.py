@@ -15,10 +15,8 @@ from trainhooks.probe import (
     ProbeFit,
     Sparsity,
     channels,
-    counts_for_rows,
     covariate_gain,
     fit_probe,
-    frequency_target,
     never_label_control,
     noise_ceiling,
     norm_folded,
@@ -31,11 +29,11 @@ from trainhooks.probe import (
     smoothed_frequency_target,
     spearman,
     token_covariates,
-    token_mask,
     transfer_r2,
 )
 from trainhooks.probe.ceiling import MOST_SMALL
 from trainhooks.probe.fit import squeeze
+from trainhooks.probe.row_selection import RowSelection, rows_of_matrix
 from trainhooks.probe_report.figures import Drift, Figures, FoldFigures, NeverLabelFigures, RankFigures, shows_frequency
 from trainhooks.probe_report.report import MatrixReport
 
@@ -45,9 +43,14 @@ SHOWN_IDS = 8
 
 @dataclass(frozen=True)
 class _Task:
-    """One matrix and its target: `finite` rows, `mask` of the fit, `y` [vocab] with NaN outside, `permuted` y."""
+    """One matrix and its target: `finite` rows, `mask` of the fit, `y` [vocab] with NaN outside, `permuted` y.
+
+    `chosen` has a count for each row; the rows from `vocab_size` on are padding, None where there is none.
+    """
 
     embedding: Tensor
+    chosen: RowSelection
+    vocab_size: int | None
     counts: Tensor
     mask: Tensor
     finite: Tensor
@@ -74,11 +77,11 @@ def report_matrix(
 ) -> MatrixReport:
     """Fit y = -log(c/N) on the rows E [vocab, dim] and everything that NUMBERS puts beside it, offline.
 
-    `counts`, `vocab_size`, `min_count`, `exclude` as `token_mask`. `token_texts` of the ids from 0 give the covariate
-    baseline; `head_bias` b [vocab], `norm_bias` beta and `mean_hidden` mu [dim] the channels; `norm_scale` gamma [dim]
-    the norm-folded row norm. `others` are (label, matrix) of other steps, taken one at a time, for the drift.
-    `draws` rotations and random orders stand beside the sparsity; 0 leaves it out. Random draws come from CPU
-    generators with `seed`.
+    `counts`, `vocab_size`, `min_count`, `exclude` as `token_mask`, or a `RowSelection` as `counts`. `token_texts` of
+    the ids from 0 give the covariate baseline; `head_bias` b [vocab], `norm_bias` beta and `mean_hidden` mu [dim] the
+    channels; `norm_scale` gamma [dim] the norm-folded row norm. `others` are (label, matrix) of other steps, taken one
+    at a time, for the drift. `draws` rotations and random orders stand beside the sparsity; 0 leaves it out. Random
+    draws come from CPU generators with `seed`.
 
     Degenerate cases give NaN as `ProbeFit` says. Memory: up to five copies of a float32 matrix beside it, for
     covariates and biases are fitted as further columns.
@@ -86,40 +89,23 @@ def report_matrix(
     Raises ValueError for counts or texts that do not fit, rows in the fit that are not finite (ids named), an empty
     fit.
     """
-    excluded = tuple(sorted(set(exclude)))
-    task = _task(embedding, counts, vocab_size=vocab_size, min_count=min_count, exclude=excluded)
+    task = _task(embedding, counts, vocab_size=vocab_size, min_count=min_count, exclude=exclude)
     per_dim = {"norm_bias": norm_bias, "norm_scale": norm_scale, "mean_hidden": mean_hidden}
     _check_parts(task, {"head_bias": head_bias, **per_dim})
     covariates = _covariates(token_texts, task)
     both = fit_probe(task.embedding, torch.stack([task.y, task.permuted], 1), mask=task.mask)
     fit = squeeze(both)
-    gain = None if covariates is None else covariate_gain(task.embedding, covariates, task.y, mask=task.mask)
-    smoothed, smoothed_rows = _smoothed(task, vocab_size=vocab_size, exclude=excluded)
-    folded = None if norm_scale is None else norm_folded(task.embedding, norm_scale)
     return MatrixReport(
-        vocab=len(embedding),
-        dim=embedding.shape[1],
-        vocab_size=vocab_size,
-        min_count=min_count,
-        excluded=excluded,
-        tokens=int(task.counts.sum()),
+        **_described(task),
+        **_baselines(task, covariates=covariates, norm_scale=norm_scale),
         rows=int(fit.rows),
         rank=int(fit.rank),
-        mean=float(task.y[task.mask].mean()),
         variance=float(fit.variance),
-        noise_ceiling=noise_ceiling(task.counts, mask=task.mask),
-        no_ceiling=_no_ceiling(task),
         null_r2=float(fit.null_r2),
         probe=Figures.of(fit),
         folds=_fold_figures(task, fit),
         permuted=Figures.of(squeeze(both, target=1)),
         random_directions=_random_directions(task, seed=seed),
-        row_norm=Figures.of(row_norm_probe(task.embedding, task.y, mask=task.mask)),
-        folded_row_norm=None if folded is None else Figures.of(row_norm_probe(folded, task.y, mask=task.mask)),
-        covariates=None if gain is None else Figures.of(gain.covariates),
-        joint=None if gain is None else Figures.of(gain.joint),
-        smoothed=smoothed,
-        smoothed_rows=smoothed_rows,
         never_labels=_never_labels(task, fit),
         channels=_channels(task, head_bias=head_bias, norm_bias=norm_bias, mean_hidden=mean_hidden),
         sparsity=_sparsity(task, both, draws=draws, seed=seed),
@@ -129,22 +115,49 @@ def report_matrix(
     )
 
 
-def _task(embedding: Tensor, counts: Any, *, vocab_size: int | None, min_count: int, exclude: tuple[int, ...]) -> _Task:
+def _described(task: _Task) -> dict[str, Any]:
+    """What was fitted: the shape, the rows and their target."""
+    return {
+        "vocab": len(task.embedding),
+        "dim": task.embedding.shape[1],
+        "vocab_size": task.vocab_size,
+        "min_count": task.chosen.min_count,
+        "excluded": tuple(sorted(set(task.chosen.exclude))),
+        "tokens": int(task.counts.sum()),
+        "mean": float(task.y[task.mask].mean()),
+        "noise_ceiling": noise_ceiling(task.counts, mask=task.mask),
+        "no_ceiling": _no_ceiling(task),
+    }
+
+
+def _baselines(task: _Task, *, covariates: Tensor | None, norm_scale: Tensor | None) -> dict[str, Any]:
+    """What less than the matrix knows of frequency, and the sensitivity to the target's form."""
+    gain = None if covariates is None else covariate_gain(task.embedding, covariates, task.y, mask=task.mask)
+    folded = None if norm_scale is None else norm_folded(task.embedding, norm_scale)
+    smoothed, smoothed_rows = _smoothed(task)
+    return {
+        "row_norm": Figures.of(row_norm_probe(task.embedding, task.y, mask=task.mask)),
+        "folded_row_norm": None if folded is None else Figures.of(row_norm_probe(folded, task.y, mask=task.mask)),
+        "covariates": None if gain is None else Figures.of(gain.covariates),
+        "joint": None if gain is None else Figures.of(gain.joint),
+        "smoothed": smoothed,
+        "smoothed_rows": smoothed_rows,
+    }
+
+
+def _task(embedding: Tensor, counts: Any, *, vocab_size: int | None, min_count: int, exclude: Iterable[int]) -> _Task:
     """The checked inputs of a report."""
     if embedding.ndim != 2 or not embedding.is_floating_point():
         raise ValueError(
             f"the matrix has shape {tuple(embedding.shape)} and type {embedding.dtype}; needed is a floating matrix "
             "[vocab, dim] with a row for each token."
         )
-    rows = len(embedding)
-    if vocab_size is not None and not 1 <= vocab_size <= rows:
-        raise ValueError(
-            f"vocab_size is {vocab_size}; the matrix has {rows} rows: pass the tokenizer's size, at most that."
-        )
-    values = counts_for_rows(counts, rows=rows, vocab_size=vocab_size)
-    mask = token_mask(values, min_count=min_count, exclude=exclude, vocab_size=vocab_size)
-    if not bool(mask.any()):
-        raise ValueError(f"no token is left to fit on: min_count is {min_count}, {len(exclude)} ids are excluded.")
+    vocab = len(embedding)
+    chosen = rows_of_matrix(counts, vocab=vocab, min_count=min_count, exclude=exclude, vocab_size=vocab_size)
+    found = chosen.for_rows(vocab)
+    y, mask = found.target, found.mask
+    assert y is not None
+    assert found.counts is not None
     embedding = embedding.detach().cpu()
     embedding = embedding if embedding.dtype == torch.float64 else embedding.float()
     finite = embedding.isfinite().all(1)
@@ -155,11 +168,19 @@ def _task(embedding: Tensor, counts: Any, *, vocab_size: int | None, min_count: 
             f"rows {bad[:SHOWN_IDS]}{more} of the matrix hold NaN or inf: look at the run that wrote them, or leave "
             "these ids out (exclude=, --exclude)."
         )
-    y = frequency_target(values, mask=mask)
     ids = mask.nonzero().flatten()
     permuted = y.clone()
     permuted[ids] = y[ids[permutation(ids)]]
-    return _Task(embedding=embedding, counts=values, mask=mask, finite=finite, y=y, permuted=permuted)
+    return _Task(
+        embedding=embedding,
+        chosen=chosen,
+        vocab_size=counts.vocab_size if isinstance(counts, RowSelection) else vocab_size,
+        counts=found.counts,
+        mask=mask,
+        finite=finite,
+        y=y,
+        permuted=permuted,
+    )
 
 
 def _check_parts(task: _Task, parts: Mapping[str, Tensor | None]) -> None:
@@ -195,14 +216,14 @@ def _random_directions(task: _Task, *, seed: int) -> tuple[Figures, ...]:
     return tuple(Figures.of(fit_probe(feature[:, None].contiguous(), task.y, mask=task.mask)) for feature in features.T)
 
 
-def _smoothed(task: _Task, *, vocab_size: int | None, exclude: tuple[int, ...]) -> tuple[Figures, int]:
+def _smoothed(task: _Task) -> tuple[Figures, int]:
     """The probe of log((c + 1/2)/(N + V/2)) over all finite rows of the vocabulary, counted or not."""
     keep = task.finite.clone()
-    keep[list(exclude)] = False
+    keep[list(task.chosen.exclude)] = False
     values = task.counts
-    if vocab_size is not None:
-        keep[vocab_size:] = False
-        values = values[:vocab_size]
+    if task.vocab_size is not None:
+        keep[task.vocab_size :] = False
+        values = values[: task.vocab_size]
     y = torch.full_like(task.y, torch.nan)
     y[: len(values)] = smoothed_frequency_target(values)
     fit = fit_probe(task.embedding, y, mask=keep)

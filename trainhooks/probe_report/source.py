@@ -20,6 +20,7 @@ from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.tokenizers import read_token_texts
 from trainhooks.model.head_names import INPUTS, is_named
 from trainhooks.probe import LEAST_ROTATIONS
+from trainhooks.probe.row_selection import settings_of_run
 from trainhooks.probe_report.figures import Recorded
 from trainhooks.probe_report.matrix import report_matrix
 from trainhooks.probe_report.report import MatrixReport
@@ -162,6 +163,7 @@ def _from_store(store: Store, *, step: int | None) -> MatrixSource:
     counts, counts_from = store.token_counts, "the store's corpus counts"
     if counts is None:
         counts, counts_from = _labels(store, at), _seen(at)
+    settings = settings_of_run(store.attributes)
     return MatrixSource(
         name=str(store.path),
         embedding=_matrix(store, at),
@@ -170,8 +172,8 @@ def _from_store(store: Store, *, step: int | None) -> MatrixSource:
         counts_from=counts_from,
         counts_are_seen=store.token_counts is None,
         token_texts=store.token_texts,
-        min_count=int(store.attributes.get("min_count", 1)),
-        excluded=tuple(int(token) for token in store.attributes.get("excluded_tokens", [])),
+        min_count=settings["min_count"],
+        excluded=settings["exclude"],
         store=store,
         recorded=_recorded(store, at),
     )

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from trainhooks.core.schedule import Schedule
 from trainhooks.core.token_counts import TokenCounts
-from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows
+from trainhooks.metrics.arguments import checked_metrics
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.group_convergence import FINAL_VARIABLES
@@ -24,6 +24,7 @@ from trainhooks.model import OutputEmbedding
 from trainhooks.model.hooks import WatchedHead
 from trainhooks.numerics.host import cpu_default_device
 from trainhooks.numerics.sketch import DEFAULT_SIZE, Sketcher
+from trainhooks.probe.row_selection import RowSelection
 from trainhooks.recording.arguments import check_has_values, check_loss, check_when
 from trainhooks.recording.budget import Budget
 from trainhooks.recording.frozen_head import warn_where_frozen
@@ -62,8 +63,9 @@ class Recorder:
 
     - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume"; `writing` says
       how durable, with which memory and threads (see `trainhooks.store.Writing`).
-    - `counts`: the corpus' token counts, for the frequency probe. Shorter than the output embedding where that is
-      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` those counted less.
+    - `counts`: the corpus' token counts, for the frequency probe; shorter than the output embedding where that is
+      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` those counted less,
+      a `RowSelection` says it all.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
     - `metrics`: instances; None takes `default_metrics`. Given ones choose their own rows: `min_count` and `exclude`
       beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the step, and
@@ -89,7 +91,7 @@ class Recorder:
         model: nn.Module,
         *,
         store: str | Path | None = None,
-        counts: TokenCounts | np.ndarray | None = None,
+        counts: TokenCounts | np.ndarray | RowSelection | None = None,
         schedule: Schedule | None = None,
         snapshot_schedule: Schedule | None = None,
         metrics: Sequence[Metric] | None = None,
@@ -113,22 +115,23 @@ class Recorder:
     ) -> None:
         check_when(total_steps, schedule=schedule, snapshot_schedule=snapshot_schedule)
         kept_mantissa_bits(precision)
-        self.total_steps, self.step, self._model = total_steps, 0, model
+        self.total_steps, self.step, self._model, self._force = total_steps, 0, model, force
         self._tracked = TrackedModel(model, name=head, patterns=groups)
         self._ranks = self._tracked.ranks
         with self._tracked.full_params():
             self._run = RunDescription.of(
                 self._tracked,
-                counts=checked_counts(counts),
+                counts=counts,
                 vocab_size=vocab_size,
+                min_count=min_count,
+                exclude=exclude,
+                metrics_given=metrics is not None,
                 token_texts=token_texts,
                 precision=precision,
                 provenance=provenance,
             )
-        rows = checked_rows(min_count=min_count, exclude=exclude, metrics_given=metrics is not None)
         if metrics is None:
-            counted, texts = self._run.token_count, self._run.token_text
-            metrics = default_metrics(counted, min_count=min_count, exclude=exclude, token_texts=texts)
+            metrics = default_metrics(self._run.rows, token_texts=self._run.token_text)
         self._metrics = checked_metrics([*metrics, *extra_metrics], own=(*RECORD_VARIABLES, *FINAL_VARIABLES))
         self._metric_runner = MetricRunner(
             self._metrics,
@@ -140,7 +143,6 @@ class Recorder:
         )
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._sink_group = SinkGroup(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
-        self._force, self._attributes = force, rows
         self._connect(sketch_size=sketch_size, strict=strict)
 
     def _connect(self, *, sketch_size: int, strict: bool) -> None:
@@ -389,8 +391,7 @@ class Recorder:
         self._watch.set_device_timer(device_clock(self._device))
 
     def _layout(self) -> Layout:
-        variables = (*RECORD_VARIABLES, *self._metric_runner.variables)
-        return self._run.layout(self._tracked, self._sketcher, variables=variables, attributes=self._attributes)
+        return self._run.layout(self._tracked, self._sketcher, variables=self._metric_runner.variables)
 
     def _record(self, said: Said) -> None:
         with self._tracked.no_autocast(), self._tracked.full_params():
