@@ -64,8 +64,7 @@ class Recorder:
     - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume"; `writing` says
       how durable, with which memory and threads (see `trainhooks.store.Writing`).
     - `counts`: the corpus' token counts, for the frequency probe; shorter than the output embedding where that is
-      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` those counted less,
-      a `RowSelection` says it all.
+      padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` rare ones.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
     - `metrics`: instances; None takes `default_metrics`. Given ones choose their own rows: `min_count` and `exclude`
       beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the step, and
