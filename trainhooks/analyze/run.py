@@ -19,21 +19,13 @@ from trainhooks.analyze.model_loading import check_models
 from trainhooks.analyze.report import AnalysisReport
 from trainhooks.analyze.store_writer import Writer, lacks_lead, made_before
 from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
-from trainhooks.analyze.workers import (
-    Outcomes,
-    Workers,
-    cluster_workers,
-    default_workers,
-    given_workers,
-    here,
-    local_workers,
-    spread,
-)
+from trainhooks.analyze.workers import Outcomes, default_workers, here, spread
 from trainhooks.checkpoints.audit.audit import Audit, audit_suite
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.suite import Suite, list_suite
 from trainhooks.core.printable import say
 from trainhooks.core.token_counts import TokenCounts
+from trainhooks.core.workers import WorkerPool, cluster_pool, given_pool, local_pool
 from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
 from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, known_of_counts, padded_texts
 from trainhooks.metrics.base import Metric
@@ -306,15 +298,16 @@ def _outcomes(
 ) -> Iterator[Outcomes]:
     if scheduler is not None and executor is not None:
         raise ValueError("scheduler and executor both say where to measure: pass one of them.")
-    place: AbstractContextManager[Workers | None] = nullcontext(None)
+    opening: AbstractContextManager[WorkerPool | None] = nullcontext(None)
     if scheduler is not None:
-        place = cluster_workers(scheduler)
+        opening = cluster_pool(scheduler)
     elif executor is not None:
-        place = given_workers(executor, count=max(workers, 1))
+        count = max(workers, 1)
+        opening = nullcontext(given_pool(executor, count=count, under_way=2 * count))
     elif workers > 1 and indices:
-        place = local_workers(workers)
-    with place as held:
-        outcomes: Any = here(job, indices) if held is None else spread(job, indices, held)
+        opening = local_pool(workers)
+    with opening as pool:
+        outcomes: Any = here(job, indices) if pool is None else spread(job, indices, pool)
         with closing(outcomes):
             yield outcomes
 

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 import hashlib
-import multiprocessing
-import os
-import signal
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, ProcessPoolExecutor, wait
+from concurrent.futures import Future
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from itertools import islice, pairwise
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 
 from trainhooks.core.token_counts import TokenCounts
+from trainhooks.core.workers import WorkerPool, given_pool, is_lost_worker, local_pool, usable_cores
 from trainhooks.corpora.base import CorpusChunk, Settings, Tally
 from trainhooks.corpora.resume import Partial, tokenizer_hash
 
@@ -75,8 +73,8 @@ def count_corpus(
     resumed = len(partial.done)
     left = [piece for piece in pieces if piece.key not in partial.done]
     meter = _bar(total, done=total - sum(piece.size for piece in left)) if progress else nullcontext(None)
-    with partial.kept(), meter as shown, _hands(workers, executor, left) as (pool, width):
-        for batch, tally in _tallies(_batches(left), settings, pool, width, resume):
+    with partial.kept(), meter as shown, _pool(workers, executor, left) as pool:
+        for batch, tally in _tallies(_batches(left), settings, pool, resume):
             partial.add(batch, tally)
             if shown is not None:
                 shown.advance(sum(piece.size for piece in batch), tally.tokens)
@@ -133,61 +131,43 @@ def tally_pieces(pieces: Sequence[CorpusChunk], settings: Settings) -> Tally:
 
 
 @contextmanager
-def _hands(workers: int | None, executor: Any, pieces: Sequence[CorpusChunk]) -> Iterator[tuple[Executor | None, int]]:
-    """Who counts, and how many tasks they may have at a time: None for this process itself."""
+def _pool(workers: int | None, executor: Any, pieces: Sequence[CorpusChunk]) -> Iterator[WorkerPool | None]:
+    """Who counts: None for this process itself."""
     if executor is not None:
-        # a Dask client's own submit returns futures of another kind
-        yield (executor.get_executor() if hasattr(executor, "get_executor") else executor), _IN_FLIGHT
+        yield given_pool(executor, count=_IN_FLIGHT, under_way=_IN_FLIGHT)
         return
     size = sum(piece.size for piece in pieces)
-    width = workers or min(os.cpu_count() or 1, 1 + size // _WORKER_BYTES)
-    if width == 1 or len(pieces) < 2:
-        yield None, 1
+    count = workers or min(usable_cores(), 1 + size // _WORKER_BYTES)
+    if count == 1 or len(pieces) < 2:
+        yield None
         return
-    # spawn: a forked child may inherit a lock that another thread of this process holds
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(width, context, initializer=_leave_interrupts) as pool:
-        yield pool, 2 * width
-
-
-def _leave_interrupts() -> None:
-    """Ctrl-C reaches every process of a terminal; the one that coordinates answers it."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    with local_pool(count) as pool:
+        yield pool
 
 
 def _tallies(
-    batches: Iterator[list[CorpusChunk]], settings: Settings, pool: Executor | None, width: int, resume: Path | None
+    batches: Iterator[list[CorpusChunk]], settings: Settings, pool: WorkerPool | None, resume: Path | None
 ) -> Iterator[tuple[list[CorpusChunk], Tally]]:
     """Every batch with its tally, as they come; on an error what is under way is called off."""
     if pool is None:
         for batch in batches:
             yield batch, tally_pieces(batch, settings)
         return
-    running: dict[Future[Tally], list[CorpusChunk]] = {}
-    try:
-        while True:
-            for batch in islice(batches, width - len(running)):
-                running[pool.submit(tally_pieces, batch, settings)] = batch
-            if not running:
-                return
-            for future in wait(running, return_when=FIRST_COMPLETED).done:
-                yield running.pop(future), future.result()
-    except Exception as error:
-        if not _is_death(error):
-            raise
-        kept = f"what was done is kept in {resume}: run again to go on" if resume else "nothing is kept"
-        raise ChildProcessError(
-            f"a worker process died while counting (killed, or out of memory?); {kept}, with fewer workers if memory "
-            "was short."
-        ) from error
-    finally:
-        for future in running:
-            future.cancel()
 
+    def start(batch: list[CorpusChunk]) -> Future[Tally]:
+        return pool.submit(tally_pieces, batch, settings)
 
-def _is_death(error: Exception) -> bool:
-    """Whether a worker was lost; Dask, whose error is told by its name so that it need not be there, tried it again."""
-    return isinstance(error, BrokenExecutor) or type(error).__name__ == "KilledWorker"
+    for batch, future in pool.finished(batches, start, in_order=False):
+        if (error := future.exception()) is None:
+            yield batch, future.result()
+        elif is_lost_worker(error):
+            kept = f"what was done is kept in {resume}: run again to go on" if resume else "nothing is kept"
+            raise ChildProcessError(
+                f"a worker process died while counting (killed, or out of memory?); {kept}, with fewer workers if "
+                "memory was short."
+            ) from error
+        else:
+            raise error
 
 
 @contextmanager
