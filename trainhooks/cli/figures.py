@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from trainhooks.cli.base import Flag, Several, command
+from trainhooks.cli.progress import working
 from trainhooks.core.printable import say
 
 
@@ -41,10 +42,17 @@ def figures(
         Draw the lead beside its matched labellings, which takes some seconds a run.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks figures run.zarr --out figures
+    trainhooks figures seed0.zarr seed1.zarr --out figures --format pdf
+    trainhooks figures run.zarr --out figures --interventions prune.json steer.json
     """
     from trainhooks.run_figures import figures as draw_figures
 
-    written = draw_figures(store, *more, out=out, format=format, interventions=interventions or (), lead=lead)
+    with working(f"figures of {store}" + (f" and {len(more)} more" if more else "")):
+        written = draw_figures(store, *more, out=out, format=format, interventions=interventions or (), lead=lead)
     if json:
         found = [{k: None if v is None else str(v) for k, v in asdict(one).items()} for one in written]
         say(json_format.dumps(found, indent=2))
