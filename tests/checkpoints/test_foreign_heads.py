@@ -49,7 +49,7 @@ def test_an_untied_head_is_found_by_its_name(kind, config):
 
 
 @pytest.mark.parametrize("shape", [WIDE, (60, 8), (8, 64)], ids=str)
-@pytest.mark.parametrize("name", ["scorer.weight", "prediction.kernel", "unembed.W_U", "transformer.out.weight"])
+@pytest.mark.parametrize("name", ["scorer.weight", "prediction.kernel", "unembed.weight_T", "transformer.out.weight"])
 def test_a_matrix_that_could_be_an_untied_head_stops_the_guess(name, shape):
     """Also the other way round, as [dim, vocab]."""
     listed = Listed({"wte.weight": WIDE, name: shape, **INSIDE})

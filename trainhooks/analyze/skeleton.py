@@ -29,6 +29,13 @@ PREFIXES = (*WRAPPER_ATTRIBUTES, "model")
 BUFFERS = ("inv_freq", "masked_bias", "position_ids")
 FLOATS = ("float64", "float32", "float16", "bfloat16")
 TIED_HEAD = "lm_head"
+LEAVES = {
+    "kernel": "weight",
+    "embedding": "weight",
+    "W_U": "weight",
+    "W_E": "weight",
+    "b_U": "bias",
+}  # flax, and others
 
 
 @dataclass(frozen=True)
@@ -122,7 +129,7 @@ def _by_names(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
     entries = {key: entry for key, entry in checkpoint.tensors.items() if _is_parameter(entry)}
     if head.key not in entries:
         raise CheckpointError(f"{checkpoint.name}: {head.key!r} is of {checkpoint.tensors[head.key].dtype}, no float.")
-    keys = _parameter_names(entries)
+    keys = _parameter_names(entries, head=head.key)
     names = {key: name for name, key in keys.items()}
     paths: dict[str, dict[str, TensorEntry]] = {}
     for name, key in keys.items():
@@ -152,14 +159,27 @@ def _is_parameter(entry: TensorEntry) -> bool:
     return entry.dtype in FLOATS and not entry.key.endswith(BUFFERS)
 
 
-def _parameter_names(entries: Mapping[str, TensorEntry]) -> dict[str, str]:
-    """Each key by the parameter's name: without wrappers' parts, and `name.weight` where a key is one word."""
-    names = {clean_name(key): key for key in entries}
+def _parameter_names(entries: Mapping[str, TensorEntry], *, head: str) -> dict[str, str]:
+    """Each key by the parameter's name: without wrappers' parts, with the leaf that torch has (`weight`, `bias`)."""
+    names = _with_leaves(entries, head=head)
     while len({name.split(".", 1)[0] for name in names}) == 1 and next(iter(names)).split(".", 1)[0] in PREFIXES:
         if not all(name.count(".") > 1 for name in names):
             break
         names = {name.split(".", 1)[1]: key for name, key in names.items()}
     return {name if "." in name else f"{name}.weight": key for name, key in names.items()}
+
+
+def _with_leaves(entries: Mapping[str, TensorEntry], *, head: str) -> dict[str, str]:
+    """Each key by its name with torch's leaf, where no other has that name; the head's becomes a `weight`."""
+    names: dict[str, str] = {}
+    for key in sorted(entries, key=lambda key: key != head):
+        name = clean_name(key)
+        path, _, leaf = name.rpartition(".")
+        new = f"{path}.{LEAVES[leaf]}" if path and leaf in LEAVES else name
+        if key == head and new.rpartition(".")[2] != "weight":
+            new = f"{new}.weight"
+        names[name if new in names or (new != name and new in entries) else new] = key
+    return names
 
 
 def _with_parents(paths: Mapping[str, object]) -> set[str]:

@@ -16,7 +16,9 @@ class TensorEntry:
 
     `unreadable` says what it is where it is there and cannot be read (a class of tensors, a dtype); reading it raises
     CheckpointError. Its shape is () where the file does not tell. `alias_of` is the name under which the file stores
-    the same tensor, where it says that it does. `absent`: an index names it, and its file is not there.
+    the same tensor, where it says that it does. `absent`: an index names it, and its file is not there. `note` says
+    what is done with its numbers on the way (joined from ranks' pieces, dequantised, transposed), and which of its rows
+    are padding.
     """
 
     key: str
@@ -27,6 +29,7 @@ class TensorEntry:
     unreadable: str = ""
     alias_of: str = ""
     absent: bool = False
+    note: str = ""
 
     @property
     def announced(self) -> bool:

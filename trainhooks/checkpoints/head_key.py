@@ -13,9 +13,11 @@ from trainhooks.model.head_names import BESIDE, HEADS, INNER, INPUTS, is_named, 
 from trainhooks.store import SNAPSHOT
 
 WEIGHT = ".weight"
+LEAVES = (WEIGHT, ".kernel", ".embedding", ".W_U", ".W_E")  # torch; flax; TransformerLens
+BIASES = {".W_U": ".b_U"}
 BIASED = (*HEADS, "predictions")  # BERT: cls.predictions.bias
 WRAPPERS = ("._fsdp_wrapped_module", "._checkpoint_wrapped_module", "._orig_mod", ".modules_to_save.default")
-IN_A_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)\.\d+\.")
+IN_A_BLOCK = re.compile(r"(?:^|\.)(?:layers?|blocks?|h)[._]\d+\.")
 OF_A_LAYER = re.compile(r"(?:.*\.)?layers\.(?P<layer>\d{1,6})\.(?P<name>\w+)\.weight")
 ROW_SCALES = ".sz"  # OLMo-core's nGPT
 
@@ -82,6 +84,8 @@ def _tied_to_input(checkpoint: Checkpoint, *, declared: Declared | None, said: b
     (key,) = inputs
     if said:
         return _found(key, checkpoint, tied=True, why="the configuration says that it is tied", declared=declared)
+    if doubt := getattr(checkpoint, "doubt", ""):
+        raise _undecided(checkpoint, f"{nothing} {key} would be it if it were tied, which nothing here says: {doubt}.")
     if any(_is_adapter(other) for other in checkpoint.tensors):
         raise _undecided(checkpoint, f"{nothing} It is an adapter: {key} alone does not say what the head is.")
     if others := _could_be_heads(checkpoint, beside=key):
@@ -109,7 +113,8 @@ def _fits(entry: TensorEntry, checkpoint: Checkpoint) -> bool:
 
 
 def _is_input(key: str) -> bool:
-    return key.endswith(WEIGHT) and is_named(_module(key), INPUTS) and not _is_beside(key) and not _is_inner(key)
+    named = key.endswith(LEAVES) and (is_named(_module(key), INPUTS) or key.endswith(".embedding"))
+    return named and not _is_beside(key) and not _is_inner(key)
 
 
 def _under(modules: Iterable[str], checkpoint: Checkpoint) -> list[str]:
@@ -118,7 +123,7 @@ def _under(modules: Iterable[str], checkpoint: Checkpoint) -> list[str]:
     found = [
         key
         for key, entry in checkpoint.tensors.items()
-        if key.endswith(WEIGHT)
+        if key.endswith(LEAVES)
         and is_named(_module(key), names)
         and not (_is_inner(key) or _is_beside(key))
         and _fits(entry, checkpoint)
@@ -156,7 +161,8 @@ def _is_inner(key: str) -> bool:
 
 
 def _is_beside(key: str) -> bool:
-    return any(word in key.lower() for word in BESIDE)
+    named = key.lower().replace("token_position_embeddings", "")  # nanotron's folder for both kinds
+    return any(word in named for word in BESIDE)
 
 
 def _is_adapter(key: str) -> bool:
@@ -170,7 +176,7 @@ def _head_leaves(checkpoint: Checkpoint, declared: Declared | None) -> dict[str,
     for key in checkpoint.tensors:
         parts = _unwrapped(key).split(".")
         ends = [end for end in range(1, len(parts)) if is_named(".".join(parts[:end]), names)]
-        own = ends and (ends[-1] == len(parts) - 1 or parts[ends[-1]].startswith(("weight", *ADAPTERS)))
+        own = ends and (ends[-1] == len(parts) - 1 or parts[ends[-1]].startswith(("weight", "kernel", *ADAPTERS)))
         if own and not (_is_inner(key) or _is_beside(key.replace("lora_", ""))):
             found[key] = ".".join(parts[ends[-1] :])
     return found
@@ -193,19 +199,23 @@ def _unwrapped(key: str) -> str:
 
 
 def _module(key: str) -> str:
-    return _unwrapped(key).removesuffix(WEIGHT)
+    key = _unwrapped(key)
+    return next((key.removesuffix(leaf) for leaf in LEAVES if key.endswith(leaf)), key)
 
 
 def _found(key: str, checkpoint: Checkpoint, *, tied: bool, why: str, declared: Declared | None = None) -> HeadKey:
     tensors = checkpoint.tensors
-    module = key.removesuffix(WEIGHT)
-    own = [] if module == key else [module + ".bias"]
+    leaf = next((leaf for leaf in LEAVES if key.endswith(leaf)), "")
+    module = key.removesuffix(leaf)
+    own = [module + BIASES.get(leaf, ".bias")] if leaf else []
     biases = [*own, *(bias for name in (declared.biases if declared else ()) for bias in _named_so(name, tensors))]
     fitting = [b for b in biases if b in tensors and tensors[b].shape == tensors[key].shape[:1]]
     elsewhere = _head_biases(checkpoint, rows=tensors[key].shape[0]) if tied else []
     bias = next(iter(fitting or elsewhere), None)
     beside = [(name, entry) for name, entry in tensors.items() if entry.file == tensors[key].file]
     others = {tensors[key].alias_of, *(name for name, entry in beside if entry.alias_of == key)} - {""}
+    if tensors[key].note:
+        why += f"; {tensors[key].note}"
     if others:
         why += f"; the file says that it is {', '.join(sorted(others))} too"
     if module.rpartition(".")[0] + ROW_SCALES in tensors:

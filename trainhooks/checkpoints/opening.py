@@ -16,6 +16,7 @@ from torch import Tensor
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.checkpoints.formats.format import Contents, Folder
+from trainhooks.checkpoints.formats.layouts import as_told, by_name
 from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
@@ -101,29 +102,37 @@ def open_checkpoint(
     revision: str | None = None,
     commit: str | None = None,
     cache: TensorCache | None = None,
+    transposed: str | None = None,
 ) -> Checkpoint:
     """A checkpoint's tensors, from headers alone: no weight is read.
 
     `place`: a folder, a file, or a hub repository as "org/name", "org/name@revision" or "hf://org/name@revision"; what
     exists on this machine comes first. A folder or repository is held against the formats in the order of
     `formats/registry.py`; what only resuming needs is left out, and one that has no weights itself is looked into at
-    most two folders down. `cache` keeps what was fetched from a hub (default: `TensorCache.default()`), `commit` is
-    what the revision stands for, where that is known. Of the files of an index those at a hub are opened when one of
-    their tensors is asked for; one that is not there leaves its tensors absent. Raises CheckpointError; ImportError
-    where a hub is named and huggingface_hub is absent, or a format's own package.
+    most two folders down. `transposed` is the key of a matrix that is stored [dim, vocab]; heads whose names say so
+    are seen as [vocab, dim] without it. `cache` keeps what was fetched from a hub (default: `TensorCache.default()`),
+    `commit` is what the revision stands for, where that is known. Of the files of an index those at a hub are opened
+    when one of their tensors is asked for; one that is not there leaves its tensors absent. Raises CheckpointError;
+    ImportError where a hub is named and huggingface_hub is absent, or a format's own package.
     """
     if is_local(place, revision=revision):
-        return _open_local(Path(place))
+        return _turned(_open_local(Path(place)), transposed)
     text = os.fspath(place)
     match = HUB_PLACE.fullmatch(text)
     if match is None:
         raise CheckpointError(f"{text!r} is neither here nor a hub repository, org/name[@revision].")
     folder = list_hub_folder(match[1], revision=revision or match[2], commit=commit)
     if isinstance(folder, Path):
-        return _open_local(folder)
+        return _turned(_open_local(folder), transposed)
     held = cache or TensorCache.default()
     config, contents, weights = _contents(replace(folder, opened_as=lambda file: KeptBegin(file, held)))
-    return FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
+    found = FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
+    return _turned(found, transposed)
+
+
+def _turned(checkpoint: FileCheckpoint, key: str | None) -> FileCheckpoint:
+    stored = by_name(checkpoint.stored)
+    return replace(checkpoint, stored=stored if key is None else as_told(stored, key, name=checkpoint.name))
 
 
 def _open_local(path: Path) -> FileCheckpoint:
@@ -146,7 +155,8 @@ def _contents(folder: Any) -> tuple[Mapping[str, object], Contents, Any]:
         seen = ", ".join([*sorted(folder.files), *(f"{name}/" for name in folder.folders)][:8]) or "nothing"
         raise CheckpointError(
             f"{folder.name} holds no weights: wanted model.safetensors, pytorch_model.bin, an index of either, "
-            f".metadata, or one .safetensors, .ckpt, .pt, .pth or .bin file; it holds {seen}."
+            ".metadata, one .safetensors, .ckpt, .pt, .pth, .bin or .gguf file, or another layout of docs/formats.md; "
+            f"it holds {seen}."
         )
     form, weights = found
     contents = form.read(weights)

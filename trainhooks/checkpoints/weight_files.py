@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 METADATA = ".metadata"
-WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt")
+WEIGHT_SUFFIXES = (".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".gguf")
 NO_WEIGHTS = (
     "optimizer", "scheduler", "rng_state", "random_states", "training_args", "optim.", "train.pt", "scaler.",
     "sampler", "dl_state_dict", "distrib_optim", "opt_state",

@@ -24,6 +24,8 @@ HEADS = (
     "w_out",  # OLMo-core: lm_head.w_out
     "de_embedding_proj",  # pico
     "lm_logits",
+    "logits_dense",  # T5X, MaxText
+    "word_embeddings_for_head",  # Megatron-LM's copy on the last pipeline stage
     "logits_linear",
     "generator.proj",
     "vocab_projector",  # DistilBERT
@@ -48,15 +50,18 @@ INPUTS = (
     "shared",  # T5
     "embedding_proj",  # pico
     "token_embedding_table",
+    "token_embedder",  # T5X, MaxText
+    "token_embeddings",  # Levanter
+    "token_embd",  # GGUF
 )
 INNER = (
     "mlp", "attn", "attention", "att_proj", "ffn", "feed_forward", "ff_proj", "moe", "expert", "conv", "mixer", "norm",
-    "rotary", "router", "gate", "fc1", "fc2", "fc_in", "fc_out", "dense", "q_proj", "k_proj", "v_proj", "o_proj",
+    "rotary", "router", "gate", "fc1", "fc2", "fc_in", "fc_out", "q_proj", "k_proj", "v_proj", "o_proj",
 )  # fmt: skip
 """What parts of a block are called: a matrix under such a name is no head, whatever its shape."""
 BESIDE = (
     "position", "wpe", "pos_emb", "token_type", "segment", "exp_avg", "momentum", "optim", "ema.", "lora_", "rotary",
-    "max_exp_avg", "master_param",
+    "max_exp_avg", "master_param", "opt_state", "param_states", "ema_params",
 )  # fmt: skip
 """What stands beside a model's own matrices: positions, an optimizer's moments, averages, adapters."""
 TIED_WORDS = (

@@ -32,6 +32,6 @@ def _what_is_wrong(entry: TensorEntry, leaf: str) -> str:
         return f"is there as {entry.unreadable}, which is not read. Save the whole tensor as plain numbers"
     if leaf.startswith(ADAPTERS):
         return "belongs to an adapter around the output embedding. Merge it into the model and save that"
-    if any(word in leaf for word in QUANTISED) or (leaf == "weight" and entry.dtype not in FLOATS):
+    if any(word in leaf for word in QUANTISED) or (leaf in ("weight", "kernel") and entry.dtype not in FLOATS):
         return f"says that the output embedding is quantised ({entry.dtype}). Dequantise the model and save it"
     return ""

@@ -4,13 +4,36 @@ from __future__ import annotations
 
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.formats.dcp import DISTRIBUTED
+from trainhooks.checkpoints.formats.deepspeed import DEEPSPEED
+from trainhooks.checkpoints.formats.deepspeed_universal import UNIVERSAL
+from trainhooks.checkpoints.formats.deepspeed_zero3 import ZERO_3
 from trainhooks.checkpoints.formats.format import Folder, Format
+from trainhooks.checkpoints.formats.gguf_file import GGUF
 from trainhooks.checkpoints.formats.hugging_face import HUGGING_FACE
+from trainhooks.checkpoints.formats.megatron_core import MEGATRON_CORE
 from trainhooks.checkpoints.formats.megatron_lm import MEGATRON_LM
+from trainhooks.checkpoints.formats.meta_llama import META
+from trainhooks.checkpoints.formats.nanotron import NANOTRON
+from trainhooks.checkpoints.formats.neox_layers import NEOX_LAYERS
 from trainhooks.checkpoints.formats.single_file import SINGLE_FILE
+from trainhooks.checkpoints.formats.tensorstore_arrays import TENSORSTORE
 from trainhooks.checkpoints.weight_files import may_be_weights
 
-FORMATS: tuple[Format, ...] = (HUGGING_FACE, DISTRIBUTED, SINGLE_FILE, MEGATRON_LM)
+FORMATS: tuple[Format, ...] = (
+    HUGGING_FACE,
+    MEGATRON_CORE,
+    DISTRIBUTED,
+    NEOX_LAYERS,
+    UNIVERSAL,
+    ZERO_3,
+    DEEPSPEED,
+    META,
+    NANOTRON,
+    SINGLE_FILE,
+    GGUF,
+    MEGATRON_LM,
+    TENSORSTORE,
+)
 DEPTH = 2  # folders down that are looked into: step100/checkpoint/model_and_optim
 MOST_FOLDERS = 64  # of one folder: each takes a listing
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
 from trainhooks.checkpoints.formats.dtypes import is_sizes
 from trainhooks.checkpoints.formats.safetensors_file import SHARDING, read_safetensors
-from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor
+from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, placed
 from trainhooks.checkpoints.sources.byte_source import ByteSource, load_json
 
 Offsets = tuple[int, ...]
@@ -51,7 +50,7 @@ def _end(at: Offsets, shape: Sequence[int]) -> Offsets:
 
 
 def _placed(pieces: Pieces) -> tuple[Part, ...]:
-    return tuple(dataclasses.replace(part, offsets=at) for stored, at in pieces for part in stored.locate())
+    return tuple(part for stored, at in pieces for part in placed(stored, at))
 
 
 def _saved_offsets(metadata: Mapping[str, str], *, name: str) -> dict[str, Offsets]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.formats.format import Contents, Folder, Format
+from trainhooks.checkpoints.formats.gguf_file import SUFFIX as GGUF_SUFFIX
+from trainhooks.checkpoints.formats.gguf_file import gguf_contents
 from trainhooks.checkpoints.formats.safetensors_file import safetensors_tensors
 from trainhooks.checkpoints.formats.safetensors_shards import joined_safetensors
 from trainhooks.checkpoints.formats.torch_zip import torch_zip_tensors
@@ -22,7 +24,9 @@ def file_contents(source: ByteSource, *, file: str) -> Contents:
         return Contents(safetensors_tensors(source, file=file))
     if file.endswith(TORCH_SUFFIXES):
         return Contents(torch_zip_tensors(source, file=file, strict=file.endswith(".bin")))
-    known = ", ".join(suffix for suffixes in IN_ORDER for suffix in suffixes)
+    if file.endswith(GGUF_SUFFIX):
+        return gguf_contents(source, file=file)
+    known = ", ".join(suffix for suffixes in (*IN_ORDER, (GGUF_SUFFIX,)) for suffix in suffixes)
     raise CheckpointError(f"{source.name}: wanted a file ending in {known}.")
 
 

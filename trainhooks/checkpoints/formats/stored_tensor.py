@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -81,6 +82,51 @@ class StoredTensor:
             hasher.update(part.source.read(part.start, middle))
             hasher.update(part.source.read(max(middle, part.stop - EDGE_BYTES), part.stop))
         return hasher.hexdigest()[:32]
+
+
+@dataclass(frozen=True)
+class DecodedTensor(StoredTensor):
+    """One whose values `decode` makes of what its parts hold: numbers of codes, a shape of flat pieces, an order."""
+
+    decode: Callable[[], Tensor]
+
+    def read(self) -> Tensor:
+        """The tensor as decoded, contiguous. Raises CheckpointError."""
+        return self.decode().contiguous()
+
+    def digest(self, *, full: bool) -> str:
+        """As `StoredTensor`; of all values where there are no parts to look at."""
+        return super().digest(full=full or not self.locate())
+
+
+def reshaped(flat: StoredTensor, entry: TensorEntry) -> DecodedTensor:
+    """A tensor whose values lie in a row, as many as its shape holds."""
+    return DecodedTensor(entry, flat.locate, lambda: flat.read().view(entry.shape))
+
+
+def transposed(stored: StoredTensor, *, note: str) -> DecodedTensor:
+    """A matrix seen the other way round."""
+    entry = replace(stored.entry, shape=stored.entry.shape[::-1], note=joined_notes(stored.entry.note, note))
+    return DecodedTensor(entry, stored.locate, lambda: stored.read().T)
+
+
+def renamed(stored: StoredTensor, **changes: Any) -> StoredTensor:
+    """The same tensor with other words in its entry: its `key`, `note`, `alias_of`."""
+    return replace(stored, entry=replace(stored.entry, **changes))
+
+
+def placed(stored: StoredTensor, at: Sequence[int]) -> tuple[Part, ...]:
+    """The parts of a piece that begins at `at` in a larger tensor."""
+    shifted = []
+    for part in stored.locate():
+        offsets = tuple(begin + own for begin, own in zip(at, part.offsets, strict=True))
+        shifted.append(replace(part, offsets=offsets))
+    return tuple(shifted)
+
+
+def joined_notes(*notes: str) -> str:
+    """What there is of several notes, as one."""
+    return "; ".join(note for note in notes if note)
 
 
 def unreadable(key: str, *, what: str, shape: tuple[int, ...], file: str) -> StoredTensor:

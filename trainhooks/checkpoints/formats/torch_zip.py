@@ -6,6 +6,7 @@ import math
 import struct
 import zipfile
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -30,17 +31,44 @@ def torch_zip_tensors(source: ByteSource, *, file: str, strict: bool = False) ->
     that is not known is listed, and fails when it is read. A single tensor saved alone has the key "". Raises
     CheckpointError: no zip (torch before 1.6), truncated, compressed, big-endian, no tensor.
     """
-    archive = TorchZip(source)
-    saved, unknown = read_pickle(archive.pickle(), name=source.name, strict=strict)
-    found = {}
-    for key, tensor in _state_dict(saved):
-        found[key] = archive.stored(key, tensor, file=file)
-        if len(found) > MOST_TENSORS:
-            raise CheckpointError(f"{source.name} holds more than {MOST_TENSORS} tensors; they are not read.")
+    saved = Saved.read(source, file=file, strict=strict)
+    found = saved.tensors(dict(_state_dict(saved.content)))
     if not found:
-        named = f" Its pickle names {', '.join(sorted(unknown)[:5])}, which is not run." if unknown else ""
+        named = f" Its pickle names {', '.join(sorted(saved.unknown)[:5])}, which is not run." if saved.unknown else ""
         raise CheckpointError(f"{source.name} holds no tensor in a mapping.{named} Save the model's state dict.")
     return found
+
+
+@dataclass(frozen=True)
+class Saved:
+    """What one `torch.save` file holds: `content` inert, tensors as records; `unknown` are the globals it names."""
+
+    archive: TorchZip
+    content: Any
+    unknown: set[str]
+    file: str
+
+    @classmethod
+    def read(cls, source: ByteSource, *, file: str, strict: bool = False) -> Saved:
+        """Directory and pickle of a file. Raises CheckpointError."""
+        archive = TorchZip(source)
+        content, unknown = read_pickle(archive.pickle(), name=source.name, strict=strict)
+        return cls(archive, content, unknown, file)
+
+    def field(self, name: str) -> Any:
+        """What the mapping that was saved holds under a name; None where it holds nothing or is no mapping."""
+        return self.content.get(name) if isinstance(self.content, dict) else None
+
+    def tensors(self, content: Any) -> dict[str, StoredTensor]:
+        """The tensors in a part of `content`, unread; mappings inside are flattened. Raises CheckpointError."""
+        found = {}
+        for key, tensor in _flat(content, prefix="", seen=set(), depth=0) if isinstance(content, dict) else ():
+            found[key] = self.archive.stored(key, tensor, file=self.file)
+            if len(found) > MOST_TENSORS:
+                raise CheckpointError(
+                    f"{self.archive.source.name} holds more than {MOST_TENSORS} tensors; they are not read."
+                )
+        return found
 
 
 class TorchZip:
@@ -86,12 +114,13 @@ class TorchZip:
             raise CheckpointError(f"{self.source.name}: {name} is compressed; torch.save stores. It was repacked.")
         return info
 
-    def stored(self, key: str, tensor: Strided | Foreign, *, file: str) -> StoredTensor:
+    def stored(self, key: str, tensor: Strided | Foreign, *, file: str, note: str = "") -> StoredTensor:
         """The tensor's entry; the storage's place is looked up when it is wanted."""
         if isinstance(tensor, Foreign):
             return unreadable(key, what=tensor.what, shape=tensor.shape, file=file)
         itemsize = getattr(torch, tensor.storage.dtype).itemsize
-        entry = TensorEntry(key, tensor.storage.dtype, tensor.shape, file, math.prod(tensor.shape) * itemsize)
+        size = math.prod(tensor.shape) * itemsize
+        entry = TensorEntry(key, tensor.storage.dtype, tensor.shape, file, size, note=note)
         return StoredTensor(entry, lambda: (self.part(tensor, itemsize=itemsize),))
 
     def part(self, tensor: Strided, *, itemsize: int) -> Part:

@@ -1,0 +1,31 @@
+"""Meta's `consolidated.NN.pth`: a whole model in one file, or a piece of it a tensor rank."""
+
+from __future__ import annotations
+
+import re
+
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.formats.format import Contents, Folder, Format
+from trainhooks.checkpoints.formats.settings import saved_settings
+from trainhooks.checkpoints.formats.tensor_parallel import joined_ranks
+from trainhooks.checkpoints.formats.torch_zip import torch_zip_tensors
+from trainhooks.checkpoints.sources.byte_source import read_json
+
+OF_A_RANK = re.compile(r"consolidated\.\d{2}\.pth")
+PARAMS = "params.json"
+
+
+def _files(folder: Folder) -> list[str]:
+    return sorted(name for name in folder.files if OF_A_RANK.fullmatch(name))
+
+
+def _read(folder: Folder) -> Contents:
+    files = _files(folder)
+    if files != [f"consolidated.{rank:02d}.pth" for rank in range(len(files))]:
+        raise CheckpointError(f"{folder.name} holds {', '.join(files[:8])}: a rank's file is missing.")
+    settings = saved_settings(read_json(folder.open(PARAMS))) if PARAMS in folder.files else {}
+    ranks = [torch_zip_tensors(folder.open(file), file=file) for file in files]
+    return Contents(joined_ranks(ranks, name=folder.name, settings=settings), settings)
+
+
+META = Format("Meta's consolidated", lambda folder: bool(_files(folder)), _read)

@@ -1,0 +1,111 @@
+"""Pieces of tensors that the ranks of a split model hold, joined as Megatron's layers split them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from trainhooks.checkpoints.base import CheckpointError, TensorEntry
+from trainhooks.checkpoints.formats.settings import padding_note
+from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, placed, renamed, unreadable
+from trainhooks.model.head_names import HEADS, INPUTS, is_named
+
+Tensors = Mapping[str, StoredTensor]
+WHOLE = ("norm", "ln_", "position", "rotary", "inv_freq", "router", "rope")  # every rank holds them whole
+BY_ROWS = (
+    "query_key_value", "linear_qkv", "dense_h_to_4h", "linear_fc1", "query", "key_value", "q_proj", "k_proj", "v_proj",
+    "gate_proj", "up_proj", "wq", "wk", "wv", "w1", "w3",
+)  # fmt: skip
+BY_COLUMNS = ("dense", "linear_proj", "dense_4h_to_h", "linear_fc2", "o_proj", "down_proj", "wo", "w2")
+
+
+def joined_ranks(ranks: Sequence[Tensors], *, name: str, settings: Mapping[str, object]) -> dict[str, StoredTensor]:
+    """The tensors of a model that was split over `ranks`, given in order; one rank's are its own.
+
+    Embedding and head are joined by rows, with what `settings` say of padding; the parts of a block as their names
+    say; a piece whose rule is not known is listed and fails when it is read. Raises CheckpointError where ranks hold
+    pieces of different shapes, or more or fewer rows than the settings announce.
+    """
+    found = {}
+    for key in dict.fromkeys(key for rank in ranks for key in rank):
+        pieces = [rank[key] for rank in ranks if key in rank]
+        if len(pieces) != len(ranks):
+            what = f"a tensor that only {len(pieces)} of {len(ranks)} ranks hold"
+            found[key] = unreadable(key, what=what, shape=(), file=pieces[0].entry.file)
+        else:
+            found[key] = _whole(key, pieces, name=name, settings=settings)
+    return found
+
+
+def is_vocabulary(key: str) -> bool:
+    """Whether a tensor has a row, or a number, for each id: the embedding, the head or its bias."""
+    module, _, leaf = key.rpartition(".")
+    return (leaf == "weight" and is_named(module, (*HEADS, *INPUTS))) or (leaf == "bias" and is_named(module, HEADS))
+
+
+def _whole(key: str, pieces: Sequence[StoredTensor], *, name: str, settings: Mapping[str, object]) -> StoredTensor:
+    first = pieces[0]
+    if len({(piece.entry.shape, piece.entry.dtype) for piece in pieces}) > 1:
+        shapes = ", ".join(str(piece.entry.shape) for piece in pieces[:8])
+        raise CheckpointError(f"{name}: the ranks hold {key!r} as {shapes}: pieces of different runs, or padded apart.")
+    if is_vocabulary(key) and first.entry.shape and not first.entry.unreadable:
+        return _vocabulary(key, pieces, name=name, settings=settings)
+    axis = None if len(pieces) == 1 else _axis(key, first.entry)
+    if axis is None:
+        return first
+    if axis < 0:
+        what = f"a piece of one of {len(pieces)} ranks, and how they are joined is not known"
+        return unreadable(key, what=what, shape=(), file=first.entry.file)
+    return _joined(pieces, axis=axis, note=f"joined from {len(pieces)} ranks")
+
+
+def _vocabulary(key: str, pieces: Sequence[StoredTensor], *, name: str, settings: Mapping[str, object]) -> StoredTensor:
+    """By rows; whole where every rank holds all of it, as the settings say."""
+    count, rows = len(pieces), pieces[0].entry.shape[0]
+    told = settings.get("padded_vocab_size")
+    whole = count == 1 or rows == told
+    if count > 1 and not isinstance(told, int) and _are_alike(pieces):
+        raise CheckpointError(
+            f"{name}: its {count} ranks hold {key!r} with the same numbers: copies of the whole, or pieces? Nothing "
+            "here says it. Give one rank's file where it holds the whole model."
+        )
+    rows = rows if whole else rows * count
+    if isinstance(told, int) and rows != told:
+        raise CheckpointError(
+            f"{name}: {count} ranks hold {rows} rows of {key!r}; its settings announce {told}. A rank's file is "
+            "missing, or it is of another run."
+        )
+    padding = padding_note(rows, settings)
+    if whole:
+        return renamed(pieces[0], note=padding) if padding else pieces[0]
+    ranks = f"joined by rows from {count} ranks"
+    return _joined(pieces, axis=0, note=f"{ranks}; {padding}" if padding else ranks)
+
+
+def _are_alike(pieces: Sequence[StoredTensor]) -> bool:
+    """Whether all pieces begin and end with the same bytes."""
+    return len({piece.digest(full=False) for piece in pieces}) == 1
+
+
+def _axis(key: str, entry: TensorEntry) -> int | None:
+    """The axis that ranks share; None for what each holds whole, -1 where that is not known."""
+    module, _, leaf = key.rpartition(".")
+    last = module.rpartition(".")[2]
+    if not entry.shape or any(word in key.lower() for word in WHOLE) or (last in BY_COLUMNS and leaf == "bias"):
+        return None
+    if last in BY_ROWS:
+        return 0
+    return 1 if last in BY_COLUMNS and len(entry.shape) == 2 else -1
+
+
+def _joined(pieces: Sequence[StoredTensor], *, axis: int, note: str) -> StoredTensor:
+    entry = pieces[0].entry
+    size = entry.shape[axis]
+    shape = (*entry.shape[:axis], size * len(pieces), *entry.shape[axis + 1 :])
+    starts = [tuple(rank * size if at == axis else 0 for at in range(len(shape))) for rank in range(len(pieces))]
+    files = ",".join(dict.fromkeys(piece.entry.file for piece in pieces))
+    whole = TensorEntry(entry.key, entry.dtype, shape, files, sum(piece.entry.nbytes for piece in pieces), note=note)
+
+    def locate() -> tuple[Part, ...]:
+        return tuple(part for piece, at in zip(pieces, starts, strict=True) for part in placed(piece, at))
+
+    return StoredTensor(whole, locate)
