@@ -14,6 +14,7 @@ from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import OutputEmbedding
+from trainhooks.numerics.host import pack
 from trainhooks.probe import fit_probe, frequency_target, permutation, row_norm_probe, token_mask
 
 DATA = Path(os.environ.get("TRAINHOOKS_DATA", Path(__file__).parents[2].parent / "shared" / "data"))
@@ -257,3 +258,21 @@ def test_a_real_series_learns_frequency():
     assert norms[0] < 0.2
     assert norms[2] > 0.8
     assert max(float(v["probe.permuted_heldout_r2"]) for v in values) < 0
+
+
+@pytest.mark.parametrize("case", ["plain", "unseen tokens", "a bad row", "of zeros", "narrow"])
+def test_parts_that_travel_give_the_figures_of_the_device(case):
+    counts = zipf(90 if case == "narrow" else 400, unseen=30 if case == "unseen tokens" else 0)
+    head = embedding_of(counts, dim=100 if case == "narrow" else 16) * (case != "of zeros")
+    if case == "a bad row":
+        head[[5, 17], 3] = torch.nan
+    here, there = FrequencyProbe(counts), FrequencyProbe(counts)
+    for step in range(2):
+        now = state(head * (1 + 0.1 * step), step=step)
+        expected, parts = here.compute(now), pack(there.parts(now))
+        declared = sum(np.asarray(value).size for value in expected.values())
+        assert 8 * len(parts.flat) <= 8 * declared + there.sent_bytes(head.to("meta"))
+        found = there.conclude(parts.unpack(parts.flat) | {"other": np.ones(3)})
+        assert set(found) == set(expected) | {"other"}
+        for name, value in expected.items():
+            np.testing.assert_allclose(found[name], np.asarray(value), rtol=1e-12, atol=1e-12, err_msg=name)

@@ -93,15 +93,17 @@ class CovariateBaseline(Metric):
             if first is None:
                 first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
                 share_probe_sums(state, known.head_rows, first=first)
-            first = replace(first, sums=_first_target(first.sums))
-            columns = _scaled(known.columns, like=first.sums)
-            sums = _with_columns(embedding, rows, first=first, columns=columns)
+            own = _first_target(first.sums)
+            columns = _scaled(known.columns, like=own)
+            sums = _with_columns(embedding, rows, first=first, sums=own, columns=columns)
             joint = solve_sums(sums, exact=needs_exact(rows, dim=dim + columns.shape[1]), with_rank=False)
             last = _last_columns(sums, dim=dim)
             alone = solve_sums(last, exact=needs_exact(rows, dim=columns.shape[1]), with_rank=False)
-            values = _figures(rows, first, found=alone, predicted=_predict(rows, columns, alone), name="heldout")
+            varies, finite = own.total().varies()[0], first.finite
+            predicted = _predict(rows, columns, alone)
+            values = _figures(rows, finite, found=alone, predicted=predicted, varies=varies, name="heldout")
             predicted = _predict_jointly(embedding, rows, first=first, columns=columns, found=joint)
-            values |= _figures(rows, first, found=joint, predicted=predicted, name="joint")
+            values |= _figures(rows, finite, found=joint, predicted=predicted, varies=varies, name="joint")
         for name in ("r2", "spearman"):
             values[f"covariates.{name}_gain"] = (
                 values[f"covariates.joint_{name}"] - values[f"covariates.heldout_{name}"]
@@ -152,9 +154,9 @@ def _scaled(columns: Tensor, *, like: ProbeSums) -> Float64[Tensor, "row covaria
     return columns * spread.where(spread > 0, 1)
 
 
-def _with_columns(embedding: Tensor, rows: Rows, *, first: SumsPass, columns: Tensor) -> ProbeSums:
+def _with_columns(embedding: Tensor, rows: Rows, *, first: SumsPass, sums: ProbeSums, columns: Tensor) -> ProbeSums:
     """The sums of [E, columns] from those of E, a skinny product of both, and the columns' own sums in float64."""
-    sums, finite = first.sums, first.finite.double()
+    finite = first.finite.double()
     slices = rows.fold_slices()
     weighed = columns * finite[:, None]
     safe = sums.weight.where(sums.weight > 0, 1)[:, None]
@@ -206,20 +208,24 @@ def _predict_jointly(
 ) -> Float64[Tensor, "row"]:
     """The same from the embedding and columns, in explicit products: rows that are not finite count as the shift."""
     by_fold = found.fold_slope[:, : embedding.shape[1]]
-    none = by_fold.new_zeros(embedding.shape[1], 0)
-    own, _ = project_rows(embedding, rows, first=first, by_fold=by_fold, for_all=none)
-    level = (first.shift.double() @ by_fold)[:, 0]
-    shifts = torch.cat([level[f].expand(size) for f, size in enumerate(rows.fold_sizes)])
-    return own[:, 0] + shifts + _predict(rows, columns, found)
+    projected = project_rows(embedding, rows, first=first, by_fold=by_fold)
+    own = projected.values[:, 0] + projected.shift @ by_fold
+    return own.flatten().index_select(0, rows.line_places) + _predict(rows, columns, found)
 
 
 def _figures(
-    rows: Rows, first: SumsPass, *, found: Coefficients, predicted: Float[Tensor, "row"], name: str
+    rows: Rows,
+    finite: Bool[Tensor, "row"],
+    *,
+    found: Coefficients,
+    predicted: Float[Tensor, "row"],
+    varies: Bool[Tensor, ""],
+    name: str,
 ) -> dict[str, Tensor]:
     """Held-out R^2, all rows pooled, and Spearman's correlation, averaged over folds; over rows that are finite."""
-    y, finite = rows.y[:, 0], first.finite
+    y, predicted = rows.y[:, 0], predicted.masked_fill(~finite, 0)
     means = torch.cat([found.trained_mean[f].expand(size) for f, size in enumerate(rows.fold_sizes)])
     error, spread = ((y - other).square() @ finite.double() for other in (predicted, means))
-    r2 = (1 - error / spread).where(first.sums.total().varies()[0], torch.nan)
+    r2 = (1 - error / spread).where(varies, torch.nan)
     ranks = spearman_by_fold(rows, predicted[:, None], finite=finite)[0]
     return {f"covariates.{name}_r2": r2, f"covariates.{name}_spearman": ranks.nanmean()}

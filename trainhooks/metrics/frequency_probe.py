@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool
 from torch import Tensor
@@ -18,17 +19,19 @@ from trainhooks.metrics.shared_sums import share_probe_pass, share_probe_sums
 from trainhooks.numerics.hashing import permutation
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_sums import RowSet
-from trainhooks.probe.baselines import RowNormFit, fit_row_norms, never_label_rows
+from trainhooks.probe.baselines import RowNormFit, UnseenSums, fit_row_norms, sum_unseen
 from trainhooks.probe.ceiling import noise_ceiling
-from trainhooks.probe.drift import slope_cosine
-from trainhooks.probe.fit import ProbeFit, needs_exact, product_dtype, score, squeeze
+from trainhooks.probe.drift import cosine_of_products
+from trainhooks.probe.fit import ProbeFit, Scored, needs_exact, product_dtype, score, squeeze
 from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.rows import Rows, sum_rows
-from trainhooks.probe.solve import solve_sums
+from trainhooks.probe.solve import solve_moments
 from trainhooks.probe.target import as_counts
 
 PERMUTED = "the target permuted over tokens in the order of splitmix64(id)"
 NORM = "one feature, the norm of the centred row"
+
+_PART = " probe."  # no variable's name: parts travel from a device with a record's values
 
 VARIABLES = (
     Variable("probe.heldout_spearman", description=f"{HELD_OUT}; average ranks, per fold, averaged; [-1, 1]"),
@@ -106,25 +109,58 @@ class FrequencyProbe(Metric):
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """All figures of one record, as tensors on the embedding's device."""
+        return self._finish(self._measure(state))
+
+    @torch.no_grad()
+    def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
+        """On a device what the figures are made of: a hundred launches less, and a few hundred numbers more."""
+        return self.compute(state) if state.output_embedding.device.type == "cpu" else self.parts(state)
+
+    def parts(self, state: State) -> dict[str, Tensor | float]:
+        """What `conclude` makes the figures of."""
+        return {_PART + name: value for name, value in self._measure(state).items()}
+
+    def conclude(self, values: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The figures of parts that have travelled."""
+        parts = {name: torch.from_numpy(values.pop(name)) for name in list(values) if name.startswith(_PART)}
+        if not parts:
+            return values
+        found = self._finish({name.removeprefix(_PART): value for name, value in parts.items()})
+        return values | {name: np.asarray(value) for name, value in found.items()}
+
+    def sent_bytes(self, weight: Tensor) -> int:
+        """The moments of the rows of each fold, and the permuted target's slopes."""
+        return 0 if weight.device.type == "cpu" else 8 * (FOLDS * 15 * 16 + 6 * weight.shape[1])
+
+    def _measure(self, state: State) -> dict[str, Tensor | float]:
+        """All that needs the embedding, small enough to travel."""
         embedding = state.output_embedding
         rows, never, kept, key = self._prepared.of(embedding)
         with exact_products(embedding.device.type):
             first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
             share_probe_sums(state, kept, first=first)
             share_probe_pass(state, key, first=first)
-            found = solve_sums(first.sums, exact=needs_exact(rows, dim=embedding.shape[1]))
-            scored = score(embedding, rows, first=first, found=found)
-            norm = fit_row_norms(scored, rows)
-            fit, permuted = squeeze(scored.fit), squeeze(scored.fit, target=1)
-            values = _figures(fit, permuted=permuted, norm=norm)
-            values["probe.pivot"] = found.pivot
-            values["probe.excluded_rows"] = len(rows) - fit.rows
-            values["probe.drift"] = self._drift(state.step, fit.slope)
+            found = solve_moments(first.moments, exact=needs_exact(rows, dim=embedding.shape[1]))
+            parts = score(embedding, rows, first=first, found=found).parts()
+            parts["asked"] = float(len(rows))
+            parts["turn"] = self._turn(state.step, found.slope[:, 0])
             if self._never:
-                mean = first.sums.total().mean_x
-                control = never_label_rows(embedding, never, slope=fit.slope, intercept=fit.intercept, mean_row=mean)
-                values["probe.never_label_prediction"] = control.prediction
-                values["probe.never_label_cosine"] = control.cosine
+                parts |= vars(sum_unseen(embedding, never, mean_row=first.moments.mean_x[0], slope=found.slope[:, 0]))
+        return parts
+
+    def _finish(self, parts: Mapping[str, Any]) -> dict[str, Tensor | float]:
+        """The figures, wherever the parts lie."""
+        scored = Scored.of(parts, targets=2, norms=True)
+        both = scored.fit
+        fit, permuted = squeeze(both), squeeze(both, target=1)
+        values = _figures(fit, permuted=permuted, norm=fit_row_norms(scored))
+        values["probe.pivot"] = scored.found.pivot
+        values["probe.excluded_rows"] = parts["asked"] - scored.rows
+        values["probe.drift"] = cosine_of_products(parts["turn"])
+        if self._never:
+            control = UnseenSums.of(parts).figures(intercept=fit.intercept)
+            values["probe.never_label_prediction"] = control.prediction
+            values["probe.never_label_cosine"] = control.cosine
         return values
 
     def state_dict(self) -> dict[str, Any]:
@@ -147,12 +183,13 @@ class FrequencyProbe(Metric):
         never = (chosen.counts == 0).nonzero().flatten().to(device)
         return rows, never, RowSet.of_mask(chosen.mask, device=device), chosen.key
 
-    def _drift(self, step: int, slope: Tensor) -> Tensor:
-        """Cosine to the slope of the latest earlier step; asking twice for a step gives the same answer."""
+    def _turn(self, step: int, slope: Tensor) -> Tensor:
+        """Products with the slope of the latest earlier step; asking twice for a step gives the same answer."""
         self._slopes = [(s, a) for s, a in self._slopes if s < step][-1:]
         before = self._slopes[0][1].to(slope.device) if self._slopes else torch.zeros_like(slope)
         self._slopes.append((step, slope))
-        return slope_cosine(slope, before)
+        both = torch.stack([slope, before])
+        return both @ both.T
 
 
 def _figures(fit: ProbeFit, *, permuted: ProbeFit, norm: RowNormFit) -> dict[str, Tensor | float]:

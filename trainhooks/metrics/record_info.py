@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from trainhooks.core.variable import Variable
@@ -30,9 +31,9 @@ def record_values(
 ) -> dict[str, Tensor | float]:
     """The values of `RECORD_VARIABLES` but the time; what the loop did not give is left out."""
     values: dict[str, Tensor | float] = {"skipped": float(skipped)}
-    # both let NaN through; sums would read the head as float64, eight times as slow
+    # both let NaN through, which no number is beyond; sums would read the head as float64, eight times as slow
     rows = state.output_embedding if state.head.adapted else state.head.matrix
-    finite = full_tensor(rows.amax(dim=1)).isfinite() & full_tensor(rows.amin(dim=1)).isfinite()
+    finite = (full_tensor(rows.amax(dim=1)) < torch.inf).logical_and_(full_tensor(rows.amin(dim=1)) > -torch.inf)
     values["nonfinite_rows"] = (~finite).sum()  # of a sharded head only these are gathered
     if loss is not None:
         values["loss"] = loss.detach().squeeze() if isinstance(loss, Tensor) else loss

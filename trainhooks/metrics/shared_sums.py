@@ -11,7 +11,7 @@ from torch import Tensor
 from trainhooks.metrics.base import State
 from trainhooks.metrics.cached_by_shape import CachedByShape
 from trainhooks.numerics.gram import mean_of_ids, without_rounding
-from trainhooks.numerics.row_sums import RowSet, RowSums, _nan_unless, sum_head
+from trainhooks.numerics.row_sums import RowSet, RowSums, _nan_where, sum_head
 from trainhooks.probe.rows import SumsPass
 
 
@@ -40,9 +40,9 @@ def share_probe_sums(state: State, rows: RowSet, *, first: SumsPass) -> None:
 
     The probe leaves rows out that are not finite; here one such row makes everything NaN, as in `sum_head`.
     """
-    total = first.sums.total()
-    gram = without_rounding(total.gram, mean=total.mean_x, count=rows.count, eps=first.sums.eps)
-    state.shared[_key(rows)] = _nan_unless(first.finite.all(), mean_row=total.mean_x, gram=gram)
+    total = first.moments.at(0)
+    gram = without_rounding(total.gram, mean=total.mean_x, count=rows.count, eps=total.eps)
+    state.shared[_key(rows)] = _nan_where(total.rows != rows.count, mean_row=total.mean_x, gram=gram)
 
 
 def initial_mean(state: State, rows: RowSet) -> Float[Tensor, "dim"]:

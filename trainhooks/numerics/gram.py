@@ -202,8 +202,8 @@ def without_rounding(
     gram: Float[Tensor, "dim dim"], *, mean: Float[Tensor, "dim"], count: int, eps: float
 ) -> Float[Tensor, "dim dim"]:
     """The Gram, or 0 where it is no more than what rounding the mean row in `eps` leaves."""
-    rounding = (4 * eps) ** 2 * count * mean.square().sum()
-    return torch.where(gram.trace() <= rounding, torch.zeros_like(gram), gram)
+    rounding = torch.dot(mean, mean) * ((4 * eps) ** 2 * count)
+    return gram.masked_fill(gram.trace() <= rounding, 0)
 
 
 def cross_grams(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import lru_cache
 from typing import Any
 
 import torch
@@ -58,3 +59,14 @@ def mirrored(upper: Tensor) -> Tensor:
         corner.copy_(corner.triu() + corner.triu(1).mT)
         upper[..., strip.stop :, strip] = upper[..., strip, strip.stop :].mT
     return upper
+
+
+def symmetric(upper: Tensor) -> Tensor:
+    """The same as a new tensor, in one operation: what counts on a device is their number."""
+    return torch.where(_upper(upper.shape[-1], upper.device), upper, upper.mT)
+
+
+@lru_cache(maxsize=16)
+def _upper(dim: int, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.ones(dim, dim, dtype=torch.bool, device="cpu").triu().to(device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 HOSTS = ("cpu",)
@@ -23,6 +23,15 @@ def average_ranks(values: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch 
     ranks = torch.empty_like(values, dtype=torch.float64)
     ranks.scatter_(-1, order, (first + last).double() / 2 + 1)
     return ranks.masked_fill(values.isnan(), torch.nan)
+
+
+def ranks_to_scale(values: Float[Tensor, "*batch row"]) -> Float64[Tensor, "*batch row"]:
+    """`average_ranks` up to a factor and a constant, which is all that a correlation asks for; NaN ranks anywhere."""
+    if values.device.type in HOSTS:
+        return average_ranks(values)
+    ordered = values.sort(dim=-1).values
+    below = torch.searchsorted(ordered, values)
+    return torch.searchsorted(ordered, values, right=True).add_(below).double()
 
 
 def _searched_ranks(values: Tensor) -> Tensor:

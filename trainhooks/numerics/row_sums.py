@@ -51,9 +51,8 @@ def sum_head(embedding: Float[Tensor, "vocab dim"], rows: RowSet) -> RowSums:
     """The sums of one embedding, from a pass of its own."""
     mean = mean_of_ids(embedding, rows.ids)
     gram = gram_of_ids(embedding, rows.ids, mean=mean)
-    return _nan_unless(gram.isfinite().all(), mean_row=mean, gram=gram)
+    return _nan_where(~gram.isfinite().all(), mean_row=mean, gram=gram)
 
 
-def _nan_unless(finite: Tensor, *, mean_row: Tensor, gram: Tensor) -> RowSums:
-    nan = torch.full((), float("nan"), dtype=gram.dtype, device=gram.device)
-    return RowSums(mean_row=torch.where(finite, mean_row, nan), gram=torch.where(finite, gram, nan))
+def _nan_where(lost: Tensor, *, mean_row: Tensor, gram: Tensor) -> RowSums:
+    return RowSums(mean_row=mean_row.masked_fill(lost, torch.nan), gram=gram.masked_fill(lost, torch.nan))

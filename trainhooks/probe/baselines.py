@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -11,8 +11,8 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.numerics.rank_correlation import rounding_square
-from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe, spearman_by_fold
-from trainhooks.probe.rows import Rows, refuse_rows
+from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe
+from trainhooks.probe.rows import HOSTS, LINE_ELEMENTS, Rows, refuse_rows
 
 BLOCK_ROWS = 2048
 
@@ -71,39 +71,36 @@ class RowNormFit:
     heldout_r2: Float64[Tensor, ""]
 
 
-def fit_row_norms(scored: Scored, rows: Rows) -> RowNormFit:
+def fit_row_norms(scored: Scored, rows: Rows | None = None) -> RowNormFit:
     """`row_norm_probe` of the first target, unweighted, from the norms that a probe's second pass leaves.
 
     With one feature the regression has a closed form, and the ranks of its predictions are those of the norms, or
-    their reverse: a third of the time of the general path at 8,192 rows.
+    their reverse: a third of the time of the general path at 8,192 rows. `rows` are not looked at any more.
     """
-    at, real = rows.table
-    finite = scored.row_norms.isfinite()
-    keep = (real & finite[at]).double()
-    total = keep.sum()
-    x = scored.row_norms.masked_fill(~finite, 0)[at]
-    both, (x_noise, y_noise) = _about_mean(torch.stack([x, rows.line_y[0]]), keep, total)
-    x, y = both
-    # sums over all rows but each fold's
-    sums = torch.stack([keep, x, y, x * x, x * y]).sum(2)
-    n, sx, sy, sxx, sxy = sums.sum(1, keepdim=True) - sums
-    mean_x, mean_y = sx / n, sy / n
-    spread = sxx - sx * mean_x
-    slope = ((sxy - sx * mean_y) / spread).masked_fill(~(spread > x_noise), 0)
-    from_mean = y - mean_y[:, None]
-    error = from_mean - slope[:, None] * (x - mean_x[:, None])
-    wrong, apart = (torch.stack([error, from_mean]).square_() * keep).sum((1, 2))
-    agreement = spearman_by_fold(rows, scored.row_norms[:, None], finite=finite)[0]
+    moments, at = scored.moments, scored.layout
+    norm, last = at.ranked - 1, moments.fold_mean.shape[1] - 1
+    n, mean_x, mean_y = moments.fold_weight[:, 0], moments.fold_mean[:, norm], moments.fold_mean[:, 0]
+    xx, xy, yy = moments.second[:, norm, norm], moments.second[:, norm, 0], moments.second[:, 0, 0]
+    # about the means of all rows, so that nothing cancels; then sums over all rows but each fold's
+    total = n.sum()
+    whole_x, whole_y = (n * mean_x).sum() / total, (n * mean_y).sum() / total
+    x, y = mean_x - whole_x, mean_y - whole_y
+    sums = torch.stack([n, n * x, n * y, xx + n * x * x, xy + n * x * y])
+    others, sx, sy, sxx, sxy = sums.sum(1, keepdim=True) - sums
+    trained_x, trained_y = sx / others, sy / others
+    spread = sxx - sx * trained_x
+    x_noise, y_noise = rounding_square(whole_x, total), rounding_square(whole_y, total)
+    slope = ((sxy - sx * trained_y) / spread).masked_fill(~(spread > x_noise), 0)
+    level = y - trained_y
+    left = (yy - 2 * slope * xy + slope.square() * xx).clamp_min(0)
+    wrong = (left + n * (level - slope * (x - trained_x)).square()).sum()
+    apart = (yy + n * level.square()).sum()
+    first = at.y_ranks.start
+    agreement = moments.pearson(slice(first, first + 1), slice(last, last + 1))[:, 0]
     return RowNormFit(
         heldout_spearman=(agreement * slope.sign()).masked_fill(slope == 0, torch.nan).nanmean(),
-        heldout_r2=(1 - wrong / apart).masked_fill(~(y.square().sum() > y_noise), torch.nan),
+        heldout_r2=(1 - wrong / apart).masked_fill(~((yy + n * y.square()).sum() > y_noise), torch.nan),
     )
-
-
-def _about_mean(values: Tensor, keep: Tensor, total: Tensor) -> tuple[Tensor, Tensor]:
-    """Values less their mean [value], 0 where they are not kept, and what rounding the mean can leave of squares."""
-    mean = (values * keep).sum((1, 2)) / total
-    return (values - mean[:, None, None]) * keep, rounding_square(mean, total)
 
 
 def token_covariates(token_texts: Sequence[str]) -> Float64[Tensor, "vocab 3"]:
@@ -205,28 +202,53 @@ def never_label_control(
     two). Rows that are not finite, and for the cosine rows equal to the mean, are left out.
     """
     ids = never.to(embedding.device).nonzero().flatten()
-    return never_label_rows(embedding.detach(), ids, slope=slope, intercept=intercept, mean_row=mean_row)
+    sums = sum_unseen(embedding.detach(), ids, mean_row=mean_row, slope=slope)
+    return sums.figures(intercept=intercept)
 
 
-def never_label_rows(
-    embedding: Tensor, ids: Tensor, *, slope: Tensor, intercept: Tensor, mean_row: Tensor
-) -> NeverLabels:
-    """`never_label_control` for ids that are known: no wait for the device."""
+@dataclass(frozen=True)
+class UnseenSums:
+    """Sums over never-label rows: how many are finite, how many are not the mean row, and what figures need beside.
+
+    `unseen_prediction` is the mean of slope . row, `unseen_square` the square of the sum of unit rows.
+    """
+
+    unseen_rows: Float64[Tensor, ""]
+    unseen_units: Float64[Tensor, ""]
+    unseen_prediction: Float64[Tensor, "*target"]
+    unseen_square: Float64[Tensor, ""]
+
+    @classmethod
+    def of(cls, values: Mapping[str, Tensor]) -> UnseenSums:
+        """Those among other values by their names."""
+        return cls(**{f.name: values[f.name] for f in fields(cls)})
+
+    def figures(self, *, intercept: Float64[Tensor, "*target"]) -> NeverLabels:
+        """The control."""
+        units = self.unseen_units
+        cosine = (self.unseen_square - units) / (units * (units - 1))
+        prediction = self.unseen_prediction + intercept
+        return NeverLabels(
+            prediction=prediction.masked_fill(self.unseen_rows <= 0, torch.nan),
+            cosine=cosine.masked_fill(units <= 1, torch.nan),
+        )
+
+
+def sum_unseen(embedding: Tensor, ids: Tensor, *, mean_row: Tensor, slope: Tensor) -> UnseenSums:
+    """The sums of rows that are known by id: no wait for the device."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
-    summed, units = torch.zeros(embedding.shape[1], **options), torch.zeros(embedding.shape[1], **options)
-    rows_in, units_in = torch.zeros((), **options), torch.zeros((), **options)
-    for block in ids.split(BLOCK_ROWS):
+    limit = BLOCK_ROWS if embedding.device.type in HOSTS else max(BLOCK_ROWS, LINE_ELEMENTS // len(mean_row))
+    sums, counts = torch.zeros(2, len(mean_row), **options), torch.zeros(2, **options)
+    zero = torch.zeros((), **options)
+    for block in ids.split(limit):
         rows = embedding.index_select(0, block).double()
-        finite = rows.isfinite().all(1, keepdim=True)
-        rows = torch.where(finite, rows, 0)
-        centred = torch.where(finite, rows - mean_row, 0)
+        # a row that is not finite has no finite sum of squares
+        finite = torch.linalg.vector_norm(rows, dim=1, keepdim=True).isfinite()
+        rows = torch.where(finite, rows, mean_row)
+        centred = rows - mean_row
         norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
-        summed += rows.sum(0)
-        units += (centred / norms.where(norms > 0, 1)).sum(0)
-        rows_in += finite.sum()
-        units_in += (norms > 0).sum()
-    cosine = (units.square().sum() - units_in) / (units_in * (units_in - 1))
-    return NeverLabels(
-        prediction=torch.where(rows_in > 0, slope @ (summed / rows_in) + intercept, torch.nan),
-        cosine=torch.where(units_in > 1, cosine, torch.nan),
-    )
+        weights = torch.cat([finite.double(), norms.clamp_min(torch.finfo(torch.float64).tiny).reciprocal()], 1)
+        sums.addmm_(weights.T, centred)
+        counts.add_(torch.cat([finite, norms > zero], 1).sum(0))
+    mean = sums[0] / counts[0].clamp_min(1) + mean_row
+    return UnseenSums(counts[0], counts[1], slope @ mean, torch.dot(sums[1], sums[1]))

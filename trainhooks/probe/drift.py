@@ -19,6 +19,12 @@ def slope_cosine(a: Float[Tensor, "*target dim"], b: Float[Tensor, "*target dim"
     return cosine
 
 
+def cosine_of_products(products: Float64[Tensor, "2 2"]) -> Float64[Tensor, ""]:
+    """`slope_cosine` of two slopes whose products with each other these are."""
+    norms = products.diagonal().sqrt().prod()
+    return (products[0, 1] / norms).clamp(-1, 1).masked_fill(~(norms > 0), torch.nan)
+
+
 @torch.no_grad()
 def transfer_r2(
     fit: ProbeFit,
@@ -42,17 +48,14 @@ def transfer_r2(
     slopes = fit.fold_slope.reshape(folds, -1, dim).mT.to(embedding.device)
     if slopes.shape[2] not in (1, rows.y.shape[1]):
         raise ValueError(f"the fit has {slopes.shape[2]} targets and y has {rows.y.shape[1]}: give the same ones.")
-    none = slopes.new_zeros(dim, 0)
     with exact_products(embedding.device.type):
         first = sum_rows(embedding.detach(), rows, dtype=torch.float64)
         first.refuse_bad_rows(rows)
-        predicted, _ = project_rows(embedding.detach(), rows, first=first, by_fold=slopes, for_all=none)
-    total = first.sums.total()
-    error, spread = torch.zeros_like(total.square), torch.zeros_like(total.square)
-    for fold, where in enumerate(rows.fold_slices()):
-        trained = first.sums.without(fold)
-        level = trained.mean_y - (trained.mean_x - first.shift) @ slopes[fold]
-        error += (rows.y[where] - predicted[where] - level).square().sum(0)
-        spread += (rows.y[where] - trained.mean_y).square().sum(0)
-    varies = total.varies()
-    return (1 - error / spread).where(varies, torch.nan).reshape(y.shape[1:])
+        projected = project_rows(embedding.detach(), rows, first=first, by_fold=slopes)
+    trained, whole = first.moments, first.moments.at(0)
+    level = trained.mean_y[1:, None] - (trained.mean_x[1:, None] - projected.shift) @ slopes
+    keep = first.keep[..., None]
+    guesses = torch.stack([projected.values.mT + level, trained.mean_y[1:, None].expand_as(rows.line_y.mT)])
+    error, spread = ((rows.line_y.mT - guesses).square() * keep).sum((1, 2))
+    r2: Tensor = (1 - error / spread).where(whole.varies(), torch.nan).reshape(y.shape[1:])
+    return r2

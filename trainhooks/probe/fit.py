@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.numerics.products import exact_products
-from trainhooks.numerics.rank_correlation import average_ranks, pearson
-from trainhooks.probe.rows import Rows, SumsPass, project_rows, sum_rows
-from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_sums, tolerance
-from trainhooks.probe.sums import Moments, ProbeSums
+from trainhooks.numerics.rank_correlation import average_ranks, pearson, ranks_to_scale, rounding_square
+from trainhooks.probe.fold_moments import FoldMoments
+from trainhooks.probe.rows import Projected, Rows, SumsPass, project_rows, sum_rows
+from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_moments, tolerance
+from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import effective_rows
 
 WELL_CONDITIONED = 250
@@ -84,12 +86,12 @@ def fit_probe(
     embedding = embedding.detach()
     with exact_products(embedding.device.type):
         first, exact = _sum_for_host(embedding, rows)
-        found = solve_sums(first.sums, exact=exact)
-        if float(found.pivot) < WELL_CONDITIONED * tolerance(first.sums.total()):
-            found = solve_sums(first.sums, exact=True)
+        found = solve_moments(first.moments, exact=exact)
+        if float(found.pivot) < WELL_CONDITIONED * tolerance(first.moments):
+            found = solve_moments(first.moments, exact=True)
         if weights is not None:
             _check_effective_rows(weights[rows.ids.to(weights.device)], rank=int(found.rank))
-        fit = score(embedding, rows, first=first, found=found).fit
+        fit = score(embedding, rows, first=first, found=found, norms=False).fit
     return fit if y.ndim > 1 else squeeze(fit)
 
 
@@ -165,11 +167,11 @@ def _sum_for_host(embedding: Tensor, rows: Rows) -> tuple[SumsPass, bool]:
     """The first pass, again in float64 where float32 cannot carry the solution, and whether to solve exactly."""
     first = sum_rows(embedding, rows, dtype=product_dtype(embedding, rows=len(rows)))
     first.refuse_bad_rows(rows)
-    total = first.sums.total()
+    total = first.moments.at(0)
     smallest = smallest_eigenvalue(total)
     if first.shift.dtype == torch.float32 and smallest < WELL_CONDITIONED * tolerance(total):
         first = sum_rows(embedding, rows, dtype=torch.float64)
-        total = first.sums.total()
+        total = first.moments.at(0)
         smallest = smallest_eigenvalue(total)
     deficient = smallest < WELL_CONDITIONED * tolerance(total)
     return first, deficient or needs_exact(rows, dim=embedding.shape[1])
@@ -177,71 +179,153 @@ def _sum_for_host(embedding: Tensor, rows: Rows) -> tuple[SumsPass, bool]:
 
 @dataclass(frozen=True)
 class Scored:
-    """A fit, and the norm of each centred row (NaN where it is not finite), in the order of the rows."""
+    """What the second pass leaves, small enough to travel: figures follow from it wherever it lies.
 
-    fit: ProbeFit
-    row_norms: Float64[Tensor, "row"]
+    `moments` are those of the columns that `layout` names. Predictions and residuals there lack their `level`, a number
+    for each fold; `lift` is its part that the projected rows' shift is to blame for.
+    """
+
+    layout: ScoredColumns
+    found: Coefficients
+    moments: FoldMoments
+    lift: Float64[Tensor, "fold columns"]
+    weight: Float64[Tensor, ""]
+    rows: Float64[Tensor, ""]
+    mean_y: Float64[Tensor, "target"]
+
+    @property
+    def level(self) -> Float64[Tensor, "fold columns"]:
+        """What is to be added to predictions, [held out, in-sample]: intercepts, and the shift's own prediction."""
+        found = self.found
+        intercepts = [found.fold_intercept, found.intercept.expand_as(found.fold_intercept)]
+        return torch.cat(intercepts, 1) + self.lift
+
+    def parts(self) -> dict[str, Tensor | float]:
+        """All tensors and numbers by name, as `of` takes them back."""
+        held = (vars(self), vars(self.found), vars(self.moments))
+        return {name: value for one in held for name, value in one.items() if isinstance(value, (Tensor, float))}
+
+    @classmethod
+    def of(cls, parts: Mapping[str, Tensor | float], *, targets: int, norms: bool) -> Scored:
+        """What `parts` gave, float64 all of them, and more."""
+
+        def those(kind: type) -> dict[str, Any]:
+            return {f.name: parts[f.name] for f in fields(kind) if f.name in parts}
+
+        found = Coefficients(**{**those(Coefficients), "eps": float(parts["eps"])})
+        moments = FoldMoments(**those(FoldMoments))
+        return cls(layout=ScoredColumns(targets, norms), found=found, moments=moments, **those(cls))
+
+    def varies(self) -> Bool[Tensor, "target"]:
+        """Targets that are more than a constant."""
+        return self.found.square > rounding_square(self.mean_y, self.weight)
+
+    @property
+    def fit(self) -> ProbeFit:
+        """All figures."""
+        found, moments, at = self.found, self.moments, self.layout
+        level, square = self.level, found.square
+        error = moments.square(at.held_out, about=level[:, : at.targets]).sum(0)
+        spread = moments.square(at.y, about=found.trained_mean).sum(0)
+        inside = moments.square(at.in_sample, about=level[:, at.targets :]).sum(0)
+        varies, n, k = self.varies(), self.rows, found.rank
+        r2 = (1 - inside / square).masked_fill_(~varies, torch.nan)
+        linear, ranked = self._agreement(level[:, : at.targets])
+        return ProbeFit(
+            r2=r2,
+            adjusted_r2=(1 - (1 - r2) * (n - 1) / (n - 1 - k)).masked_fill_(n <= k + 1, torch.nan),
+            null_r2=k / (n - 1),
+            heldout_r2=(1 - error / spread).masked_fill_(~varies, torch.nan),
+            heldout_mse=error / self.weight,
+            heldout_pearson=linear,
+            heldout_spearman=ranked,
+            slope=found.slope.T,
+            intercept=found.intercept,
+            fold_slope=found.fold_slope.mT,
+            fold_intercept=found.fold_intercept,
+            rank=k,
+            rows=n,
+            variance=square / self.weight,
+        )
+
+    def _agreement(self, level: Tensor) -> tuple[Tensor, Tensor]:
+        """Pearson's and Spearman's correlation of what is held out, averaged over the folds that have one."""
+        at = self.layout
+        linear = self.moments.pearson(at.y, at.predicted, shift=level)
+        ranked = self.moments.pearson(at.y_ranks, at.predicted_ranks).masked_fill(linear.isnan(), torch.nan)
+        # what a constant target teaches is rounding, and so is what it correlates with
+        both = torch.stack([linear, ranked]).masked_fill_(~self.found.trained_varies, torch.nan)
+        linear, ranked = both.nanmean(1)
+        return linear, ranked
 
 
-def score(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass, found: Coefficients) -> Scored:
-    """The second pass: explicit predictions, whose error is second order in that of the coefficients."""
-    total = first.sums.total()
-    shift = first.shift.double()
-    to_mean = total.mean_x - shift
-    held_out, shared = project_rows(
-        embedding,
-        rows,
-        first=first,
-        by_fold=found.fold_slope,
-        for_all=torch.cat([found.slope, to_mean[:, None]], 1),
+@dataclass(frozen=True)
+class ScoredColumns:
+    """Where the columns of `Scored.moments` stand: `targets` of each, and one of row norms where there are `norms`.
+
+    Targets, what is predicted of them held out, norms; residuals held out and in-sample; ranks of the first three.
+    """
+
+    targets: int
+    norms: bool
+
+    def _slice(self, targets_before: int, *, norms_before: int = 0) -> slice:
+        start = targets_before * self.targets + norms_before * self.norms
+        return slice(start, start + self.targets)
+
+    y = property(lambda self: self._slice(0))
+    predicted = property(lambda self: self._slice(1))
+    held_out = property(lambda self: self._slice(2, norms_before=1))
+    in_sample = property(lambda self: self._slice(3, norms_before=1))
+    y_ranks = property(lambda self: self._slice(4, norms_before=1))
+    predicted_ranks = property(lambda self: self._slice(5, norms_before=1))
+
+    @property
+    def ranked(self) -> int:
+        """How many columns, the first ones, have ranks, the last ones."""
+        return 2 * self.targets + self.norms
+
+
+def score(
+    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass, found: Coefficients, norms: bool = True
+) -> Scored:
+    """The second pass: explicit predictions, whose error is second order in that of the coefficients.
+
+    `norms` adds the norms of the centred rows, of which `fit_row_norms` makes a baseline.
+    """
+    whole = first.moments.at(0)
+    layout = ScoredColumns(len(whole.mean_y), norms)
+    slopes = torch.cat([found.fold_slope, found.slope.expand_as(found.fold_slope)], 2)
+    projected = project_rows(embedding, rows, first=first, by_fold=slopes)
+    return Scored(
+        layout=layout,
+        found=found,
+        moments=_moments(rows, projected, first=first, layout=layout),
+        lift=projected.shift @ slopes,
+        weight=whole.weight,
+        rows=whole.rows,
+        mean_y=whole.mean_y,
     )
-    predicted = held_out + _by_row(found.fold_intercept + shift @ found.fold_slope, rows)
-    fitted = shared[:, :-1] + found.intercept + shift @ found.slope
-    norms = (first.square_norms.double() - 2 * shared[:, -1] + to_mean.square().sum()).clamp_min(0).sqrt()
-    fit = _figures(rows, first.finite, found=found, total=total, predicted=predicted, fitted=fitted)
-    return Scored(fit=fit, row_norms=norms.masked_fill(~first.finite, torch.nan))
 
 
-def _by_row(values: Tensor, rows: Rows) -> Tensor:
-    """A value for each fold [fold, target], repeated for the fold's rows [row, target]."""
-    return torch.cat([value.expand(size, -1) for value, size in zip(values, rows.fold_sizes, strict=True)])
-
-
-def _figures(
-    rows: Rows,
-    finite: Tensor,
-    *,
-    found: Coefficients,
-    total: Moments,
-    predicted: Tensor,
-    fitted: Tensor,
-) -> ProbeFit:
-    weights = finite.double() if rows.root_weights is None else finite * rows.root_weights.square()
-    guesses = torch.stack([predicted, _by_row(found.trained_mean, rows), fitted], 1)
-    residual = (guesses - rows.y[:, None]).square_().flatten(1)
-    error, spread, inside = (weights @ residual).view(3, -1)
-    varies = total.varies()
-    n, k = total.rows, found.rank
-    r2 = (1 - inside / total.square).masked_fill_(~varies, torch.nan)
-    learnt = found.trained_varies.T  # what a constant target teaches is rounding, and so is what it correlates with
-    by_fold = _agreement_by_fold(rows, predicted, finite=finite)
-    linear, ranked = by_fold.masked_fill_(~learnt, torch.nan).nanmean(-1)
-    return ProbeFit(
-        r2=r2,
-        adjusted_r2=(1 - (1 - r2) * (n - 1) / (n - 1 - k)).masked_fill_(n <= k + 1, torch.nan),
-        null_r2=k / (n - 1),
-        heldout_r2=(1 - error / spread).masked_fill_(~varies, torch.nan),
-        heldout_mse=error / total.weight,
-        heldout_pearson=linear,
-        heldout_spearman=ranked,
-        slope=found.slope.T,
-        intercept=found.intercept,
-        fold_slope=found.fold_slope.mT,
-        fold_intercept=found.fold_intercept,
-        rank=k,
-        rows=n,
-        variance=total.square / total.weight,
-    )
+def _moments(rows: Rows, projected: Projected, *, first: SumsPass, layout: ScoredColumns) -> FoldMoments:
+    """The moments of all columns that a layout names."""
+    y, both, keep = rows.line_y, projected.values, first.keep[:, None]
+    residuals = (y.unsqueeze(1) - both.unflatten(1, (2, -1))).flatten(1, 2)
+    norms = [projected.norms[:, None]] if layout.norms else []
+    columns = torch.cat([y, both[:, : layout.targets], *norms, residuals], 1)
+    lost = ~keep
+    if not first.keeps_all:
+        columns.masked_fill_(lost, 0)
+    ranked = columns[:, : layout.ranked].masked_fill(lost, torch.inf)  # behind all others, where no rank is disturbed
+    ranks = ranks_to_scale(ranked[:, layout.targets :] if first.keeps_all else ranked)
+    if first.keeps_all:  # those of the targets are known
+        ranks = torch.cat([rows.target_ranks, ranks], 1)
+    weights = keep.double()
+    if rows.root_weights is not None:
+        own = weights * rows.root_weights.square()[rows.table[0]][:, None]
+        weights = torch.cat([own.expand_as(columns), weights.expand_as(ranks)], 1)
+    return FoldMoments.of(torch.cat([columns, ranks], 1), weights=weights)
 
 
 def spearman_by_fold(
@@ -249,33 +333,9 @@ def spearman_by_fold(
 ) -> Float64[Tensor, "target fold"]:
     """Spearman's correlation of the first targets with what is predicted of them, over each fold's finite rows."""
     at, real = rows.table
-    ranks, keep = _ranks_by_fold(rows, predicted.T[:, at], finite=finite)
-    return pearson(*ranks, weights=(real if keep is None else keep).double())
-
-
-def _agreement_by_fold(
-    rows: Rows, predicted: Float64[Tensor, "row target"], *, finite: Bool[Tensor, "row"]
-) -> Float64[Tensor, "2 target fold"]:
-    """Pearson's correlation, weighted, and Spearman's, over each fold's finite rows."""
-    at, real = rows.table
-    guess = predicted.T[:, at]
-    ranks, keep = _ranks_by_fold(rows, guess, finite=finite)
-    weights = (real if keep is None else keep).double()
-    if rows.root_weights is not None:
-        weights = torch.stack([weights * rows.root_weights.square()[at], weights])[:, None]
-    return pearson(torch.stack([rows.line_y, ranks[0]]), torch.stack([guess, ranks[1]]), weights=weights)
-
-
-def _ranks_by_fold(
-    rows: Rows, guess: Float64[Tensor, "target fold longest"], *, finite: Bool[Tensor, "row"]
-) -> tuple[Sequence[Tensor], Bool[Tensor, "fold longest"] | None]:
-    """Average ranks of the first targets and of what is guessed, and which rows they are of (None: all real ones)."""
-    at, real = rows.table
-    # on a device the question would wait, and ranks are cheap there
-    if finite.device.type == "cpu" and finite.numpy().all():
-        return (rows.target_ranks[: len(guess)], average_ranks(guess.masked_fill(~real, torch.inf))), None
-    keep = real & finite[at]
-    return average_ranks(torch.stack([rows.line_y[: len(guess)], guess]).masked_fill_(~keep, torch.inf)).unbind(), keep
+    keep = (real & finite[at])[:, None]
+    both = torch.stack([rows.line_y[:, : predicted.shape[1]], predicted.T[:, at].transpose(0, 1)])
+    return pearson(*average_ranks(both.masked_fill_(~keep, torch.inf)), weights=keep.double()).T
 
 
 def squeeze(fit: ProbeFit, *, target: int = 0) -> ProbeFit:

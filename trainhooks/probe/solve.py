@@ -9,6 +9,7 @@ import torch
 from jaxtyping import Bool, Float64
 from torch import Tensor
 
+from trainhooks.numerics.rank_correlation import rounding_square
 from trainhooks.probe.sums import Moments, ProbeSums
 
 
@@ -16,10 +17,10 @@ from trainhooks.probe.sums import Moments, ProbeSums
 class Coefficients:
     """Slopes and intercepts of all rows, and of all rows but each fold; `rank` k of the centred rows.
 
-    `trained_mean` is the mean target of the rows that a fold's slope was fitted on, `trained_varies` whether it is more
-    than a constant there: else the slope is rounding. `pivot`, in (0, 1], is the
-    smallest share of a column's variance that the columns before it left unexplained; small means ill-conditioned
-    (1 from the exact solution, which needs no such sign).
+    `trained_mean` is the mean target of the rows that a fold's slope was fitted on, and `trained_square` its squares
+    about it, `square` those of all rows; `eps` is the precision of the sums. `pivot`, in (0, 1], is the smallest share
+    of a column's variance that the columns before it left unexplained; small means ill-conditioned (1 from the exact
+    solution, which needs no such sign).
     """
 
     slope: Float64[Tensor, "dim target"]
@@ -27,17 +28,29 @@ class Coefficients:
     fold_slope: Float64[Tensor, "fold dim target"]
     fold_intercept: Float64[Tensor, "fold target"]
     trained_mean: Float64[Tensor, "fold target"]
-    trained_varies: Bool[Tensor, "fold target"]
+    trained_square: Float64[Tensor, "fold target"]
+    trained_weight: Float64[Tensor, "fold 1"]
+    square: Float64[Tensor, "target"]
     rank: Float64[Tensor, ""]
     pivot: Float64[Tensor, ""]
+    eps: float
+
+    @property
+    def trained_varies(self) -> Bool[Tensor, "fold target"]:
+        """Whether a target is more than a constant where a fold's slope was fitted: else the slope is rounding."""
+        noise = rounding_square(self.trained_mean, self.trained_weight)
+        # a target that only the fold has varied leaves the difference of two equal sums
+        return self.trained_square > noise.maximum(64 * self.eps * self.square)
 
 
 class Slope(NamedTuple):
-    """A slope, the rank of its rows (0 where not asked for), and the smallest squared pivot (1 without pivots)."""
+    """A slope, or a batch of them, the rank of the first one's rows (0 where not asked for), and the smallest squared
+    pivot of all (1 without pivots).
+    """
 
     slope: Float64[Tensor, "*batch dim target"]
-    rank: Float64[Tensor, "*batch"]
-    pivot: Float64[Tensor, "*batch"]
+    rank: Float64[Tensor, ""]
+    pivot: Float64[Tensor, ""]
 
 
 def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coefficients:
@@ -48,27 +61,32 @@ def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coeff
     the tolerance of `cholesky_slope`. Where no rows are left to train on, intercepts are NaN. The rank is that of
     `cholesky_slope`'s `with_rank`.
     """
+    return solve_moments(sums.total_and_without_each(), exact=exact, with_rank=with_rank)
+
+
+def solve_moments(moments: Moments, *, exact: bool, with_rank: bool = True) -> Coefficients:
+    """`solve_sums` of moments of all rows and of all but each fold's, a batch [1 + fold]."""
     slope_of = least_norm_slope if exact else cholesky_slope
-    moments = sums.total_and_without_each()
     found = slope_of(moments, with_rank=with_rank)
     intercept = _intercept(moments, found.slope)
-    # a target that only the fold has varied leaves the difference of two equal sums
-    varies = moments.varies() & (moments.square > 64 * sums.eps * moments.square[0])
     return Coefficients(
         slope=found.slope[0],
         intercept=intercept[0],
         fold_slope=found.slope[1:],
         fold_intercept=intercept[1:],
         trained_mean=moments.mean_y[1:],
-        trained_varies=varies[1:],
-        rank=found.rank[0],
-        pivot=found.pivot.min(),
+        trained_square=moments.square[1:],
+        trained_weight=moments.weight[1:, None],
+        square=moments.square[0],
+        rank=found.rank,
+        pivot=found.pivot,
+        eps=moments.eps,
     )
 
 
 def _intercept(moments: Moments, slope: Tensor) -> Tensor:
-    intercept = moments.mean_y - (moments.mean_x[..., None, :] @ slope)[..., 0, :]
-    return intercept.masked_fill(moments.rows[..., None] <= 0, torch.nan)
+    intercept = torch.baddbmm(moments.mean_y[:, None], moments.mean_x[:, None], slope, alpha=-1)[:, 0]
+    return intercept.masked_fill_(moments.rows[:, None] <= 0, torch.nan)
 
 
 def usable_columns(moments: Moments) -> Bool[Tensor, "*batch dim"]:
@@ -93,48 +111,56 @@ def least_norm_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     keep = values > values.shape[-1] * moments.eps * values[..., -1:].clamp_min(0)
     inverse = torch.where(keep, 1 / values.where(keep, 1), 0)
     slope = vectors @ (inverse[..., None] * (vectors.mT @ moments.moment))
-    return Slope(slope=slope * usable[..., None], rank=keep.sum(-1).double(), pivot=torch.ones_like(moments.rows))
+    rank = keep.sum(-1).flatten()[0].double()
+    return Slope(slope=slope * usable[..., None], rank=rank, pivot=torch.ones_like(rank))
 
 
 def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     """The least-squares slope by a Cholesky factorisation of the correlation matrix, and its rank.
 
-    A ridge tau (`tolerance`), above the rounding noise in the matrix's spectrum, keeps the factorisation alive;
-    two refinement steps then take it out, up to (tau / (lambda + tau))^3 for an eigenvalue lambda: 1e-6 relative
-    at lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false; of a batch the first has
-    one). NaN where the matrix holds NaN.
+    A ridge tau (`tolerance`), above the rounding noise in the matrix's spectrum, keeps the factorisation alive; two
+    refinement steps then take it out, up to (tau / (lambda + tau))^3 for an eigenvalue lambda: 1e-6 relative at
+    lambda = 100 tau. The rank counts eigenvalues above tau (0 where `with_rank` is false; of a batch, those of the
+    first). NaN where the matrix holds NaN.
     """
-    usable = usable_columns(moments)
-    scale = _diagonal(moments.gram).rsqrt().masked_fill_(~usable, 0)[..., None]
+    constant = usable_columns(moments).logical_not_()
+    scale = _diagonal(moments.gram).masked_fill(constant, torch.inf).rsqrt_()[..., None]
     correlation = (moments.gram * scale).mul_(scale.mT)
     tau = tolerance(moments)
-    _diagonal(correlation).copy_(1 + tau * usable.double())
+    _diagonal(correlation).fill_(1 + tau)
     factor, info = torch.linalg.cholesky_ex(correlation)
+    _diagonal(correlation).fill_(1)
     target = moments.moment * scale
     slope = torch.cholesky_solve(target, factor)
     for _ in range(2):
-        left = (target - correlation @ slope).add_(slope, alpha=tau)
-        slope = slope + torch.cholesky_solve(left, factor)
-    rank = torch.zeros_like(moments.rows)
-    if with_rank:
-        one = factor.flatten(0, -3)[0] if factor.ndim > 2 else factor
-        rank.view(-1)[0] = _rank(torch.cholesky_inverse(one), tau=tau, usable=usable.view(-1, usable.shape[-1])[0])
+        slope = slope.add_(torch.cholesky_solve(_less_product(target, correlation, slope), factor))
     failed = info != 0
-    slope = (slope * scale).masked_fill_(failed[..., None, None], torch.nan)
-    return Slope(slope=slope, rank=rank.masked_fill_(failed, torch.nan), pivot=_diagonal(factor).amin(-1).square())
+    slope = slope.mul_(scale).masked_fill_(failed[..., None, None], torch.nan)
+    pivot = _diagonal(factor).min().square_()
+    if not with_rank:
+        return Slope(slope=slope, rank=torch.zeros_like(pivot), pivot=pivot)
+    one, still = (m.flatten(0, -n - 1)[0] if m.ndim > n else m for m, n in ((factor, 2), (constant, 1)))
+    rank = _rank(torch.cholesky_inverse(one), tau=tau, constant=still)
+    return Slope(slope=slope, rank=rank.masked_fill_(failed.flatten()[0], torch.nan), pivot=pivot)
 
 
-def _rank(inverse: Tensor, *, tau: float, usable: Tensor) -> Tensor:
+def _less_product(target: Tensor, matrix: Tensor, x: Tensor) -> Tensor:
+    """target - matrix x, of one matrix or a batch."""
+    return torch.baddbmm(target, matrix, x, alpha=-1) if matrix.ndim > 2 else torch.addmm(target, matrix, x, alpha=-1)
+
+
+def _rank(inverse: Tensor, *, tau: float, constant: Tensor) -> Tensor:
     """How many eigenvalues lie above tau, from the inverse of the ridged matrix: no eigenvalues, no device wait.
 
     With f = lambda / (lambda + tau), sums the smooth step 10 f^3 - 15 f^4 + 6 f^5, which is flat at 0 and at 1, so
     that neither rounding noise around 0 nor small eigenvalues add up to a whole one. Exact up to rounding unless
     eigenvalues lie near tau; constant columns, whose 1 stands in the matrix for nothing, do not count.
     """
-    g = (tau * inverse).float()  # its eigenvalues are 1 - f, in [0, 1] but for noise: float32 will do
+    g = inverse.mul_(tau).float()  # its eigenvalues are 1 - f, in [0, 1] but for noise: float32 will do
     square = g @ g
     step = torch.addmm(g, square, g, beta=10, alpha=6).sub_(square, alpha=15)
-    return (usable.sum() - (step.mul_(square)).sum().double()).round()
+    missing = torch.dot(step.flatten(), square.flatten()) + constant.sum()
+    return (len(g) - missing.double()).round()
 
 
 def tolerance(moments: Moments) -> float:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
-from functools import cached_property
+from dataclasses import dataclass, fields, replace
+from functools import cached_property, lru_cache
 
 import torch
-from jaxtyping import Bool, Float, Float64
+from jaxtyping import Bool, Float64
 from torch import Tensor
 
 from trainhooks.numerics.rank_correlation import rounding_square
@@ -32,9 +32,17 @@ class Moments:
     noise: Float64[Tensor, "*batch dim"]
     eps: float
 
+    def at(self, index: int) -> Moments:
+        """One of a batch."""
+        return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "eps"})
+
     def varies(self) -> Bool[Tensor, "*batch target"]:
         """Targets whose spread is more than the rounding of their mean: only those have an R^2."""
-        return self.square > rounding_square(self.mean_y, self.weight[..., None])
+        return self.square > self.square_noise()
+
+    def square_noise(self) -> Float64[Tensor, "*batch target"]:
+        """What rounding the mean alone can leave of `square`."""
+        return rounding_square(self.mean_y, self.weight[..., None])
 
 
 @dataclass(frozen=True)
@@ -175,32 +183,66 @@ def _noise(mean: Tensor, weight: Tensor, *, eps: float) -> Tensor:
     # squares below the smallest normal number have lost their digits: a spread of 1e-19 in float32
     double = torch.finfo(torch.float64)
     smallest = double.tiny if eps <= double.eps else torch.finfo(torch.float32).tiny
-    return rounding_square(mean, weight, eps=eps).maximum(weight * smallest)
+    share = (8 * eps) ** 2  # as in `rounding_square`
+    return mean.square().clamp_min_(smallest / share).mul_((weight * share)[..., None])
 
 
-def centred_sums(
-    *,
-    products_xx: Float[Tensor, "fold dim dim"],
-    products_xz: Float[Tensor, "fold dim columns"],
-    products_zz: Float[Tensor, "fold columns columns"],
-    rows: Float[Tensor, "fold"],
-    shift_x: Float[Tensor, "dim"],
-    shift_y: Float[Tensor, "target"],
-    eps: float,
-) -> ProbeSums:
-    """Sums about the means from plain products of shifted rows X and Z = [1, shifted y]; overwrites `products_xx`."""
-    weight = products_zz[:, 0, 0]
-    safe = weight.where(weight > 0, 1)[:, None]
-    x, y = products_xz[:, :, 0] / safe, products_zz[:, 0, 1:] / safe
-    scaled = weight[:, None, None] * x[:, :, None]
-    empty = (weight == 0)[:, None]
-    return ProbeSums(
-        weight=weight,
-        rows=rows,
-        mean_x=(x + shift_x).masked_fill(empty, 0),
-        mean_y=(y + shift_y).masked_fill(empty, 0),
-        gram=products_xx.baddbmm_(scaled, x[:, None, :], alpha=-1),
-        moment=products_xz[:, :, 1:] - scaled * y[:, None, :],
-        square=products_zz.diagonal(dim1=1, dim2=2)[:, 1:] - weight[:, None] * y.square(),
-        eps=eps,
-    )
+@dataclass(frozen=True)
+class Products:
+    """Plain products of shifted rows X and Z = [1, shifted y], by fold: `xx` = X'X, `z` = Z'[X, Z]; they add.
+
+    Of weighted rows both are times the root of the weight; `rows` counts them (None: their weight does). Any `shift` of
+    [X, Z] is exact in the end; one near the means keeps the sums free of cancellation. `eps` is the precision that they
+    were multiplied in.
+    """
+
+    xx: Float64[Tensor, "fold dim dim"]
+    z: Float64[Tensor, "fold columns wide"]
+    rows: Float64[Tensor, "fold"] | None
+    shift: Float64[Tensor, "wide"]
+    eps: float
+
+    def sums(self) -> ProbeSums:
+        """The sums about each fold's own means."""
+        parts = self._centred(self.z, self.xx.clone(), rows=self.rows)
+        return ProbeSums(**parts, eps=self.eps)
+
+    def total_and_without_each(self) -> Moments:
+        """The moments of all rows, then of all but each fold's: one batch [1 + fold], each added up of the others."""
+        within = members_without_each(len(self.xx), self.xx.device)
+        z = (within @ self.z.flatten(1)).view(-1, *self.z.shape[1:])
+        xx = (within @ self.xx.flatten(1)).view(-1, *self.xx.shape[1:])
+        parts = self._centred(z, xx, rows=None if self.rows is None else within @ self.rows)
+        return Moments(**parts, noise=self._noise(parts), eps=self.eps)
+
+    def _noise(self, parts: dict[str, Tensor]) -> Tensor:
+        """A column that only one fold has varied leaves rounding of the whole in the sum of the others."""
+        whole = _noise(parts["mean_x"][0], parts["weight"][0], eps=self.eps)
+        diagonal = parts["gram"][0].diagonal() * (64 * self.eps)
+        return torch.cat([whole[None], whole.maximum(diagonal).expand(len(self.xx), -1)])
+
+    def _centred(self, z: Tensor, xx: Tensor, *, rows: Tensor | None) -> dict[str, Tensor]:
+        """Means, and second moments about them; an empty set has zeros everywhere. Overwrites `xx`."""
+        dim = xx.shape[-1]
+        weight = z[:, 0, dim]
+        mean = z[:, 0] / weight.clamp_min(torch.finfo(torch.float64).tiny)[:, None]
+        joint = torch.baddbmm(z[:, 1:], z[:, 1:, dim : dim + 1], mean[:, None], alpha=-1)
+        gram = xx.baddbmm_(z[:, 0, :dim, None], mean[:, None, :dim], alpha=-1)
+        mean = torch.addcmul(mean, weight.sign()[:, None], self.shift)
+        return {
+            "weight": weight,
+            "rows": weight if rows is None else rows,
+            "mean_x": mean[:, :dim],
+            "mean_y": mean[:, dim + 1 :],
+            "gram": gram,
+            "moment": joint[:, :, :dim].mT,
+            "square": joint[:, :, dim + 1 :].diagonal(dim1=1, dim2=2),
+        }
+
+
+@lru_cache(maxsize=64)
+def members_without_each(folds: int, device: torch.device) -> Float64[Tensor, "set fold"]:
+    """1 where a fold belongs to a set: all of them to the first, all but one to each other."""
+    with torch.inference_mode(False):
+        within = 1 - torch.eye(folds, dtype=torch.float64, device="cpu")
+        return torch.cat([torch.ones_like(within[:1]), within]).to(device)

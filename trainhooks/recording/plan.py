@@ -30,6 +30,7 @@ from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
 
 pass
 
+FEW_BYTES = 1 << 18  # what a metric sends beside its variables and can still wait with other records
 _STORE_BYTES = 64 << 20
 """Modules that are loaded when a store is made, and freed memory that the allocator keeps; 36 to 74 MB were seen."""
 
@@ -175,14 +176,16 @@ def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -
     """What records of this layout and output embedding are in bytes; `metrics` say what is kept of it."""
     values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
     numbers = values + len(layout.groups) * layout.sketch_size + layout.vocab + 1  # label counts; those beyond
+    sent = [metric.sent_bytes(weight) for metric in metrics]
+    few = sum(size for size in sent if size <= FEW_BYTES)
     return StagingPlan(
         device=weight.device,
         vocab=layout.vocab,
         dim=layout.dim,
         stored=torch.bfloat16 if layout.kept_bits == BFLOAT16_MANTISSA_BITS else torch.float32,
         kept_copies=kept_heads(need for metric in metrics for need in metric.needs),
-        unbatched_bytes=sum(metric.sent_bytes(weight) for metric in metrics),
-        record=8 * numbers,
+        unbatched_bytes=sum(sent) - few,
+        record=8 * numbers + few,
         sharded=is_sharded(weight),
     )
 
