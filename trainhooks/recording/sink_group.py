@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Iterable, Mapping
 from contextlib import ExitStack
@@ -13,6 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from trainhooks.core.threads import python_ends
 from trainhooks.metrics.group_convergence import NORM, convergence_to_final, kept_norms
 from trainhooks.model.distributed import RankGroup
 from trainhooks.model.rank_parts import RowShard
@@ -129,7 +129,7 @@ class SinkGroup:
 
         Nothing where there is no record, or neither store nor sketches; nor when Python ends: reading needs threads.
         """
-        if self.store is not None and not threading.main_thread().is_alive():
+        if self.store is not None and python_ends():
             return
         kept = None if self.store is None else self.store.read()
         steps = np.array(self._steps, dtype=np.int64) if kept is None else kept.steps

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from trainhooks.core.threads import start_threads
 from trainhooks.sinks.base import Record, Sink
 from trainhooks.store import PieceWriter
 
@@ -68,7 +69,7 @@ class _Work:
         self._over = False
         self.cpu_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name="trainhooks-pieces", daemon=True)
-        self._thread.start()
+        start_threads(self._thread)
 
     def put(self, step: int, snapshot: np.ndarray | None) -> None:
         """Queue a record's part, as soon as there is room."""

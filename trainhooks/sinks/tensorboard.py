@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from trainhooks.core.printable import shown
+from trainhooks.core.threads import start_threads
 from trainhooks.sinks.base import Record, Sink, check_folder, entry_labels
 from trainhooks.sinks.event_files import EVENTS, FINAL, own_files, set_aside, take_over
 from trainhooks.sinks.host_tags import host_scalars, prefixed
@@ -79,7 +80,7 @@ class TensorBoardSink(Sink):
 
         if self._writer is not None:
             thread = Thread(target=flush, daemon=True)
-            thread.start()
+            start_threads(thread)
             thread.join(seconds)
         return self._writer is None or bool(done)
 

@@ -7,6 +7,8 @@ from collections.abc import Callable
 from concurrent.futures import Future, wait
 from typing import TypeVar
 
+from trainhooks.core.threads import start_threads
+
 Result = TypeVar("Result")
 
 
@@ -27,7 +29,7 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
         except BaseException as error:
             done.set_exception(error)
 
-    threading.Thread(target=run, daemon=True, name="trainhooks-hub").start()
+    start_threads(threading.Thread(target=run, daemon=True, name="trainhooks-hub"))
     if not wait([done], timeout=max(0.0, seconds)).done:
         raise OverdueError
     return done.result()

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from functools import cache
 from pathlib import Path
 
+from trainhooks.core.threads import start_threads
 from trainhooks.store.errors import StoreError
 from trainhooks.store.storage.base import LOCK, Storage
 from trainhooks.store.storage.flag import Flag
@@ -128,13 +129,19 @@ class Lock:
         me = process_start(os.getpid()) or ""
         self._storage = storage
         self._holder = Holder(socket.gethostname(), os.getpid(), me, uuid.uuid4().hex, time.time(), _namespace())
-        self._content = self._take(mend=mend)
         self._stop = Flag()
         self.lost = False
+        # before it is taken: an interrupt leaves no lock that nobody holds
         self._end = weakref.finalize(self, _release, storage, self._holder.token, os.getpid(), self._stop)
-        threading.Thread(
+        heart = threading.Thread(
             target=_keep_alive, args=(weakref.ref(self), self._stop), name="trainhooks-lock", daemon=True
-        ).start()
+        )
+        try:
+            self._content = self._take(mend=mend)
+            start_threads(heart)
+        except BaseException:
+            self._end()
+            raise
 
     def release(self) -> None:
         """Let the store go. May be called again."""

@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from trainhooks.core.threads import python_ends, start_threads
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.layout import SNAPSHOT
 from trainhooks.store.format.validation import record_arrays
@@ -59,6 +60,17 @@ class BackgroundWriter:
     """
 
     def __init__(self, writer: StoreWriter, *, writing: Writing) -> None:
+        try:
+            self._set_up(writer, writing)
+            start_threads(*reversed(self._threads))
+        except BaseException as error:
+            if hasattr(self, "_threads"):
+                self._stop(error)
+                self._inbox.put(_Order(self._let_go))  # for those that an interrupt has left running
+            writer.release()
+            raise
+
+    def _set_up(self, writer: StoreWriter, writing: Writing) -> None:
         self._writer, self._writing = writer, writing
         self._room = Room(writing.memory_bytes(writer.layout))
         self._inbox: queue.SimpleQueue[_Waiting | _Order] = queue.SimpleQueue()
@@ -74,8 +86,6 @@ class BackgroundWriter:
         self._threads = [threading.Thread(target=self._serve, name="trainhooks-writer", daemon=True)]
         if writing.threads > 1:
             self._threads.append(threading.Thread(target=self._fold, name="trainhooks-fold", daemon=True))
-        for thread in self._threads:
-            thread.start()
 
     @property
     def durable_step(self) -> int | None:
@@ -170,7 +180,7 @@ class BackgroundWriter:
         """
         if self._is_elsewhere():
             return
-        if not threading.main_thread().is_alive():
+        if python_ends():
             self.detach()
             return
 
@@ -360,7 +370,7 @@ class BackgroundWriter:
             pass
         except RuntimeError as error:
             # executors and new threads are refused even before the main thread counts as ended
-            if threading.main_thread().is_alive() and "shutdown" not in str(error):
+            if not python_ends() and "shutdown" not in str(error):
                 raise
         with self._change:
             self._unfolded = True

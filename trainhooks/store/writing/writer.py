@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.core.threads import elsewhere
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import write_metadata
 from trainhooks.store.format.chunks import write_rows
@@ -92,8 +93,14 @@ class StoreWriter:
         self._fitting: dict[str, JournalEntry] = {}  # of several pieces, which fit together
         self._last = -1
         self.dropped = 0
-        with self._disk("open"):
-            self._open(mode, restart_step, recorded)
+        try:
+            with self._disk("open"):
+                elsewhere(lambda: self._open(mode, restart_step, recorded))
+        except BaseException:
+            self._closed = True
+            if hasattr(self, "_lock"):
+                self._lock.release()
+            raise
 
     def _open(self, mode: str, restart_step: int | None, recorded: int | None) -> None:
         if mode == "resume":
@@ -103,30 +110,24 @@ class StoreWriter:
         self.storage.create()
         self._lock = Lock(self.storage)
         self.storage = FencedStorage(self.storage, self._lock.confirm)
-        try:
-            drop_cut_short(
-                self.storage
-            )  # with them goes what a writer that stands still would have renamed when it wakes
-            self._root: Root
-            self._store: ManifestStore
-            if mode == "resume":
-                self._root, self._store = resume(
-                    self.storage, self.layout, restart_step=restart_step, recorded=recorded
-                )
-            else:
-                self._root, self._store = create(self.storage, self.layout, overwrite=mode == "overwrite")
-            self.dropped = self._root.dropped
-            self._folded_step, self._folded_snapshot = (
-                int(max(folded_steps(self._store, self._root, name), default=-1)) for name in (STEP, SNAPSHOT_STEP)
-            )
-            self._take_up(self._whole_entries())
-            clean(self.storage, keep=tuple(self._pending.values()))
-            self._last = max([self._folded_step, *(entry.step for entry in self._pending.values())])
-            self._kept = kept_branches(self.storage, self._root) if mode == "resume" else []
-            self.fold()
-        except BaseException:
+        drop_cut_short(self.storage)  # with them goes what a writer that stands still would have renamed when it wakes
+        self._root: Root
+        self._store: ManifestStore
+        if mode == "resume":
+            self._root, self._store = resume(self.storage, self.layout, restart_step=restart_step, recorded=recorded)
+        else:
+            self._root, self._store = create(self.storage, self.layout, overwrite=mode == "overwrite")
+        self.dropped = self._root.dropped
+        self._folded_step, self._folded_snapshot = (
+            int(max(folded_steps(self._store, self._root, name), default=-1)) for name in (STEP, SNAPSHOT_STEP)
+        )
+        self._take_up(self._whole_entries())
+        clean(self.storage, keep=tuple(self._pending.values()))
+        self._last = max([self._folded_step, *(entry.step for entry in self._pending.values())])
+        self._kept = kept_branches(self.storage, self._root) if mode == "resume" else []
+        self.fold()
+        if self._closed:  # given up meanwhile
             self._lock.release()
-            raise
 
     @property
     def place(self) -> Storage:
