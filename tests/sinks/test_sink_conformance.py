@@ -38,6 +38,7 @@ from trainhooks.sinks import JsonLinesSink, MemorySink, RankRowsSink, Sink, Stor
 from trainhooks.sinks.event_files import EVENTS
 from trainhooks.sinks.event_files import FINAL as FINAL_EVENTS
 from trainhooks.sinks.host_tags import HOSTS_OWN, PREFIX
+from trainhooks.sinks.overview import FAMILY
 from trainhooks.store import StoreWriter, is_store, open_store
 from trainhooks.store.writing import background
 
@@ -128,6 +129,8 @@ def of_events(folder, sink=None, *, below="events", suffix=EVENTS):
     for path in sorted((folder / below).glob(f"events.*{suffix}")):
         for event in LegacyEventFileLoader(str(path)).Load():
             for value in event.summary.value:
+                if value.tag.startswith(f"{FAMILY}/"):  # the same numbers a second time
+                    continue
                 number = value.simple_value
                 if value.WhichOneof("value") == "tensor":
                     number = float(make_ndarray(value.tensor))

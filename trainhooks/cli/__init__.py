@@ -13,6 +13,7 @@ from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune
 from trainhooks.cli import snapshot as snapshot
 from trainhooks.cli import steer as steer
+from trainhooks.cli import tensorboard as tensorboard
 from trainhooks.cli import verdict as verdict
 from trainhooks.cli import verify as verify
 from trainhooks.cli.base import app as app

@@ -29,6 +29,7 @@ from trainhooks.store.format.layout import (
     STEP,
     TOKEN_COUNT,
     TOKEN_TEXT,
+    Layout,
 )
 from trainhooks.store.format.profiles import PROFILES
 from trainhooks.store.format.root import Root, check_attempt, read_manifest, read_root
@@ -146,6 +147,11 @@ class Store:
     def groups(self) -> tuple[str, ...]:
         """The parameter groups, in the order of the `group` dimension."""
         return self._layout.groups
+
+    @property
+    def layout(self) -> Layout:
+        """What the store holds: shapes, variables, precision. Counts and texts of tokens have readers of their own."""
+        return self._layout
 
     @property
     def precision(self) -> str | int:
