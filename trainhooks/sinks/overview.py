@@ -40,7 +40,7 @@ FREQUENCY_SO_FAR, CONVERGENCE_SO_FAR, SCATTER, SALIENCY = (
 )
 """Tags of the images."""
 NORMS = f"{FAMILY}/norms of the rows"
-QUIET = frozenset({"skipped", "nonfinite_rows", "probe/excluded_rows", "probe/rank", "probe/null_r2", "probe/pivot"})
+QUIET = frozenset({"skipped", "nonfinite_rows", "probe/excluded_rows", "probe/rank", "probe/null_r2"})
 """Constant where all is well: drawn from the first record on at which they are not what they were."""
 LAYERS_A_CHART = 8
 

@@ -6,6 +6,7 @@ import importlib.util
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -78,8 +79,7 @@ class Pictures:
         drawing = dynamics(steps, {"held out": held_out}, by_group, null=permuted, baseline=norm, y_label=y_label)
         tags = {"frequency": overview.FREQUENCY_SO_FAR, "convergence": overview.CONVERGENCE_SO_FAR}
         for panel in drawing.panels:
-            one = replace(drawing, panels=(panel,))
-            yield from self._drawn(tags[panel.title], lambda one=one: one)
+            yield from self._drawn(tags[panel.title], partial(replace, drawing, panels=(panel,)))
 
     def _scatter(self, record: Record) -> Drawing:
         matrix, target = self._fitted(record)

@@ -49,7 +49,7 @@ class FrequentRows:
 
     def _labels(self) -> Sequence[str]:
         counts = ["unknown"] * len(self._ids) if self._counts is None else [str(count) for count in self._counts]
-        bins = ["unknown"] * len(self._ids) if self._counts is None else [count_bin(c) for c in self._counts]
+        bins = ["unknown"] * len(self._ids) if self._counts is None else [count_bin(int(c)) for c in self._counts]
         columns = zip(self._texts, self._ids, counts, bins, strict=True)
         return [f"{label(text)}\t{id}\t{count}\t{bin_}" for text, id, count, bin_ in columns]
 

@@ -41,7 +41,7 @@ def replay(
             sink.write(
                 Record(
                     step,
-                    {name: array[row] for name, array in values.items()},
+                    {name: np.asarray(array[row]) for name, array in values.items()},
                     groups=layout.groups,
                     snapshot=store.output_embedding(step) if step in wanted else None,
                     labels=labels,
