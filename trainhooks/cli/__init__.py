@@ -16,4 +16,5 @@ from trainhooks.cli import steer as steer
 from trainhooks.cli import tensorboard as tensorboard
 from trainhooks.cli import verdict as verdict
 from trainhooks.cli import verify as verify
+from trainhooks.cli import watch as watch
 from trainhooks.cli.base import app as app
