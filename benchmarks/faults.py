@@ -34,9 +34,11 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch._dynamo  # an optional part of torch that a first step would import, in each child anew
 from torch import nn
 
 import trainhooks as th
+import trainhooks.recording.recorder  # `th` itself imports what is asked for, and each child would
 from trainhooks.store import StoreError, open_store
 from trainhooks.store.maintenance.verify import verify
 
