@@ -8,11 +8,13 @@ import torch
 from foreign_formats import HEAD, INNER, INPUT, NEEDS_TENSORSTORE, WRITERS, gguf_bytes, q8_blocks, save, zarr_array
 from safetensors.torch import save_file
 
+from trainhooks.checkpoints.audit.audit import audit_suite
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.formats.registry import FORMATS, located
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.checkpoints.sources.local_folder import LocalFolder
+from trainhooks.checkpoints.suite import list_suite
 
 pytestmark = pytest.mark.filterwarnings("ignore:torch.distributed is disabled", "ignore::FutureWarning")
 
@@ -213,3 +215,27 @@ def test_a_zarr_store_with_a_group_at_its_root_is_no_checkpoint(tmp_path):
     (tmp_path / "zarr.json").write_text(json.dumps({"zarr_format": 3, "node_type": "group"}))
     with pytest.raises(CheckpointError, match="holds no weights"):
         open_checkpoint(tmp_path)
+
+
+def test_an_embedding_split_by_columns_beside_a_head_split_by_rows(tmp_path):
+    for rank in range(2):
+        embedding, head = INPUT.chunk(2, dim=1)[rank].clone(), HEAD.chunk(2)[rank].clone()
+        tensors = {"tok_embeddings.weight": embedding, "output.weight": head}
+        save(tmp_path / f"consolidated.{rank:02d}.pth", tensors)
+    checkpoint = open_checkpoint(tmp_path)
+    assert torch.equal(checkpoint.read("tok_embeddings.weight"), INPUT)
+    assert torch.equal(checkpoint.read(head_key(checkpoint).key), HEAD)
+
+
+def test_a_suite_with_a_matrix_that_the_user_says_is_transposed(tmp_path):
+    for step in (1, 2):
+        (tmp_path / f"step{step}").mkdir()
+        tensors = {"wte.weight": INPUT, "out.matrix": (HEAD.T + step).contiguous()}
+        save_file(tensors, tmp_path / f"step{step}" / "model.safetensors")
+    suite = list_suite(tmp_path).with_transposed("out.matrix")
+    assert [suite.open(entry).tensors["out.matrix"].shape for entry in suite.entries] == [(62, 32)] * 2
+    report = audit_suite(suite, head="out.matrix")
+    assert report.clean
+    assert "read transposed" in report.taken[0]
+    with pytest.raises(ValueError, match="transposed needs the key"):
+        suite.with_transposed(None)

@@ -70,6 +70,7 @@ def analyze_suite(
     stage: str | Sequence[str] | None = None,
     seed: str | int | None = None,
     head: str | None = None,
+    transposed: bool = False,
     text: str | Path | None = None,
     tokenizer: str | Path | None = None,
     positions: int = MAX_POSITIONS,
@@ -89,6 +90,7 @@ def analyze_suite(
     - `suite`: a `Suite`, or what `list_suite` takes, with `steps`, `revision_pattern`, `by`, `stage` and `seed`.
     - `counts` (or a `RowSelection`), `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without
       counts no probe.
+    - `head` is the output embedding's key, where it cannot be found; `transposed`: it is stored as [dim, vocab].
     - `params`: "head" (with the last norm), "all" parameters, or a glob on their names that adds a group.
     - `metrics`: None for the default ones; a function that makes them, or instances where all runs in this process.
     - `snapshots` keeps the matrices too, in `precision`; a verdict on the store needs counts, and no matrices.
@@ -113,6 +115,7 @@ def analyze_suite(
     began = time.monotonic()
     naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "seed": seed}
     suite = _listed(suite, steps=steps, preset=preset, naming=naming)
+    suite = suite.with_transposed(head) if transposed else suite
     if preset == "pythia" and vocab_size is None and not isinstance(counts, RowSelection):
         vocab_size = PYTHIA_VOCAB
     if text is not None:

@@ -40,7 +40,8 @@ class Suite:
 
     `name` is the repository's id, or the folder as given; `wanted` the steps asked for, of which some may be missing
     (None: all that there are). `axis` says what the steps are: updates, tokens seen, or chunks of data. `unread` are
-    names that are in no step, `notes` what was done to make one series, in words. `commits` are those that a hub listed
+    names that are in no step, `notes` what was done to make one series, in words. `transposed` is the key of a matrix
+    that the checkpoints store as [dim, vocab]. `commits` are those that a hub listed
     with its revisions, by location. What was opened of a hub stays open (headers only): a revision is listed once.
     """
 
@@ -51,6 +52,7 @@ class Suite:
     axis: Axis = "step"
     unread: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+    transposed: str | None = None
     commits: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     _opened: dict[str, Checkpoint] = field(default_factory=dict, compare=False, repr=False)
 
@@ -64,15 +66,24 @@ class Suite:
         """What is to be said of how it was put together: stages that count anew, names that are in no step."""
         return (*self.notes, *filter(None, (unread_note(self.unread),)))
 
+    def with_transposed(self, key: str | None) -> Suite:
+        """The same suite, this matrix being stored as [dim, vocab]. Raises ValueError without a key."""
+        if key is None:
+            raise ValueError(
+                "transposed needs the key of the matrix that is stored [dim, vocab]: pass head (--head KEY)."
+            )
+        return replace(self, transposed=key, _opened={})
+
     def open(self, entry: CheckpointRef) -> Checkpoint:
         """Open one checkpoint, headers only. Raises CheckpointError where it cannot be read."""
         if self.kind == "store":
             return open_snapshot(self.name, step=entry.step)
         location = entry.location
         if is_local(location):
-            return open_checkpoint(location)
+            return open_checkpoint(location, transposed=self.transposed)
         if location not in self._opened:
-            self._opened[location] = open_checkpoint(location, commit=self.commits.get(location))
+            commit = self.commits.get(location)
+            self._opened[location] = open_checkpoint(location, commit=commit, transposed=self.transposed)
         return self._opened[location]
 
     def __getstate__(self) -> dict[str, Any]:

@@ -34,6 +34,7 @@ def analyze(
     stage: str | None = None,
     seed: str | None = None,
     head: str | None = None,
+    transposed: Flag = False,
     text: Path | None = None,
     tokenizer: Path | None = None,
     positions: Annotated[int | None, Positive] = None,
@@ -87,6 +88,8 @@ def analyze(
         One run of several seeds; all for each of them.
     head
         The output embedding's key, where it cannot be found.
+    transposed
+        That key is stored as [dim, vocab]; known names (unembed.W_U, kernel) need no telling.
     text
         A UTF-8 text that every model reads: its loss, its average output probability and the probe on that. This
         loads models; what it costs is said before.
@@ -137,6 +140,7 @@ def analyze(
             stage=stage,
             seed=seed,
             head=head,
+            transposed=transposed,
             text=text,
             tokenizer=tokenizer,
             positions=MAX_POSITIONS if positions is None else positions,

@@ -21,6 +21,7 @@ def audit(
     seed: str | None = None,
     params: str = "head",
     head: str | None = None,
+    transposed: Flag = False,
     full: Flag = False,
     json: Flag = False,
 ) -> None:
@@ -42,6 +43,8 @@ def audit(
         One run of several seeds; all for each of them.
     head
         The output embedding's key, where it cannot be found.
+    transposed
+        That key is stored as [dim, vocab]; known names (unembed.W_U, kernel) need no telling.
     params
         head for the output embedding, or a glob over tensor names.
     full
@@ -61,6 +64,8 @@ def audit(
     if head is not None and params != "head":
         raise ValueError("--head names the output embedding, and --params other tensors: leave one of them out.")
     runs = list_runs(suite, revision_pattern=revision_pattern, steps=steps, by=by, stage=stage, seed=seed)
+    if transposed:
+        runs = tuple(run.with_transposed(head) for run in runs)
     results = [audit_suite(run, params=params, head=head, full=full) for run in runs]
     told = [result.to_dict() for result in results]
     if json:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
 from trainhooks.checkpoints.formats.settings import padding_note
@@ -18,17 +18,22 @@ BY_ROWS = (
 BY_COLUMNS = ("dense", "linear_proj", "dense_4h_to_h", "linear_fc2", "o_proj", "down_proj", "wo", "w2")
 
 
-def joined_ranks(ranks: Sequence[Tensors], *, name: str, settings: Mapping[str, object]) -> dict[str, StoredTensor]:
+def joined_ranks(
+    ranks: Sequence[Tensors], *, name: str, settings: Mapping[str, object], by_columns: Collection[str] = ()
+) -> dict[str, StoredTensor]:
     """The tensors of a model that was split over `ranks`, given in order; one rank's are its own.
 
     Embedding and head are joined by rows, with what `settings` say of padding; the parts of a block as their names
-    say; a piece whose rule is not known is listed and fails when it is read. Raises CheckpointError where ranks hold
-    pieces of different shapes, or more or fewer rows than the settings announce.
+    say, `by_columns` what is known to be split so; a piece whose rule is not known is listed and fails when it is
+    read. Raises CheckpointError where ranks hold pieces of different shapes, or more or fewer rows than the settings
+    announce.
     """
     found = {}
     for key in dict.fromkeys(key for rank in ranks for key in rank):
         pieces = [rank[key] for rank in ranks if key in rank]
-        if len(pieces) != len(ranks):
+        if key in by_columns and len(pieces) == len(ranks) > 1:
+            found[key] = _joined(pieces, axis=1, note=f"joined by columns from {len(pieces)} ranks")
+        elif len(pieces) != len(ranks):
             what = f"a tensor that only {len(pieces)} of {len(ranks)} ranks hold"
             found[key] = unreadable(key, what=what, shape=(), file=pieces[0].entry.file)
         else:

@@ -97,13 +97,16 @@ def _read(folder: Folder) -> Contents:
 
 
 def _walk(path: Path, root: str) -> Iterator[str]:
-    """Every file below, by its path from here. Raises CheckpointError for a link that leads out, and for too many."""
+    """Every file below, by its path from here. Raises CheckpointError for a link that leads out, what is no file, and
+    for too many."""
     count = 0
     for here, folders, files in os.walk(path):
         for name in (*folders, *files):
             place = os.path.join(here, name)
             if os.path.islink(place) and not os.path.realpath(place).startswith(root + os.sep):
                 raise CheckpointError(f"{place} is a link out of the checkpoint; it is not followed.")
+            if not os.path.exists(place) or not (os.path.isfile(place) or os.path.isdir(place)):
+                raise CheckpointError(f"{place} is no regular file; a checkpoint's files must be.")
         count += len(files)
         if count > MOST_KEYS:
             raise CheckpointError(f"{path} holds more than {MOST_KEYS} files; they are not read.")
