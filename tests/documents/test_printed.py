@@ -30,6 +30,7 @@ ELSEWHERE = {
     "make demo": "the demo has tests of its own (tests/demo)",
     "make test": "runs this test",
     "pip install": "the installed package is what runs here; tests/test_package.py builds and installs it",
+    "python recipes/reproduce": "tests/scenarios/test_reproduce.py runs it, tests/documents/test_evidence.py its page",
     "torchrun": "tests/scenarios/test_recipes.py runs the recipe",
 }
 ELSEWHERE_PAGES = {"docs/loops.md": "tests/documents/test_loops_page.py runs it with a model and a loader of its own"}

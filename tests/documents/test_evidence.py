@@ -1,0 +1,59 @@
+"""docs/evidence.md is what the kept figures make of it: no number on it was typed."""
+
+import importlib
+import sys
+from pathlib import Path
+
+import pytest
+
+pytest.importorskip("matplotlib")
+
+ROOT = Path(__file__).parents[2]
+RECIPE, KEPT = ROOT / "recipes" / "reproduce", ROOT / "docs" / "evidence"
+MOST_BYTES = 5_000_000
+
+
+@pytest.fixture
+def recipe(monkeypatch):
+    """The recipe's scripts, as they find each other."""
+    before = set(sys.modules)
+    monkeypatch.syspath_prepend(str(RECIPE))
+    yield importlib.import_module
+    for name in {path.stem for path in RECIPE.glob("*.py")} & (set(sys.modules) - before):
+        del sys.modules[name]
+
+
+def test_the_page_is_made_of_the_kept_figures(recipe):
+    kept = recipe("kept").read(KEPT)
+    assert recipe("page").page(kept, KEPT.name) == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+
+
+def test_what_is_kept_is_small_and_the_pictures_are_there():
+    files = list(KEPT.iterdir())
+    assert sum(path.stat().st_size for path in files) < MOST_BYTES
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    pictures = {path.name for path in files if path.suffix == ".png"}
+    assert pictures
+    assert all(f"({KEPT.name}/{name})" in page for name in pictures)
+
+
+def test_english_and_code_have_five_seeds(recipe):
+    kept, grid = recipe("kept").read(KEPT), recipe("grid")
+    for cell in (grid.MAIN, grid.CODE):
+        assert len(kept.families[cell.family]) == grid.MAIN_SEEDS
+        assert kept.verdicts[cell.family]["seeds"] == grid.MAIN_SEEDS
+
+
+def test_pictures_are_drawn_from_what_is_kept(recipe, tmp_path):
+    recipe("pictures").draw(recipe("kept").read(KEPT), tmp_path)
+    for path in tmp_path.iterdir():
+        assert path.stat().st_size > 5_000
+        assert (KEPT / path.name).is_file()
+
+
+def test_an_interval_is_the_t_interval_of_a_mean_over_seeds(recipe):
+    kept = recipe("kept")
+    low, high = kept.interval([1.0, 2.0, 3.0])
+    assert (low, high) == pytest.approx((2 - 4.302653 / 3**0.5, 2 + 4.302653 / 3**0.5), rel=1e-6)
+    assert kept.spread([0.25, 0.5]) == "0.25, 0.50"
+    assert kept.spread([]) == "-"
