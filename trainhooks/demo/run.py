@@ -1,31 +1,28 @@
-"""The demo: from text to a verdict."""
+"""The demo: from text to an answer."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
 from rich.console import Console
-from rich.table import Table
 
-from trainhooks.core.printable import draw, plain_console, sayer, shown
+from trainhooks.core.printable import plain_console, sayer
 from trainhooks.core.schedule import Every
 from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
 from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
-from trainhooks.lead.from_store import analyze_store
-from trainhooks.lead.verdict import verdict
+from trainhooks.demo.results import print_results
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.covariate_baseline import CovariateBaseline
 from trainhooks.metrics.defaults import default_metrics
 from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.model import find_output_embedding
-from trainhooks.recording.recorder import Recorder
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, check_place, open_store
 
@@ -52,56 +49,53 @@ def run_demo(
     that can't be written. All before training starts.
     """
     console = console or plain_console()
-    preset = PRESETS[size]
-    place = _device(device)
-    store_path, events = out / "run.zarr", out / "events"
-    check_place(store_path, mode="overwrite")
+    preset, place = PRESETS[size], _device(device)
+    check_place(out / "run.zarr", mode="overwrite")
     corpus = load_corpus(corpus_paths, vocab_size=preset.vocab_size, progress=True, max_bytes=max_bytes)
-    batch = preset.batch_tokens // preset.context
-    data = windows(corpus, preset.context, seed=seed, minimum=batch)
-    training = Training(
-        steps=steps or preset.steps,
-        batch=batch,
-        learning_rate=preset.learning_rate,
-        warmup=min(preset.warmup, max(1, (steps or preset.steps) // 4)),
-        weight_decay=preset.weight_decay,
-        device=place,
-    )
+    training = _training(preset, steps=steps, device=place)
+    data = windows(corpus, preset.context, seed=seed, minimum=training.batch)
     model = build_model(size, vocab_size=corpus.counts.vocab_size, seed=seed, context=preset.context)
-    tell = sayer(console, soft_wrap=True)
-    tell(_describe(model, corpus, training, preset, loop))
+    sayer(console, soft_wrap=True)(_describe(model, corpus, training, preset, loop))
     clear_models(out)
     if checkpoints:
         suite = CheckpointSuite(out / "checkpoints", model, corpus.tokenizer, last=training.steps)
         suite(0)
         training = replace(training, after_update=suite)
-    for stale in events.glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one curve
+    for stale in (out / "events").glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one curve
         stale.unlink()
-    recorder = LOOPS[loop](
-        model,
-        data,
-        training,
-        {
-            "store": store_path,
-            "counts": corpus.counts,
-            "vocab_size": corpus.counts.vocab_size,
-            "metrics": _metrics(corpus, rows=len(find_output_embedding(model).weight)),
-            "precision": "bfloat16",
-            "sinks": [TensorBoardSink(events)],
-            "mode": "overwrite",
-            "token_texts": corpus.token_texts,
-            "provenance": {"size": size, "loop": loop, "seed": seed, "steps": training.steps, "batch": batch},
-        },
-    )
+    about = {"size": size, "loop": loop, "seed": seed, "steps": training.steps, "batch": training.batch}
+    recorder = LOOPS[loop](model, data, training, _hooks(model, corpus, out=out, about=about))
     save_model(out / "model", model=model, tokenizer=corpus.tokenizer)
-    store = open_store(store_path)
-    _print_results(store, recorder, console)
-    where = map(shown, (store_path, events, events, out / "model"))
-    tell(
-        "\nstore   {}\nevents  {}    (tensorboard --logdir {})\nmodel   {}".format(*where)
-        + (f"\nsuite   {shown(out / 'checkpoints')}" if checkpoints else "")
-    )
+    store = open_store(out / "run.zarr")
+    print_results(store, cost=recorder.cost, out=out, suite=checkpoints, console=console)
     return store
+
+
+def _training(preset: Preset, *, steps: int | None, device: str) -> Training:
+    steps = steps or preset.steps
+    return Training(
+        steps=steps,
+        batch=preset.batch_tokens // preset.context,
+        learning_rate=preset.learning_rate,
+        warmup=min(preset.warmup, max(1, steps // 4)),
+        weight_decay=preset.weight_decay,
+        device=device,
+    )
+
+
+def _hooks(model: torch.nn.Module, corpus: Corpus, *, out: Path, about: Mapping[str, object]) -> dict[str, Any]:
+    """What every loop's recorder is given."""
+    return {
+        "store": out / "run.zarr",
+        "counts": corpus.counts,
+        "vocab_size": corpus.counts.vocab_size,
+        "metrics": _metrics(corpus, rows=len(find_output_embedding(model).weight)),
+        "precision": "bfloat16",
+        "sinks": [TensorBoardSink(out / "events")],
+        "mode": "overwrite",
+        "token_texts": corpus.token_texts,
+        "provenance": about,
+    }
 
 
 def _metrics(corpus: Corpus, *, rows: int) -> list[Metric]:
@@ -128,43 +122,4 @@ def _describe(model: torch.nn.Module, corpus: Corpus, training: Training, preset
         f"{preset.name}: {parameters / 1e6:.1f}M parameters, {corpus.counts.n_tokens / 1e6:.1f}M tokens of text, "
         f"vocabulary {corpus.counts.vocab_size}; {training.steps} steps of {preset.batch_tokens} tokens, "
         f"{loop} loop on {training.device}"
-    )
-
-
-def _print_results(store: Store, recorder: Recorder, console: Console) -> None:
-    metrics = store.metrics()
-    loss = metrics["loss"].values
-    tell = sayer(console, soft_wrap=True)
-    tell(f"\nloss {loss[np.isfinite(loss)][0]:.2f} -> {loss[-1]:.2f} nats a token")
-    table = Table(
-        "step",
-        "Spearman",
-        "R2",
-        "row norm alone",
-        "permuted null",
-        title="frequency probe, held out",
-        box=None,
-    )
-    steps = store.steps
-    middle = [int(np.abs(steps - share * steps[-1]).argmin()) for share in (0.03, 0.1, 0.3)]
-    for index in dict.fromkeys([0, *middle, len(steps) - 1]):
-        row = metrics.isel(step=index)
-        figures = (
-            float(row[f"probe.{name}"])
-            for name in (
-                "heldout_spearman",
-                "heldout_r2",
-                "row_norm_spearman",
-                "permuted_heldout_spearman",
-            )
-        )
-        table.add_row(str(steps[index]), *(f"{value:.2f}" for value in figures))
-    draw(console, table)
-    if len(store.snapshots) >= 3:
-        rendered = verdict([analyze_store(store)]).render()
-        tell("\n" + rendered.removesuffix("\n"))
-    cost = recorder.cost
-    tell(
-        f"\nrecorder: {cost.milliseconds_per_step:.1f} ms a step, {100 * cost.fraction:.1f} % of the loop; beside it "
-        f"{cost.writer_milliseconds_per_step:.1f} ms of CPU a step in the store's threads"
     )
