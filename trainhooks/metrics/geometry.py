@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
@@ -16,11 +17,21 @@ from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.shared_sums import RowsOfMask, head_sums, initial_mean
 from trainhooks.numerics.binning import count_bins, mean_by_bin
-from trainhooks.numerics.gram import CrossGrams, centred_blocks, kept_ids, row_count, working_dtype
-from trainhooks.numerics.movement import Comparison, Movement, RowPairs, compare
+from trainhooks.numerics.gram import (
+    centred_blocks,
+    kept_ids,
+    mean_of_ids,
+    row_count,
+    square_sum,
+    without_rounding,
+    working_dtype,
+)
+from trainhooks.numerics.movement import Comparison, Movement, PairSums, compare
 from trainhooks.numerics.norms import ratio
-from trainhooks.numerics.row_sums import RowSet, RowSums, sum_head
-from trainhooks.numerics.similarity import cka_from_grams
+from trainhooks.numerics.row_sums import RowSet, RowSums
+from trainhooks.numerics.similarity import cka_from_sums
+
+_PART = " geometry."  # no variable's name: sums travel from a device with a record's values
 
 
 @dataclass(frozen=True)
@@ -116,21 +127,44 @@ class HeadGeometry(Metric):
     @torch.no_grad()
     def compute(self, state: State) -> Mapping[str, Tensor | float]:
         """Float64 values on the embedding's device."""
+        parts, by_count = self._measure(state)
+        return {**_figures(parts), **by_count}
+
+    @torch.no_grad()
+    def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
+        """On a device sums, which figures follow from on the host in fewer operations there."""
+        return self.compute(state) if state.output_embedding.device.type == "cpu" else self.parts(state)
+
+    def parts(self, state: State) -> dict[str, Tensor | float]:
+        """What `conclude` makes the figures of."""
+        parts, by_count = self._measure(state)
+        return {**{_PART + name: value for name, value in parts.items()}, **by_count}
+
+    def conclude(self, values: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The figures of sums that have travelled."""
+        parts = {name: torch.from_numpy(values.pop(name)) for name in list(values) if name.startswith(_PART)}
+        if not parts:
+            return values
+        found = _figures({name.removeprefix(_PART): value for name, value in parts.items()})
+        return values | {name: np.asarray(value) for name, value in found.items()}
+
+    def sent_bytes(self, weight: Tensor) -> int:
+        """The sums over rows, from a device."""
+        return 0 if weight.device.type == "cpu" else 8 * 128
+
+    def _measure(self, state: State) -> tuple[dict[str, Tensor], dict[str, Tensor | float]]:
+        """Sums that the figures follow from, and what is given by count."""
         head = state.output_embedding
         rows = self._rows.of(head)
         sums = head_sums(state, rows)
         found = self._compare(state, rows, sums)
-        since = found.pairs[0].movement()
-        norms = found.norms.to(sums.gram.dtype)
-        values: dict[str, Tensor | float] = {
-            "geometry.row_norm": norms.sum() / rows.count if rows.count else torch.full_like(since.norm, float("nan")),
-            "geometry.distance_to_initial": ratio(since.distance, since.reference_norm),
-            "geometry.cosine_to_initial": since.cosine,
-        }
+        parts = {"products": PairSums.of(found.stacked).products}
         if found.previous is not None:
-            values |= _step_values(found.pairs[1], found.cross, sums=sums, previous=found.previous)
+            assert found.cross is not None
+            grams = (found.cross, sums.gram, found.previous.gram)
+            parts["energies"] = torch.stack([square_sum(gram) for gram in grams])
         self._kept.append((state.step, KeptSums(sums, found.norms)))
-        return values | self._by_count(found, rows=rows, vocab=len(head))
+        return parts, self._by_count(found, rows=rows, vocab=len(head))
 
     def state_dict(self) -> dict[str, Any]:
         """The sums of the last record, which the next one is compared with."""
@@ -161,9 +195,12 @@ class HeadGeometry(Metric):
             # the same rows about the same mean have the same norms, to the bit
             if torch.equal(found.pairs[1].reference_norms, kept.norms):
                 return replace(found, previous=kept.sums)
-        before = sum_head(state.previous_head.to(head.device), rows)
-        found = compare(head, heads, ids=rows.ids, means=[*means, before.mean_row], cross=True)
-        return replace(found, previous=before)
+        mean = mean_of_ids(state.previous_head.to(head.device), rows.ids)
+        found = compare(head, heads, ids=rows.ids, means=[*means, mean], cross=True, last_gram=True)
+        assert found.last_gram is not None
+        eps = torch.finfo(working_dtype(state.previous_head)).eps
+        gram = without_rounding(found.last_gram, mean=mean, count=rows.count, eps=eps)
+        return replace(found, previous=RowSums(mean_row=mean, gram=gram))
 
     def _by_count(self, found: Comparison, *, rows: RowSet, vocab: int) -> dict[str, Tensor | float]:
         if self.bins is None or self.bin_count == 0:
@@ -214,22 +251,25 @@ def _bin_variables(count: int) -> tuple[Variable, ...]:
     )
 
 
-def _step_values(
-    pair: RowPairs, cross: Tensor | None, *, sums: RowSums, previous: RowSums
-) -> dict[str, Tensor | float]:
-    step = pair.movement()
+def _figures(parts: Mapping[str, Tensor]) -> dict[str, Tensor | float]:
+    """The figures that follow from sums, wherever they lie; "energies" are there where there is a previous record."""
+    sums = PairSums(parts["products"])
+    since = sums.movement(0)
     values: dict[str, Tensor | float] = {
+        "geometry.row_norm": sums.mean_norm(),
+        "geometry.distance_to_initial": ratio(since.distance, since.reference_norm),
+        "geometry.cosine_to_initial": since.cosine,
+    }
+    if "energies" not in parts:
+        return values
+    step = sums.movement(1)
+    return values | {
         "geometry.relative_step": ratio(step.distance, step.norm),
         "geometry.radial_step": ratio(step.radial, step.norm),
         "geometry.angular_step": ratio(step.angular, step.norm),
         "geometry.cosine_to_previous": step.cosine,
+        "geometry.cka_to_previous": cka_from_sums(sums.grams(1, energies=parts["energies"])),
     }
-    if cross is not None:
-        grams = CrossGrams.of(
-            xx=sums.gram, xy=cross, yy=previous.gram, x_norms=pair.norms, y_norms=pair.reference_norms
-        )
-        values["geometry.cka_to_previous"] = cka_from_grams(grams)
-    return values
 
 
 def _by_id(values: Tensor, ids: Tensor | None, *, rows: int, outside: float) -> Tensor:

@@ -14,11 +14,13 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.model.distributed import RankGroup
-from trainhooks.numerics.norms import group_norms, ratio
+from trainhooks.numerics.norms import accumulator, group_norms, ratio
 from trainhooks.numerics.sketch import cosine, distance
 from trainhooks.store import Store
 
 RECORDS_AT_ONCE = 64
+MOST_GROUPS = 64  # usual models have a dozen; more wait with fewer other records
+_PART = " convergence."  # no variable's name: these travel from a device with a record's values
 ESTIMATE = (
     "estimated from sign sketches of k buckets, the norm divided by being exact: relative standard error of a distance "
     "1/sqrt(2k) (2.2% for 1021), standard error of a cosine (1 - cos^2)/sqrt(k)"
@@ -92,28 +94,67 @@ class GroupConvergence(Metric):
         """
         if state.sketch is None:
             raise ValueError("GroupConvergence needs the sketch of each group: make the State with sketch=.")
+        return _figures(self._measure(state))
+
+    def enqueue(self, state: State) -> Mapping[str, Tensor | float]:
+        """On a device what the figures follow from on the host."""
+        return self.compute(state) if state.head.weight.device.type == "cpu" else self.parts(state)
+
+    def parts(self, state: State) -> dict[str, Tensor | float]:
+        """What `conclude` makes the figures of."""
+        return {_PART + name: value for name, value in self._measure(state).items()}
+
+    def sent_bytes(self, weight: Tensor) -> int:
+        """Three numbers a group, from a device."""
+        return 0 if weight.device.type == "cpu" else 8 * 3 * MOST_GROUPS
+
+    def conclude(self, values: dict[str, np.ndarray]) -> Mapping[str, np.ndarray]:
+        """The figures of sums that have travelled."""
+        parts = {name: torch.from_numpy(values.pop(name)) for name in list(values) if name.startswith(_PART)}
+        if not parts:
+            return values
+        found = _figures({name.removeprefix(_PART): value for name, value in parts.items()})
+        return values | {name: np.asarray(value) for name, value in found.items()}
+
+    def _measure(self, state: State) -> dict[str, Tensor | float]:
+        """Exact norms, and norms and products of sketches and their differences: small, whatever the model's size."""
+        if state.sketch is None:
+            raise ValueError("GroupConvergence needs the sketch of each group: make the State with sketch=.")
         norms = state.shared[GROUP_NORMS] if GROUP_NORMS in state.shared else group_norms(state.groups)
-        now = state.sketch.to(norms.dtype)
-        initial = now if state.initial_sketch is None else state.initial_sketch.to(norms)
         if state.initial_sketch is None:
             self._initial_norms = norms.detach()
-        known = self._initial_norms
-        initial_norms = torch.linalg.vector_norm(initial, dim=-1) if known is None else known.to(norms)
-        values: dict[str, Tensor | float] = {
-            "convergence.norm": norms,
-            "convergence.distance_to_initial": ratio(distance(now, initial), initial_norms),
-            "convergence.cosine_to_initial": cosine(now, initial),
-        }
-        if state.previous_sketch is not None:
-            previous = state.previous_sketch.to(norms)
-            step = ratio(distance(now, previous), norms)
-            values |= {
-                "convergence.relative_step": step,
-                "convergence.cosine_to_previous": cosine(now, previous),
-            }
-            if state.learning_rate_sum:
-                values["convergence.step_per_learning_rate"] = step / state.learning_rate_sum
-        return values
+        now = state.sketch
+        initial = now if state.initial_sketch is None else state.initial_sketch.to(now)
+        others = torch.stack([initial] if state.previous_sketch is None else [initial, state.previous_sketch.to(now)])
+        parts = {"norms": norms, "now": _norms(now), "others": _norms(others), "apart": _norms(now - others)}
+        parts["products"] = (now.to(norms.dtype) * others.to(norms.dtype)).sum(-1)
+        if self._initial_norms is not None:
+            parts["initial_norms"] = self._initial_norms.to(norms)
+        if state.learning_rate_sum:
+            parts["learning_rate_sum"] = float(state.learning_rate_sum)
+        return parts
+
+
+def _norms(sketches: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(sketches, dim=-1, dtype=accumulator(sketches.device))
+    return norms
+
+
+def _figures(parts: Mapping[str, Any]) -> dict[str, Tensor | float]:
+    """The figures that follow from what was measured, wherever it lies; the second of others is the previous record."""
+    norms, others, apart = parts["norms"], parts["others"], parts["apart"]
+    cosines = (parts["products"] / (parts["now"] * others)).clamp(-1.0, 1.0)
+    values: dict[str, Tensor | float] = {
+        "convergence.norm": norms,
+        "convergence.distance_to_initial": ratio(apart[0], parts.get("initial_norms", others[0])),
+        "convergence.cosine_to_initial": cosines[0],
+    }
+    if len(others) > 1:
+        step = ratio(apart[1], norms)
+        values |= {"convergence.relative_step": step, "convergence.cosine_to_previous": cosines[1]}
+        if "learning_rate_sum" in parts:
+            values["convergence.step_per_learning_rate"] = step / float(parts["learning_rate_sum"])
+    return values
 
 
 def convergence_to_final(

@@ -17,6 +17,7 @@ from trainhooks.numerics.row_blocks import even_slices, shifted_blocks
 HOST_BLOCK = 1024  # rows that stay in a core's cache: 1,024 took a quarter of the time of 8,192
 DEVICE_BLOCK = 16384  # rows in one product
 DEVICE_ELEMENTS = 1 << 24  # more rows at once where they are short: what counts is the number of operations
+HOSTS = ("cpu",)
 FLUSH_ROWS = 4096
 """Rows whose products are added up in float32 before they join the float64 sum: a d x d addition costs time too."""
 
@@ -55,26 +56,69 @@ class CrossGrams:
         return cls(count, xx, xy, yy, k.sum(), l.sum(), (k * k).sum(), (k * l).sum(), (l * l).sum())
 
 
+@dataclass(frozen=True)
+class GramSums:
+    """What CKA needs of `CrossGrams`: `energies`, the sums of squares of X'Y, X'X and Y'Y, and sums over rows."""
+
+    energies: Float[Tensor, "3"]
+    count: Float[Tensor, ""]
+    k: Float[Tensor, ""]
+    l: Float[Tensor, ""]  # noqa: E741
+    kk: Float[Tensor, ""]
+    kl: Float[Tensor, ""]
+    ll: Float[Tensor, ""]
+
+    @classmethod
+    def of(cls, grams: CrossGrams) -> GramSums:
+        """Those of three products."""
+        energies = torch.stack([square_sum(product) for product in (grams.xy, grams.xx, grams.yy)])
+        return cls(energies, grams.count, grams.k, grams.l, grams.kk, grams.kl, grams.ll)
+
+
+def square_sum(matrix: Float[Tensor, "*shape"]) -> Float[Tensor, ""]:
+    """The sum of the squares of all elements, in one operation."""
+    flat = matrix.reshape(-1)
+    return torch.dot(flat, flat)
+
+
 class ProductSum:
     """A sum of products A'B of blocks of rows: products in the blocks' dtype, added up in float64."""
 
     def __init__(self, dim_a: int, dim_b: int, *, like: Tensor) -> None:
-        self._part = torch.zeros(dim_a, dim_b, dtype=like.dtype, device=like.device)
+        self._at_once = like.device.type not in HOSTS
+        self._part = torch.zeros(0 if self._at_once else dim_a, dim_b, dtype=like.dtype, device=like.device)
         self._sum = torch.zeros(dim_a, dim_b, dtype=accumulator(like.device), device=like.device)
         self._rows = 0
 
     def add(self, a: Tensor, b: Tensor) -> None:
         """Add A'B of one block."""
+        if self._at_once:
+            self._add_chunks(a, b)
+            return
         for part in even_slices(0, len(a), limit=DEVICE_BLOCK):
             self._part.addmm_(a[part].T, b[part])
             self._count(part)
 
     def add_square(self, a: Tensor) -> None:
         """Add A'A of one block, the upper triangle alone: use `square_total`."""
+        if self._at_once:
+            self._add_chunks(a, a)
+            return
         for part in even_slices(0, len(a), limit=DEVICE_BLOCK):
             for strip in upper_strips(a.shape[1]):
                 self._part[strip, strip.start :].addmm_(a[part, strip].T, a[part, strip.start :])
             self._count(part)
+
+    def _add_chunks(self, a: Tensor, b: Tensor) -> None:
+        """On a device: products of up to DEVICE_BLOCK rows as one batch, and the few rows that are left beside it."""
+        chunks = -(-len(a) // DEVICE_BLOCK)
+        rows = len(a) // max(1, chunks)
+        whole = chunks * rows
+        if whole:
+            parts = a[:whole].view(chunks, rows, -1).mT @ b[:whole].view(chunks, rows, -1)
+            self._sum += parts.sum(0, dtype=self._sum.dtype)
+        if whole < len(a):
+            self._sum.addmm_(a[whole:].T.to(self._sum.dtype), b[whole:].to(self._sum.dtype))
 
     def _count(self, part: slice) -> None:
         self._rows += part.stop - part.start
@@ -91,6 +135,8 @@ class ProductSum:
         return mirrored(self.total())
 
     def _flush(self) -> None:
+        if self._rows == 0:
+            return
         self._sum += self._part
         self._part.zero_()
         self._rows = 0
@@ -121,7 +167,7 @@ def kept_ids(
 def row_slices(rows: Tensor, *, ids: Tensor | None) -> list[slice]:
     """The blocks of rows, or of `ids`, that are worked on at once."""
     on_device = max(DEVICE_BLOCK, DEVICE_ELEMENTS // max(1, rows.shape[1]))
-    limit = HOST_BLOCK if rows.device.type == "cpu" else on_device
+    limit = HOST_BLOCK if rows.device.type in HOSTS else on_device
     return even_slices(0, len(rows) if ids is None else len(ids), limit=limit)
 
 

@@ -6,7 +6,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
-from trainhooks.numerics.gram import CrossGrams, cross_grams
+from trainhooks.numerics.gram import CrossGrams, GramSums, cross_grams
 from trainhooks.numerics.spectrum import eigenvalue_tolerance
 
 
@@ -31,8 +31,13 @@ def linear_cka(
 
 
 def cka_from_grams(grams: CrossGrams, *, debiased: bool = True) -> Float[Tensor, ""]:
+    """Linear CKA from products; see `linear_cka`."""
+    return cka_from_sums(GramSums.of(grams), debiased=debiased)
+
+
+def cka_from_sums(grams: GramSums, *, debiased: bool = True) -> Float[Tensor, ""]:
     """Linear CKA from sums; see `linear_cka`."""
-    energies = torch.stack([grams.xy.square().sum(), grams.xx.square().sum(), grams.yy.square().sum()])
+    energies = grams.energies
     if debiased:
         traces = [(grams.k, grams.l, grams.kl), (grams.k, grams.k, grams.kk), (grams.l, grams.l, grams.ll)]
         k, l, kl = map(torch.stack, zip(*traces, strict=True))  # noqa: E741

@@ -6,8 +6,8 @@ import sys
 from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
-LAUNCHES = {12: 735, 48: 755}  # by layers, at most
-SNAPSHOT_AND_PROBE = 440
+LAUNCHES = {12: 235, 48: 255}  # by layers, at most; what was to be reached is 400 and 450
+SNAPSHOT_AND_PROBE = 140  # to be reached: 150
 HEAD = 4 * 50304 * 64
 
 
