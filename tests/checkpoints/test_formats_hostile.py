@@ -156,7 +156,11 @@ LYING_GGUF = {
     "one name twice": (header(tensors=2, rest=2 * record(axes=(1, 1))) + b"\0" * 64, "twice"),
     "a kind that is none": (header(tensors=1, rest=record(kind=77)), "type 77"),
     "no whole blocks": (header(tensors=1, rest=record(axes=(33, 2), kind=8)), "no whole blocks"),
-    "an alignment of 0": (header(settings=1, rest=text("general.alignment") + struct.pack("<II", 4, 0)), "alignment"),
+    "an alignment of 0": (
+        header(tensors=1, settings=1, rest=text("general.alignment") + struct.pack("<II", 4, 0) + record(axes=(1, 1))),
+        "alignment",
+    ),
+    "no tensor": (header(), "holds no tensor"),
 }
 
 

@@ -27,6 +27,9 @@ NOTE = "ZeRO 3's float32 master weights"
 FOUR = 4  # bytes of a float32
 
 
+Groups = list[tuple[Saved, Strided]]  # of one rank, end to end
+
+
 @dataclass(frozen=True)
 class _Run:
     """A stretch of one rank's numbers that lies in one tensor of its file."""
@@ -68,21 +71,21 @@ def _shapes(saved: Saved) -> dict[str, tuple[int, ...]]:
     return {key: tuple(shape) for key, shape in merged.items()}
 
 
-def _ranks(folder: Folder) -> list[list[tuple[Saved, Strided]]]:
+def _ranks(folder: Folder) -> list[Groups]:
     """Each data rank's flat groups. Raises CheckpointError where a rank's file is missing or it is not stage 3."""
     named = {int(fits["rank"]): name for name in sorted(folder.files) if (fits := FLAT.fullmatch(name))}
     if any(not name.endswith("_mp_rank_00_optim_states.pt") for name in named.values()):
         raise CheckpointError(
             f"{folder.name}: ZeRO 3 beside tensor parallelism is not read. Convert it with zero_to_fp32.py."
         )
-    found = []
+    found: list[Groups] = []
     for rank in sorted(named):
         saved = Saved.read(folder.open(named[rank]), file=named[rank])
         state = saved.field("optimizer_state_dict")
         state = state if isinstance(state, dict) else {}
         count, groups = state.get("partition_count"), state.get("fp32_flat_groups")
         count = count[0] if isinstance(count, list) and count else count
-        if _number(state.get("zero_stage")) != 3 or not isinstance(groups, list) or not _are_flat(groups):
+        if _number(state.get("zero_stage")) != 3 or not isinstance(groups, list) or not groups or not _are_flat(groups):
             raise CheckpointError(f"{saved.archive.source.name} holds no flat float32 groups of ZeRO 3.")
         if list(named) != list(range(len(named))) or count != len(named):
             raise CheckpointError(f"{folder.name} holds {len(named)} of {count} data ranks' files: fetch the others.")
@@ -108,7 +111,7 @@ def _are_flat(groups: list[Any]) -> bool:
 
 
 def _tensors(
-    shapes: Mapping[str, tuple[int, ...]], ranks: Sequence[Sequence[tuple[Saved, Strided]]], *, name: str
+    shapes: Mapping[str, tuple[int, ...]], ranks: Sequence[Groups], *, name: str
 ) -> Iterator[tuple[str, StoredTensor]]:
     if len(shapes) * len(ranks) > MOST_TENSORS:
         raise CheckpointError(f"{name} lists more than {MOST_TENSORS} pieces; they are not read.")
@@ -117,14 +120,13 @@ def _tensors(
     for key, shape in shapes.items():
         numel = math.prod(shape)
         length = -(-numel // len(ranks))
-        runs = [(rank * length, list(_runs(groups, begin, begin + length))) for rank, groups in enumerate(ranks)]
         if begin + length > min(held):
             raise CheckpointError(f"{name}: {key!r} of shape {shape} ends beyond the {min(held)} numbers of a rank.")
-        yield key, _tensor(key, shape, runs)
+        yield key, _tensor(key, shape, ranks, begin=begin, length=length)
         begin += length
 
 
-def _runs(groups: Sequence[tuple[Saved, Strided]], begin: int, stop: int) -> Iterator[_Run]:
+def _runs(groups: Groups, begin: int, stop: int) -> Iterator[_Run]:
     """Numbers `begin` to `stop` of a rank's groups, laid end to end."""
     at = 0
     for saved, group in groups:
@@ -135,16 +137,16 @@ def _runs(groups: Sequence[tuple[Saved, Strided]], begin: int, stop: int) -> Ite
         at += size
 
 
-def _tensor(key: str, shape: tuple[int, ...], ranks: list[tuple[int, list[_Run]]]) -> StoredTensor:
+def _tensor(key: str, shape: tuple[int, ...], ranks: Sequence[Groups], *, begin: int, length: int) -> StoredTensor:
     numel = math.prod(shape)
-    files = ",".join(dict.fromkeys(run.saved.file for _, runs in ranks for run in runs))
+    files = ",".join(dict.fromkeys(groups[0][0].file for groups in ranks))
     entry = TensorEntry(key, "float32", shape, files, numel * FOUR, note=NOTE)
 
     def locate() -> tuple[Part, ...]:
         parts = []
-        for start, runs in ranks:
-            at = start
-            for run in runs:
+        for rank, groups in enumerate(ranks):
+            at = rank * length
+            for run in _runs(groups, begin, begin + length):
                 stop = min(run.stop, run.begin + max(0, numel - at))  # what follows is padding
                 if stop > run.begin:
                     parts.append(replace(run, stop=stop).part(at))

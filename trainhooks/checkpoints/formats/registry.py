@@ -16,7 +16,7 @@ from trainhooks.checkpoints.formats.meta_llama import META
 from trainhooks.checkpoints.formats.nanotron import NANOTRON
 from trainhooks.checkpoints.formats.neox_layers import NEOX_LAYERS
 from trainhooks.checkpoints.formats.single_file import SINGLE_FILE
-from trainhooks.checkpoints.formats.tensorstore_arrays import TENSORSTORE
+from trainhooks.checkpoints.formats.tensorstore_arrays import OCDBT, ZARR_ARRAYS
 from trainhooks.checkpoints.weight_files import may_be_weights
 
 FORMATS: tuple[Format, ...] = (
@@ -32,10 +32,11 @@ FORMATS: tuple[Format, ...] = (
     SINGLE_FILE,
     GGUF,
     MEGATRON_LM,
-    TENSORSTORE,
+    OCDBT,
+    ZARR_ARRAYS,
 )
 DEPTH = 2  # folders down that are looked into: step100/checkpoint/model_and_optim
-MOST_FOLDERS = 64  # of one folder: each takes a listing
+MOST_FOLDERS = {2: 64, 1: 16}  # of one folder, by the folders that may follow: each takes a listing
 
 
 def located(folder: Folder) -> tuple[Format, Folder] | None:
@@ -60,7 +61,7 @@ def located(folder: Folder) -> tuple[Format, Folder] | None:
 def _below(folder: Folder, *, depth: int) -> list[tuple[str, Format, Folder]]:
     """Folders below that hold weights, by their path from here; under one that does nothing is looked for."""
     found: list[tuple[str, Format, Folder]] = []
-    for name in [name for name in folder.folders if may_be_weights(name) and name[:1] != "."][:MOST_FOLDERS]:
+    for name in [name for name in folder.folders if may_be_weights(name) and name[:1] != "."][: MOST_FOLDERS[depth]]:
         inner = folder.below(name)
         form = next((form for form in FORMATS if form.is_certain and form.fits(inner)), None)
         if form is not None:

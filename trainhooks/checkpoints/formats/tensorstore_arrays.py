@@ -50,9 +50,7 @@ class _Array:
     chunks: int
 
 
-def _fits(folder: Folder) -> bool:
-    if DATABASE in folder.files:
-        return True
+def _are_arrays(folder: Folder) -> bool:
     if not isinstance(folder, LocalFolder) or any(name in folder.files for name in OF_A_GROUP):
         return False
     return _has_array(folder.path)
@@ -209,4 +207,5 @@ def _values(package: Any, spec: dict[str, Any], entry: TensorEntry, *, name: str
     return torch.from_numpy(values)
 
 
-TENSORSTORE = Format("Orbax, Levanter, T5X (tensorstore)", _fits, _read)
+OCDBT = Format("Orbax and MaxText (OCDBT)", lambda folder: DATABASE in folder.files, _read)
+ZARR_ARRAYS = Format("Levanter, T5X, Orbax (a Zarr array a parameter)", _are_arrays, _read, is_certain=False)
