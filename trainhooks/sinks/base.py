@@ -6,12 +6,14 @@ from abc import ABC
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 
 from trainhooks.store import Layout
 from trainhooks.store.format.precision import unpack
 
+Held = TypeVar("Held")
 MODEL_AXES = ("token", "dim", "sketch_bucket")
 
 
@@ -99,6 +101,16 @@ def check_folder(folder: Path) -> None:
             if not path.is_dir():
                 raise NotADirectoryError(f"{path} is a file, so {folder} cannot be made. Choose another folder.")
             return
+
+
+def opened(held: Held | None, name: str) -> Held:
+    """What a sink's `open` made. Raises RuntimeError before it, and where `close` has let it go."""
+    if held is None:
+        raise RuntimeError(
+            f"this {name} is not open: call open(layout) before the first record, and write none after close(). "
+            "A recorder does both for the sinks it is given."
+        )
+    return held
 
 
 class Sink(ABC):  # noqa: B024 - every moment is optional

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import TextIO
 
-from trainhooks.sinks.base import Record, Sink, check_folder
+from trainhooks.sinks.base import Record, Sink, check_folder, opened
 from trainhooks.store import Layout
 
 
@@ -50,11 +50,11 @@ class JsonLinesSink(Sink):
 
     def write(self, record: Record) -> None:
         """Append a line and hand it to the system."""
-        assert self._file is not None, "open() comes first"
+        file = opened(self._file, "JsonLinesSink")
         numbers = {tag: _or_null(x) for tag, x in record.scalars.items()}
         lists = {tag: [_or_null(x) for x in vector.tolist()] for tag, vector in record.vectors.items()}
-        self._file.write(json.dumps({"step": record.step, **numbers, **lists}) + "\n")
-        self._file.flush()
+        file.write(json.dumps({"step": record.step, **numbers, **lists}) + "\n")
+        file.flush()
 
     def close(self) -> None:
         """Close the file."""

@@ -11,7 +11,7 @@ from urllib.request import url2pathname
 
 import numpy as np
 
-from trainhooks.sinks.base import Record, Sink
+from trainhooks.sinks.base import Record, Sink, opened
 from trainhooks.store import (
     BackgroundWriter,
     Layout,
@@ -40,14 +40,12 @@ class StoreSink(Sink):
         self.writing = Writing() if writing is None else writing
         self.pieces = 1  # ranks that write each record; set before open()
         self.recorded: int | None = None  # the last record that the run had made where it goes on; set before open()
-        self._last: int | None = None
         self._writer: BackgroundWriter | None = None
 
     @property
     def attempt(self) -> int:
         """How often the run was resumed; what other ranks write carries it."""
-        assert self._writer is not None, "open() comes first"
-        return self._writer.attempt
+        return opened(self._writer, "StoreSink").attempt
 
     @property
     def durable_step(self) -> int | None:
@@ -98,9 +96,7 @@ class StoreSink(Sink):
 
     def write(self, record: Record) -> None:
         """Queue the record; `durable_step` says when it is on disk."""
-        assert self._writer is not None, "open() comes first"
-        self._last = record.step
-        self._writer.append(
+        opened(self._writer, "StoreSink").append(
             record.step,
             record.values,
             sketch=record.sketch,
@@ -112,12 +108,12 @@ class StoreSink(Sink):
 
     def settle(self, *, seconds: float) -> bool:
         """See `Sink.settle`; the other ranks' pieces count, too."""
-        if self._writer is None or self._last is None:
+        if self._writer is None or (queued := self._writer.queued_step) is None:
             return True
         until = time.monotonic() + seconds
         if not self._writer.settle(seconds=seconds):
             return False
-        while self.pieces > 1 and ((last := self.durable_step) is None or last < self._last):
+        while self.pieces > 1 and ((last := self.durable_step) is None or last < queued):
             if time.monotonic() > until:
                 return False
             time.sleep(0.02)
@@ -142,8 +138,7 @@ class StoreSink(Sink):
 
     def finish(self, values: Mapping[str, np.ndarray]) -> None:
         """Write the whole-run variables."""
-        assert self._writer is not None, "open() comes first"
-        self._writer.finish(values)
+        opened(self._writer, "StoreSink").finish(values)
 
     def close(self) -> None:
         """Fold what is left and mark the store complete."""

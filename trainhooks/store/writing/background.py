@@ -93,6 +93,11 @@ class BackgroundWriter:
         return self._writer.durable_step
 
     @property
+    def queued_step(self) -> int | None:
+        """The step of the last record that was taken, None where there is none: refused and dropped ones are not."""
+        return self._last
+
+    @property
     def attempt(self) -> int:
         """See `StoreWriter.attempt`."""
         return self._writer.attempt

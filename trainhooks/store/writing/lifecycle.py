@@ -40,6 +40,7 @@ from trainhooks.store.storage.base import JOURNAL, LOCK, TEMPORARY, Storage
 from trainhooks.store.storage.local import LocalStorage
 from trainhooks.store.storage.opening import is_url, open_storage
 from trainhooks.store.storage.zarr_store import ManifestStore, read_array
+from trainhooks.store.writing.torn_tail import drop_torn_tail
 
 MODES = ("create", "overwrite", "resume")
 
@@ -116,7 +117,8 @@ def resume(
 
     `recorded` is the last record that the run had made by then; where the store ends before it, the gap is noted.
 
-    The journal's files that are cut no longer count; the caller deletes them. The records that they and the arrays
+    What is torn at the journal's end is dropped, and said. The journal's files that are cut no longer count; the caller
+    deletes them. The records that they and the arrays
     lose are kept aside before the cut is committed, see `trainhooks.store.format.kept`.
 
     Raises StoreError where there is no store, or its layout is another one (every difference is listed).
@@ -131,6 +133,7 @@ def resume(
             f"{storage} was made with another layout; go on with the same one, or write to another path:\n- "
             + "\n- ".join(found)
         )
+    drop_torn_tail(storage, root)
     suspect = misfits(store, root, last_chunks(root))
     for key in [key for key, why in suspect.items() if why == "proven"]:
         store.relist(key)
