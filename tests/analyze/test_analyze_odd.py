@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from trainhooks import ProbabilityProbe
 from trainhooks.analyze import analyze_suite
+from trainhooks.analyze.job import OpenedCheckpoint
 from trainhooks.checkpoints.suite import Suite
 from trainhooks.cli.analyze import analyze as command
 from trainhooks.core.token_counts import TokenCounts
@@ -27,6 +28,10 @@ def suite(tmp_path):
 
 def run(suite, out, **settings):
     return analyze_suite(suite, **{"counts": OFTEN, "out": out, "workers": 1, "audit": False, **settings})
+
+
+def head_of(suite, step):
+    return load_file(suite / f"step{step}" / "model.safetensors")["lm_head.weight"].float().numpy()
 
 
 def cut(suite, step):
@@ -167,6 +172,18 @@ def test_nan_is_left_out_by_the_audit_and_recorded_without_it(suite, tmp_path):
     store = open_store(tmp_path / "b.zarr")
     assert store["nonfinite_rows"].tolist() == [0, 0, 1, 0, 0, 0]
     assert np.isnan(store["convergence.head_distance_to_final"]).tolist() == [False, False, True, False, False, False]
+
+
+def test_keeping_the_matrices_reads_none_of_them_again(suite, tmp_path, monkeypatch):
+    read, reads = OpenedCheckpoint.read_head, []
+    monkeypatch.setattr(OpenedCheckpoint, "read_head", lambda opened: reads.append(1) or read(opened))
+    run(suite, tmp_path / "numbers.zarr")
+    numbers = len(reads)
+    run(suite, tmp_path / "matrices.zarr", snapshots=True)
+    assert len(reads) == 2 * numbers
+    for step in STEPS:
+        kept = open_store(tmp_path / "matrices.zarr").output_embedding(step)
+        assert np.array_equal(kept, head_of(suite, step)), step
 
 
 def test_padding_is_a_control(suite, tmp_path):

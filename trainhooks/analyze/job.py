@@ -101,12 +101,17 @@ class Job:
 
 @dataclass(frozen=True)
 class Measurement:
-    """One checkpoint's numbers, on the host: `values` by variable, group norms [group] and `sketch` [group, sketch]."""
+    """One checkpoint's numbers, on the host: `values` by variable, group norms [group] and `sketch` [group, sketch].
+
+    `head` is the output embedding that was measured, float32, None where it has come from another process: numbers
+    travel, matrices are read again.
+    """
 
     step: int
     values: dict[str, np.ndarray]
     norms: np.ndarray
     sketch: np.ndarray
+    head: Tensor | None = None
 
 
 @dataclass(frozen=True)

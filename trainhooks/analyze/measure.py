@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -55,7 +56,9 @@ class CheckpointMeasurer:
                 groups = self._groups(opened)
                 values = self._head_values(entry, opened)
                 host = {**to_host({**values, **groups[0]}), **text}
-                yield Measurement(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy())
+                assert self._previous is not None
+                head = self._previous[1]
+                yield Measurement(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy(), head=head)
             except FAILURES as error:
                 yield Failed(entry.step, f"{type(error).__name__}: {_first_line(error)}")
 
@@ -191,7 +194,8 @@ class _Cells:
 def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measurement | Failed]:
     """What a worker does: measure some of a job's entries. `skip` are steps that must not be touched."""
     torch.set_num_threads(job.threads)
-    return list(CheckpointMeasurer(job, skip=skip).measure(indices))
+    found = CheckpointMeasurer(job, skip=skip).measure(indices)
+    return [replace(one, head=None) if isinstance(one, Measurement) else one for one in found]
 
 
 def _first_line(error: BaseException) -> str:

@@ -118,14 +118,10 @@ class Writer:
 
     def write(self, measured: Measurement) -> Failed | None:
         """Queue one record; Failed where its snapshot cannot be read again."""
-        snapshot = None
-        if self._snapshots:
-            try:
-                entry = next(entry for entry in self._job.entries if entry.step == measured.step)
-                opened = open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape)
-                snapshot = opened.read_head().numpy()
-            except FAILURES as error:
-                return Failed(measured.step, str(error))
+        try:
+            snapshot = self._head(measured).numpy() if self._snapshots else None
+        except FAILURES as error:
+            return Failed(measured.step, str(error))
         sketch = torch.from_numpy(measured.sketch)
         values = {**measured.values, **self._of_groups(measured, sketch), **self._of_text(measured)}
         record = Record(
@@ -138,6 +134,13 @@ class Writer:
         self._sink.write(record)
         self._remember(sketch)
         return None
+
+    def _head(self, measured: Measurement) -> Tensor:
+        """The matrix that was measured; read again where a worker has measured it."""
+        if measured.head is not None:
+            return measured.head
+        entry = next(entry for entry in self._job.entries if entry.step == measured.step)
+        return open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape).read_head()
 
     def finish(self) -> None:
         """What needs all records: convergence from the sketches, as at the end of a live run."""

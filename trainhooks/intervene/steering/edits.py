@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from jaxtyping import Float, Float64
@@ -152,14 +153,37 @@ def steer(
     Raises ValueError for a text that is not one token, a ratio that is not above 0, an unknown direction, and for a
     part that has one document only (no interval).
     """
-    wanted = torch.tensor(list(ratios), dtype=torch.float64)
-    check_ratios(wanted)
+    check_ratios(torch.tensor(list(ratios), dtype=torch.float64))
+    check_documents(calibration, test)
+    bench = SteeringData.build(target, calibration, test, counts=counts)
+    settings: dict[str, Any] = {"tokens": tokens, "ratios": ratios, "directions": directions}
+    return steer_with(target, bench, **settings, draws=draws, resamples=resamples, seed=seed)
+
+
+def check_documents(calibration: Contexts, test: Contexts) -> None:
+    """Raise ValueError where a part has one document only: there is no interval then."""
     if min(calibration.documents, test.documents) < 2:
         raise ValueError(
             f"calibration has {calibration.documents} documents and test {test.documents}; needed 2 or more in each, "
             "for intervals over documents. Give more files, more positions or a smaller context_length."
         )
-    bench = SteeringData.build(target, calibration, test, counts=counts)
+
+
+def steer_with(
+    target: Target,
+    bench: SteeringData,
+    *,
+    tokens: Sequence[int | str] | int = 20,
+    ratios: Sequence[float] = RATIOS,
+    directions: Sequence[str] = (*SOLVED, *BASELINES),
+    draws: int = 8,
+    resamples: int = 1000,
+    seed: int = 0,
+) -> Steering:
+    """`steer` with what it takes from both parts, computed before."""
+    wanted = torch.tensor(list(ratios), dtype=torch.float64)
+    check_ratios(wanted)
+    calibration, test = bench.calibration, bench.test
     picked = bench.bins.pick(tokens) if isinstance(tokens, int) else [target.tokenizer.token_id(t) for t in tokens]
     if not picked or not len(wanted):
         raise ValueError(f"got {len(picked)} tokens and {len(wanted)} ratios; needed one or more of each.")

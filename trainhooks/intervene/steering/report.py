@@ -18,7 +18,7 @@ from trainhooks.core.token_counts import TokenCounts
 from trainhooks.intervene.contexts import choose_windows, read_documents, run_windows, split_documents
 from trainhooks.intervene.early_checks import check_model, check_names
 from trainhooks.intervene.steering.directions import BASELINES, SOLVED, make_directions
-from trainhooks.intervene.steering.edits import RATIOS, Edit, Steering, SteeringData, steer
+from trainhooks.intervene.steering.edits import RATIOS, Edit, Steering, SteeringData, check_documents, steer_with
 from trainhooks.intervene.steering.few_samples import FewSamples, few_sample_curve
 from trainhooks.intervene.steering.real_pass import RealPass, apply_edit, mean_probability
 from trainhooks.intervene.steering.scales import check_ratios
@@ -131,10 +131,9 @@ def run_steering(
     window: dict[str, Any] = {"context_length": context_length, "max_positions": max_positions, "seed": seed}
     windows, held_out = (choose_windows(target, part, **window) for part in (known, unseen))
     first, second = (run_windows(target, part, max_positions=max_positions) for part in (windows, held_out))
-    found = steer(
-        target, first, second, tokens=tokens, ratios=ratios, directions=directions, counts=frequency, seed=seed
-    )
+    check_documents(first, second)
     bench = SteeringData.build(target, first, second, counts=frequency)
+    found = steer_with(target, bench, tokens=tokens, ratios=ratios, directions=directions, seed=seed)
     chosen = list(dict.fromkeys(edit.token for edit in found.edits))
     real = tuple(_real_pass(target, bench, edit, held_out) for edit in _to_check(found))
     few = few_sample_curve(bench, tokens=chosen, ratios=ratios, vocab_size=target.tokenizer.size, seed=seed)
