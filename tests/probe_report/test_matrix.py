@@ -11,6 +11,8 @@ import torch
 from safetensors.torch import save_file
 
 import trainhooks.cli.probe  # noqa: F401 - registers the command
+from trainhooks.checkpoints.head_key import head_key
+from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.cli import app
 from trainhooks.core.variable import Variable
 from trainhooks.probe_report import open_matrix, read_token_texts, report_matrix, report_source
@@ -358,6 +360,35 @@ def test_files_are_read_as_they_are(tmp_path, matrix):
         open_matrix(tmp_path / "head.npy", step=3)
     with pytest.raises(ValueError, match="leave key out"):
         open_matrix(tmp_path / "head.npy", key="x")
+
+
+def test_a_models_folder_is_read_as_a_suite_reads_it(tmp_path, matrix):
+    embedding, counts = matrix
+    np.save(tmp_path / "counts.npy", counts)
+    head, inner = embedding.clone(), {"model.layers.0.mlp.up.weight": torch.ones(7, DIM)}
+    folders = {
+        "untied": ({"lm_head.weight": head, "model.embed_tokens.weight": -head, **inner}, False),
+        "tied": ({"model.embed_tokens.weight": head, **inner}, True),
+    }
+    for name, (tensors, tied) in folders.items():
+        (tmp_path / name).mkdir()
+        save_file(tensors, tmp_path / name / "model.safetensors")
+        config = {"model_type": "llama", "vocab_size": VOCAB, "tie_word_embeddings": tied}
+        (tmp_path / name / "config.json").write_text(json.dumps(config))
+        found = open_matrix(tmp_path / name)
+        assert found.key == head_key(open_checkpoint(tmp_path / name)).key
+        assert torch.equal(found.embedding, embedding)
+        assert found.key in found.notes[0]
+    torch.save({"lm_head.weight": head, "model.embed_tokens.weight": -head}, tmp_path / "tied" / "pytorch_model.bin")
+    (tmp_path / "tied" / "model.safetensors").unlink()
+    assert torch.equal(open_matrix(tmp_path / "tied", key="lm_head.weight").embedding, embedding)
+    report = report_source(tmp_path / "untied", counts=tmp_path / "counts.npy", draws=0)
+    assert report.probe == report_matrix(embedding, counts=counts, draws=0).probe
+    with pytest.raises(ValueError, match="is a model: leave step out"):
+        open_matrix(tmp_path / "untied", step=1)
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(ValueError, match="is no store, and no model"):
+        open_matrix(tmp_path / "empty")
 
 
 def test_nothing_is_guessed_among_several_matrices(tmp_path):

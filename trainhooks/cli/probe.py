@@ -36,11 +36,11 @@ def probe(
     Parameters
     ----------
     source
-        A Zarr store made by a recorder, a .npy file with one matrix, or a .safetensors file.
+        A Zarr store made by a recorder, a model's folder, a .npy file with one matrix, or a .safetensors file.
     step
         Which of a store's matrices; by default the last.
     key
-        Which tensor of a .safetensors file; by default the only matrix, or the one known as the head.
+        Which tensor of a .safetensors file or a model; by default the only matrix, or the one known as the head.
     counts
         Token counts (.npz, .npy or .csv); by default the store's.
     tokenizer

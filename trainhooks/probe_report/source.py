@@ -1,4 +1,4 @@
-"""Where a matrix for a report comes from: a store's snapshot, a `.npy` file, or a tensor of a `.safetensors` file."""
+"""Where a matrix for a report comes from: a store's snapshot, a model's folder, a `.npy` or a `.safetensors` file."""
 
 from __future__ import annotations
 
@@ -24,10 +24,12 @@ from trainhooks.probe.row_selection import settings_of_run
 from trainhooks.probe_report.figures import Recorded
 from trainhooks.probe_report.matrix import report_matrix
 from trainhooks.probe_report.report import MatrixReport
-from trainhooks.store import Store, open_store
+from trainhooks.store import Store, is_store, open_store
+from trainhooks.store.format.root import SPARE
 
 NORM_NAMES = ("final_layer_norm", "final_layernorm", "ln_f", "model.norm", "transformer.norm_f")
 RECORDED = ("channel.", "probability.")
+STORE, MODEL = "store", "model"
 SEEN_HAS_NO_CEILING: dict[str, Any] = {
     "noise_ceiling": float("nan"),
     "no_ceiling": "these counts are what the model was trained on, their noise included",
@@ -85,11 +87,11 @@ def report_source(
     draws: int = LEAST_ROTATIONS,
     seen: bool = False,
 ) -> MatrixReport:
-    """`report_matrix` of a store's snapshot or a file, with what the source knows: counts, texts, biases, drift.
+    """`report_matrix` of a store's snapshot, a model or a file, with what it knows: counts, texts, biases, drift.
 
-    `step` (stores; by default the last with a matrix) and `key` (`.safetensors`) as `open_matrix`. `counts` is a file
-    of token counts, needed where the source has none; `tokenizer` a tokenizer.json. `min_count` is by default the
-    run's, else 1; `exclude` adds to the run's excluded ids. With `seen` a store's matrix is held against the labels
+    `step` (stores; by default the last with a matrix) and `key` (`.safetensors`, models) as `open_matrix`. `counts` is
+    a file of token counts, needed where the source has none; `tokenizer` a tokenizer.json. `min_count` is by default
+    the run's, else 1; `exclude` adds to the run's excluded ids. With `seen` a store's matrix is held against the labels
     that the model was trained on up to that step, not against the corpus.
 
     Raises ValueError for a source, step, key, counts or tokenizer that do not fit, ImportError where a tokenizer is
@@ -131,26 +133,45 @@ def report_source(
 
 
 def open_matrix(source: str | Path, *, step: int | None = None, key: str | None = None) -> MatrixSource:
-    """The matrix of a store at `step`, of a `.npy` file, or under `key` of a `.safetensors` file.
+    """The matrix of a store at `step`, of a `.npy` file, or under `key` of a `.safetensors` file or a model's folder.
 
-    Nothing in a file is executed or unpickled. Raises ValueError where the source does not hold it, FileNotFoundError
-    where there is nothing.
+    A folder is read as a checkpoint of a suite is. Nothing in a file is executed or unpickled. Raises ValueError where
+    the source does not hold it, FileNotFoundError where there is nothing.
     """
     path = Path(source)
-    kind = path.suffix.lower() if path.is_file() or path.suffix.lower() in (".npy", ".safetensors") else "store"
-    if kind != "store" and step is not None:
-        raise ValueError(f"step={step} was asked for, but {path} is a file with one matrix: leave step out.")
-    if kind != ".safetensors" and key is not None:
-        raise ValueError(f"key={key!r} was asked for, but {path} is no .safetensors file: leave key out.")
-    if kind == "store":
+    kind = _kind(path)
+    if kind != STORE and step is not None:
+        what = "a model" if kind == MODEL else "a file with one matrix"
+        raise ValueError(f"step={step} was asked for, but {path} is {what}: leave step out.")
+    if kind not in (".safetensors", MODEL) and key is not None:
+        raise ValueError(f"key={key!r} was asked for, but {path} is no .safetensors file and no model: leave key out.")
+    if kind == STORE:
         return _from_store(open_store(path), step=step)
+    if kind == MODEL:
+        return _from_model(path, key=key)
     if not path.is_file():
         raise FileNotFoundError(f"there is no file {path}.")
     if kind == ".npy":
         return MatrixSource(name=str(path), embedding=_read_npy(path))
     if kind == ".safetensors":
-        return _from_safetensors(path, key=key)
-    raise ValueError(f"{path} ends in {kind or 'nothing'}; needed is a store, or a .npy or .safetensors file.")
+        return _from_checkpoint(path, key=key)
+    raise ValueError(
+        f"{path} ends in {kind or 'nothing'}; needed is a store, a model's folder, or a .npy or .safetensors file."
+    )
+
+
+def _kind(path: Path) -> str:
+    """`STORE`, `MODEL`, or a file's ending."""
+    if path.is_dir() and not is_store(path) and not (path / SPARE).exists():
+        return MODEL
+    return path.suffix.lower() if path.is_file() or path.suffix.lower() in (".npy", ".safetensors") else STORE
+
+
+def _from_model(path: Path, *, key: str | None) -> MatrixSource:
+    try:
+        return _from_checkpoint(path, key=key)
+    except CheckpointError as error:
+        raise ValueError(f"{path} is no store, and no model whose output embedding can be read: {error}") from error
 
 
 def _from_store(store: Store, *, step: int | None) -> MatrixSource:
@@ -237,7 +258,7 @@ def _read_npy(path: Path) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(kept.astype(kept.dtype.newbyteorder("="), copy=False)))
 
 
-def _from_safetensors(path: Path, *, key: str | None) -> MatrixSource:
+def _from_checkpoint(path: Path, *, key: str | None) -> MatrixSource:
     checkpoint = open_checkpoint(path)
     shapes = {name: entry.shape for name, entry in checkpoint.tensors.items()}
     chosen = _choose(checkpoint, shapes, key)
