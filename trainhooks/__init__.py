@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from trainhooks.core.token_counts import TokenCounts
     from trainhooks.core.variable import Variable
     from trainhooks.corpora.counting import count_corpus
+    from trainhooks.html_report.write import write_report
     from trainhooks.lead.from_store import analyze_store
     from trainhooks.lead.verdict import verdict
     from trainhooks.metrics.base import Metric, State
@@ -54,6 +55,7 @@ else:
             "trainhooks.core.token_counts": "TokenCounts",
             "trainhooks.core.variable": "Variable",
             "trainhooks.corpora.counting": "count_corpus",
+            "trainhooks.html_report.write": "write_report",
             "trainhooks.lead.from_store": "analyze_store",
             "trainhooks.lead.verdict": "verdict",
             "trainhooks.metrics.base": "Metric State",
@@ -130,4 +132,5 @@ __all__ = [
     "list_suite",
     "open_store",
     "verdict",
+    "write_report",
 ]

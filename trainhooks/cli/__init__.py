@@ -11,6 +11,7 @@ from trainhooks.cli import inspect as inspect
 from trainhooks.cli import plan as plan
 from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune
+from trainhooks.cli import report as report
 from trainhooks.cli import snapshot as snapshot
 from trainhooks.cli import steer as steer
 from trainhooks.cli import tensorboard as tensorboard

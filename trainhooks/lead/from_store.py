@@ -30,11 +30,13 @@ def analyze_store(
     seed: int = 0,
     max_records: int | None = None,
     trajectory: Trajectory | None = None,
+    picture: bool = True,
 ) -> RunAnalysis:
     """Lead, direction and onsets of a store against its corpus counts (see `analyze_run`).
 
     From its snapshots; where it has fewer than three, from what `trainhooks analyze` kept in their place, which is of
-    99 draws at seed 0. `trajectory` are snapshots of this store that were read already, of which the analysis is then.
+    99 draws at seed 0. `picture` as `analyze_run`. `trajectory` are snapshots of this store that were read already: the
+    analysis is then of these.
 
     Raises ValueError, with the store's path, where it has neither or no token counts, and as
     `analyze_run`.
@@ -45,6 +47,7 @@ def analyze_store(
     try:
         if len(kept.snapshots) >= LEAST_RECORDS:
             options: dict[str, Any] = {"q": tuple(q), "draws": draws, "seed": seed, "max_records": max_records}
+            options["picture"] = picture
             found = _from_snapshots(kept, trajectory or kept.snapshots, **options)
             return _with_audit(found, kept)
         if "lead.inner" in kept.names:
@@ -91,19 +94,14 @@ def _rates(store: Store) -> Series | None:
     return Series(store.steps, rates) if np.isfinite(rates).any() else None
 
 
-def _from_snapshots(
-    store: Store, trajectory: Trajectory, *, q: tuple[float, ...], draws: int, seed: int, max_records: int | None
-) -> RunAnalysis:
+def _from_snapshots(store: Store, trajectory: Trajectory, **options: Any) -> RunAnalysis:
     counts, mask = counted_rows(store)
     found = analyze_run(
         trajectory,
         frequency_target(counts, mask=mask).numpy(),
         mask=mask.numpy(),
-        q=q,
-        draws=draws,
-        seed=seed,
-        max_records=max_records,
         learning_rate=_rates(store),
+        **options,
     )
     return replace(found, records_total=len(store.snapshots))
 

@@ -22,7 +22,8 @@ def read_run(
     seed: int,
     resamples: int,
     max_records: int | None,
-) -> tuple[LeadSums, Picture]:
+    with_picture: bool = True,
+) -> tuple[LeadSums, Picture | None]:
     """Read the last record, the first, that at 3/4, then all in order; see `analyze_run` for settings and errors."""
     kept = thinned(np.asarray(trajectory.steps), limit=max_records or len(trajectory))
     steps = np.asarray(trajectory.steps)[kept]
@@ -33,13 +34,15 @@ def read_run(
     end = cut_index(steps)
     cut = None if end is None else next(matrices(trajectory, kept[end : end + 1], mask=mask, farthest=farthest))
     reader = LeadAccumulator(first, last, cut, targets=targets, draws=draws, seed=seed, resamples=resamples)
-    drawn = thinned(steps, limit=PICTURE_RECORDS)
+    drawn = thinned(steps, limit=PICTURE_RECORDS) if with_picture else np.arange(0)
     in_picture, correlations, records = set(drawn.tolist()), [], []
     for position, matrix in enumerate(matrices(trajectory, kept, mask=mask, farthest=farthest)):
         records.append(reader.measure(matrix, within_cut=end is not None and position <= end))
         if position in in_picture:
             correlations.append(heldout_correlation(matrix, targets, folds=folds))
     reading = gathered(steps, records, columns=reader.columns, dims=reader.dims, correlation=reader.correlation)
+    if not with_picture:
+        return reading, None
     picture = _picture(reading, drawn, np.array(correlations), ends=(first, last), targets=targets, folds=folds, q=q)
     return reading, picture
 

@@ -88,13 +88,15 @@ def analyze_run(
     series: Mapping[str, Series] | None = None,
     max_records: int | None = None,
     resamples: int = RESAMPLES,
+    picture: bool = True,
 ) -> RunAnalysis:
     """Decompose a run's change into the part along the targets and the rest, and test which came first.
 
     `y` holds the targets of all rows (-log frequency; entries outside `mask` are never looked at). Reads the last
     record, the first and that at 3/4 of the run, then every record in order, one matrix in memory beside those.
     `draws` labellings of each null, `resamples` bootstrap samples of the tokens (0: no interval). `series` are recorded
-    scalars whose onsets go beside. `max_records` thins a long run to that many records, evenly in log(1 + step).
+    scalars whose onsets go beside. Without `picture`, which is no evidence, it is not computed.
+    `max_records` thins a long run to that many records, evenly in log(1 + step).
 
     Raises ValueError for fewer than 3 records or 16 rows, fewer than 19 draws (p could not fall to 0.05), constant
     or non-finite targets, non-finite matrices, a run whose two ends are equal, and shares outside (0, 1).
@@ -106,8 +108,16 @@ def analyze_run(
             f"the mask has {len(mask)} entries of type {mask.dtype} and y has {len(y)}; give one boolean for each row."
         )
     _check(trajectory, mask=mask, q=shares, draws=draws, max_records=max_records)
-    reading, picture = read_run(
-        trajectory, y, mask=mask, q=shares, draws=draws, seed=seed, resamples=resamples, max_records=max_records
+    reading, drawn = read_run(
+        trajectory,
+        y,
+        mask=mask,
+        q=shares,
+        draws=draws,
+        seed=seed,
+        resamples=resamples,
+        max_records=max_records,
+        with_picture=picture,
     )
     return analyze_reading(
         reading,
@@ -115,7 +125,7 @@ def analyze_run(
         vocab=len(y),
         q=shares,
         seed=seed,
-        picture=picture,
+        picture=drawn,
         learning_rate=learning_rate,
         series=series,
     )

@@ -68,3 +68,7 @@ STEERING = (
     "quartiles over tokens, on text that did not choose the edit. Dashed: as asked; dotted grey: no effect and, where"
     " given, random directions (null)."
 )
+LOSS = (
+    "Training loss as the loop gave it, in nats a token, beside a uniform guess over the rows of the output embedding "
+    "(null)."
+)

@@ -32,7 +32,7 @@ def dynamics_drawing(runs: Sequence[RunNumbers], *, scale: Scale = "log") -> Dra
         frequency_panel(above, scale=scale),
         convergence_panel(below, scale=scale, y_label=OF_HEAD if len(runs) > 1 else DISTANCE),
     )
-    return Drawing(name, f"Training dynamics, {scale} steps", caption, _drawn(panels))
+    return Drawing(name, "Training dynamics", caption, _drawn(panels))
 
 
 def correlations(run: RunNumbers, number: int = 0, *, several: bool = False) -> list[Curve]:

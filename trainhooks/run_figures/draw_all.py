@@ -92,7 +92,7 @@ def figures(
 
     One column of print, safe for the colour-blind, each with its null or baseline in it. `interventions` are files that
     `trainhooks prune --json` or `steer --json` printed. `lead=False` leaves out the lead, whose draws take seconds.
-    What a store does not hold is left out and said so (`left_out`). Snapshots are read once; up to 32 are used.
+    What a store does not hold is left out and said so (`left_out`). Snapshots are read once; up to 40 are used.
 
     Raises ValueError for no store, an unknown format and files of interventions that are none, StoreError where a store
     is none, and ImportError where matplotlib is missing.

@@ -14,10 +14,12 @@ PRINTED = 4
 """Steps that a printed figure of rows shows; the report's slider has all."""
 
 
-def chosen_states(states: tuple[ProbedState, ...], *, most: int = PRINTED) -> tuple[ProbedState, ...]:
-    """The first, the last, and what lies evenly between in log(1 + step)."""
+def chosen_states(states: tuple[ProbedState, ...], *, most: int) -> tuple[ProbedState, ...]:
+    """The last, the first, and what lies evenly between in log(1 + step)."""
     if len(states) <= most:
         return states
+    if most == 1:
+        return states[-1:]
     logs = np.log1p([state.step for state in states])
     wanted = np.linspace(logs[0], logs[-1], most)
     places = sorted({int(np.abs(logs - one).argmin()) for one in wanted})
@@ -32,8 +34,8 @@ def names_of(run: RunNumbers) -> list[str] | None:
     return [repr(run.token_texts[token]) if run.token_texts else f"id {token}" for token in ids]
 
 
-def scatter_drawing(run: RunNumbers, *, every: bool = False) -> Drawing:
-    """(d) Held-out predictions over true log frequency, at the last step, or at `every` one that was read."""
+def scatter_drawing(run: RunNumbers, *, most: int = 1) -> Drawing:
+    """(d) Held-out predictions over true log frequency, at the last step, or at up to `most` of those read."""
     names = names_of(run)
     panels = [
         scatter_panel(
@@ -45,7 +47,7 @@ def scatter_drawing(run: RunNumbers, *, every: bool = False) -> Drawing:
             step=state.step,
             names=names,
         )
-        for state in (run.states if every else run.states[-1:])
+        for state in chosen_states(run.states, most=most)
     ]
     caption = captions.SCATTER
     return Drawing("scatter", "Probe: predicted against true log frequency", caption, tuple(panels))
@@ -84,9 +86,9 @@ def components_panel(run: RunNumbers, state: ProbedState, *, names: list[str] | 
     return Panel(title, first, second, (curve,), shade_label="log10 frequency", step=state.step)
 
 
-def components_drawing(run: RunNumbers, *, every: bool = False) -> Drawing:
-    """(h) Rows of the output embedding in two dimensions, coloured by frequency, at chosen steps or `every` one."""
+def components_drawing(run: RunNumbers, *, most: int = PRINTED) -> Drawing:
+    """(h) Rows of the output embedding in two dimensions, coloured by frequency, at up to `most` steps."""
     caption = captions.COMPONENTS
-    states = run.states if every else chosen_states(run.states)
+    states = chosen_states(run.states, most=most)
     panels = tuple(components_panel(run, state, names=names_of(run)) for state in states) if run.tokens else ()
     return Drawing("components", "Output embedding in two dimensions", caption, panels, columns=2)

@@ -44,6 +44,12 @@ def _groups(run: RunNumbers) -> list[Curve]:
     return curves
 
 
+def loss_drawing(run: RunNumbers) -> Drawing:
+    """The training loss as a figure of its own."""
+    panel = loss_panel(run)
+    return Drawing("loss", "Training loss", captions.LOSS, (panel,) if panel.drawn else ())
+
+
 def loss_panel(run: RunNumbers) -> Panel:
     """The training loss, with the loss of a uniform guess over the vocabulary."""
     loss = run.series("loss")

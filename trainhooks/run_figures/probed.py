@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int64
 from torch import Tensor
 
+from trainhooks.lead.trajectory import thinned
 from trainhooks.numerics.binning import count_bins, mean_by_bin
 from trainhooks.probe import (
     fit_probe,
@@ -24,6 +25,7 @@ from trainhooks.run_figures.taken import TakenMatrices
 
 SHOWN = 1500
 """Tokens that are drawn as points, evenly over the ranks of frequency."""
+MOST_STATES = 12
 ROTATIONS = 20
 MOST_ROTATED = 512
 """Columns up to which every state is rotated; wider ones at the last alone, since a rotation costs dim^3."""
@@ -94,7 +96,10 @@ class ProbedState:
 
 
 def probed_states(taken: TakenMatrices, tokens: CountedTokens) -> tuple[ProbedState, ...]:
-    """Each matrix's numbers; a row that is not finite is left out of that one. Draws come from an own generator."""
+    """The numbers of up to 12 of the matrices, log-spaced; a row that is not finite is left out of that one.
+
+    Draws come from an own generator.
+    """
     if not len(taken):
         return ()
     dim = taken[0].shape[1]
@@ -102,6 +107,7 @@ def probed_states(taken: TakenMatrices, tokens: CountedTokens) -> tuple[ProbedSt
     rotations = [haar_rotation(dim, generator=generator) for _ in range(ROTATIONS)]
     final = torch.from_numpy(taken[len(taken) - 1])
     last = len(taken) - 1
+    places = thinned(taken.steps, limit=MOST_STATES)
     return tuple(
         _probed(
             int(taken.steps[place]),
@@ -110,7 +116,7 @@ def probed_states(taken: TakenMatrices, tokens: CountedTokens) -> tuple[ProbedSt
             final=final,
             rotations=rotations if place == last or dim <= MOST_ROTATED else [],
         )
-        for place in range(len(taken))
+        for place in map(int, places)
     )
 
 

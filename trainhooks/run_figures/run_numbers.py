@@ -78,7 +78,7 @@ def read_run(store: str | Path | Store, *, label: str | None = None, lead: bool 
     if lead:
         trajectory = taken if taken is not None and len(taken) >= LEAST_RECORDS else None
         try:
-            found = analyze_store(opened, trajectory=trajectory)
+            found = analyze_store(opened, trajectory=trajectory, picture=False)
         except ValueError as error:
             missing["lead"] = str(error)
     return RunNumbers(

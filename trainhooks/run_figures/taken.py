@@ -9,26 +9,31 @@ from jaxtyping import Float32, Int64
 
 from trainhooks.lead.trajectory import thinned
 from trainhooks.store import Store
+from trainhooks.store.format.precision import unpack
 
 SPREAD = 10
 """Records spread evenly over log(1 + step): each may cost a block."""
-MOST = 32
+MOST = 40
 KEPT_BYTES = 1536 * 1024**2
 LEAST = 3
 
 
 @dataclass(frozen=True)
 class TakenMatrices:
-    """Matrices of a run in memory, in order of steps: a trajectory (`trainhooks.lead.Trajectory`)."""
+    """Matrices of a run in memory, in order of steps: a trajectory (`trainhooks.lead.Trajectory`).
+
+    `matrices` are float32 [vocab, dim], or uint16 where they are bfloat16 numbers, of which these are the bits.
+    """
 
     steps: Int64[np.ndarray, "taken"]
-    matrices: tuple[Float32[np.ndarray, "vocab dim"], ...]
+    matrices: tuple[np.ndarray, ...]
 
     def __len__(self) -> int:
         return len(self.matrices)
 
     def __getitem__(self, index: int, /) -> Float32[np.ndarray, "vocab dim"]:
-        return self.matrices[index]
+        matrix = self.matrices[index]
+        return unpack(matrix) if matrix.dtype == np.uint16 else matrix
 
 
 def positions(store: Store, *, most: int = MOST) -> Int64[np.ndarray, "taken"]:
@@ -50,5 +55,13 @@ def positions(store: Store, *, most: int = MOST) -> Int64[np.ndarray, "taken"]:
 def take(store: Store, *, most: int = MOST) -> TakenMatrices:
     """Read those snapshots, each block once. Raises StoreError where one is gone or damaged."""
     chosen = positions(store, most=most)
-    found = tuple(store.snapshots.chosen([int(position) for position in chosen]))
+    found = tuple(_packed(matrix) for matrix in store.snapshots.chosen([int(position) for position in chosen]))
     return TakenMatrices(np.asarray(store.snapshot_steps)[chosen], found)
+
+
+def _packed(matrix: Float32[np.ndarray, "vocab dim"]) -> np.ndarray:
+    """The upper halves of the numbers where the lower ones are 0, as in a store of bfloat16 precision; else a copy."""
+    bits = np.ascontiguousarray(matrix).view(np.uint32)
+    if np.any(bits & np.uint32(0xFFFF)):
+        return matrix.copy()
+    return (bits >> np.uint32(16)).astype(np.uint16)
