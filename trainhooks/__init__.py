@@ -6,7 +6,7 @@ HF Trainer are in `trainhooks.integrations` and are imported from there, so that
 
 from typing import TYPE_CHECKING
 
-from trainhooks.core import former
+from trainhooks.core import accessors, former
 from trainhooks.core.former_names import TABLE
 from trainhooks.core.lazy import lazy_names
 
@@ -83,6 +83,7 @@ else:
 
 __version__ = "0.1.0"
 
+accessors.register("plot", home="trainhooks.run_figures.store_plots:StorePlots")
 former.install(former.read_table(TABLE, package=__name__))
 
 __all__ = [

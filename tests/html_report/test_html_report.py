@@ -13,7 +13,8 @@ from loops import VOCAB
 
 import trainhooks as th
 from trainhooks.cli import app
-from trainhooks.html_report.escape import script_json, text
+from trainhooks.core.html import text
+from trainhooks.html_report.escape import script_json
 from trainhooks.html_report.payload import MOST_POINTS, Payload, rounded, spread
 from trainhooks.html_report.sections import verdicts
 from trainhooks.html_report.write import build_page

@@ -14,6 +14,7 @@ import numpy as np
 from jaxtyping import Int64
 
 from trainhooks.core.array_files import read_arrays
+from trainhooks.core.html import card
 
 _MOST_PADDING = 512  # Pythia 12B has 411 rows beyond its ids; a tokenizer of another size differs by more
 _INT64_MAX = 2**63 - 1
@@ -55,6 +56,23 @@ class TokenCounts:
                 f"tokens_read is {self.tokens_read}, but {self.n_tokens} were counted; needed at least as many, or "
                 "None where it is not known."
             )
+
+    def __repr__(self) -> str:
+        return f"TokenCounts({', '.join(f'{name}={value}' for name, value in self._told())})"
+
+    def _repr_html_(self) -> str:
+        return card("Token counts", [*self._told(), ("rule", self.rule or "not said")])
+
+    def _told(self) -> list[tuple[str, str]]:
+        """What a notebook shows of it."""
+        known = [] if self.documents is None else [("documents", f"{self.documents:,}")]
+        counted = int(np.count_nonzero(self.counts))
+        return [
+            ("vocab_size", f"{self.vocab_size:,}"),
+            ("n_tokens", f"{self.n_tokens:,}"),
+            ("seen", f"{counted:,}"),
+            *known,
+        ]
 
     @property
     def vocab_size(self) -> int:

@@ -4,15 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from html import escape
 from typing import Any
 
-from trainhooks.core.printable import shown_lines
-
-
-def text(value: object) -> str:
-    """As the text of an element, or within a quoted attribute; what cannot be seen is spelled."""
-    return escape(shown_lines(value), quote=True)
+from trainhooks.core.html import text
 
 
 def script_json(value: Any) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trainhooks.html_report.escape import text
+from trainhooks.core.html import text
 from trainhooks.run_figures import RunNumbers
 
 PROBE = (

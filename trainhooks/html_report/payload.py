@@ -10,7 +10,6 @@ import numpy as np
 
 from trainhooks.lead.trajectory import thinned
 from trainhooks.plots import Curve, Drawing, Panel
-from trainhooks.plots.canvas import colours_of
 
 MOST_POINTS = 400
 DIGITS = 5
@@ -38,6 +37,8 @@ class Payload:
         return len(self._drawings) - 1
 
     def _panel(self, panel: Panel) -> dict[str, Any]:
+        from trainhooks.plots.canvas import colours_of
+
         curves = [curve for curve in panel.curves if curve.drawn]
         return {
             "title": panel.title if panel.step is not None else "",

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 
 from trainhooks.core.formatting import human
-from trainhooks.html_report.escape import table, text
+from trainhooks.core.html import text
+from trainhooks.html_report.escape import table
 from trainhooks.lead.lead import Interval, Lead
 from trainhooks.lead.verdict import Verdict, verdict
 from trainhooks.run_figures import RunNumbers

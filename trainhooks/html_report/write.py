@@ -8,8 +8,9 @@ from collections.abc import Callable, Sequence
 from importlib import resources
 from pathlib import Path
 
+from trainhooks.core.html import text
 from trainhooks.html_report import sections
-from trainhooks.html_report.escape import script_json, text
+from trainhooks.html_report.escape import script_json
 from trainhooks.html_report.methods import methods
 from trainhooks.html_report.payload import Payload
 from trainhooks.plots import Drawing

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from trainhooks.core.formatting import plain
+from trainhooks.core.html import card
 from trainhooks.core.printable import page
 from trainhooks.lead import Onset, RunAnalysis
 from trainhooks.lead.claims import SEEDS_FOR_A_MODEL, OverSeeds, judge, over_seeds, sentence, spoken
@@ -69,6 +70,21 @@ class Verdict:
         """Everything as plain dicts, lists, numbers and strings, ready for JSON; NaN and infinity become None."""
         found: dict[str, Any] = plain(self)
         return found
+
+    def __repr__(self) -> str:
+        first = self.runs[0].leads[0]
+        return f"Verdict({self.level!r}, seeds={self.seeds}, q={first.q:g}, lead={first.lead:.4g}, p={first.p:.2g})"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            (
+                f"run {number}, q = {lead.q:g}",
+                f"lead {_number(lead.lead)}, 95% {_range(lead.interval)}, p = {lead.p:.2g}",
+            )
+            for number, run in enumerate(self.runs, start=1)
+            for lead in run.leads
+        ]
+        return card(self.sentence, rows, lines=self.notes)
 
     def render(self) -> str:
         """The verdict as text, for a terminal."""

@@ -10,6 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
+from trainhooks.core.html import card
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.rank_correlation import average_ranks, pearson, ranks_to_scale, rounding_square
 from trainhooks.probe.fold_moments import FoldMoments
@@ -51,6 +52,22 @@ class ProbeFit:
     rank: Float64[Tensor, ""]
     rows: Float64[Tensor, ""]
     variance: Float64[Tensor, "*target"]
+
+    def __repr__(self) -> str:
+        return f"ProbeFit({', '.join(f'{name}={value}' for name, value in self._told())})"
+
+    def _repr_html_(self) -> str:
+        return card("Frequency probe, held out in folds", self._told())
+
+    def _told(self) -> list[tuple[str, str]]:
+        """What a notebook shows of it: a number a target."""
+
+        def number(values: Tensor) -> str:
+            found = [f"{value:.4g}" for value in values.reshape(-1).tolist()]
+            return found[0] if values.ndim == 0 else f"[{', '.join(found)}]"
+
+        names = ("heldout_spearman", "heldout_pearson", "heldout_r2", "r2", "null_r2", "rows", "rank")
+        return [(name, number(getattr(self, name))) for name in names]
 
     def predict(self, embedding: Float[Tensor, "row dim"]) -> Float64[Tensor, "row *target"]:
         """E A + B for any rows, in float64."""

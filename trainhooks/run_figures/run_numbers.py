@@ -60,10 +60,15 @@ class RunNumbers:
         return found if np.isfinite(found).any() else None
 
 
-def read_run(store: str | Path | Store, *, label: str | None = None, lead: bool = True) -> RunNumbers:
+def read_run(
+    store: str | Path | Store, *, label: str | None = None, lead: bool = True, steps: Sequence[int] | None = None
+) -> RunNumbers:
     """Read a store for figures. What it does not hold is left out, and said in `missing`.
 
-    `lead=False` leaves the analysis of the lead out, which takes seconds. Raises StoreError where there is no store, or
+    `lead=False` leaves the analysis of the lead out, which takes seconds. `steps` are those
+    whose matrices are read, () for none, by default up to 40 that are spread over the run.
+
+    Raises StoreError where there is no store, or
     a damaged one, and ValueError for one without a record.
     """
     opened = store if isinstance(store, Store) else open_store(store)
@@ -71,7 +76,8 @@ def read_run(store: str | Path | Store, *, label: str | None = None, lead: bool 
         raise ValueError(f"{opened.path} holds no record yet: run the training, then draw.")
     missing: dict[str, str] = {}
     tokens = _tokens(opened, missing)
-    taken = take(opened) if len(opened.snapshots) and (tokens is not None) else None
+    wanted = len(opened.snapshots) and tokens is not None and (steps is None or len(steps))
+    taken = take(opened, steps=steps) if wanted else None
     if not len(opened.snapshots):
         missing["snapshots"] = "the store holds no output embeddings (they were not kept)"
     found = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -52,9 +53,12 @@ def positions(store: Store, *, most: int = MOST) -> Int64[np.ndarray, "taken"]:
     return found
 
 
-def take(store: Store, *, most: int = MOST) -> TakenMatrices:
-    """Read those snapshots, each block once. Raises StoreError where one is gone or damaged."""
-    chosen = positions(store, most=most)
+def take(store: Store, *, most: int = MOST, steps: Sequence[int] | None = None) -> TakenMatrices:
+    """Read those snapshots, or those of these `steps`, each block once.
+
+    Raises ValueError for a step without one, StoreError where one is gone or damaged.
+    """
+    chosen = positions(store, most=most) if steps is None else np.unique([store.position_of(step) for step in steps])
     found = tuple(_packed(matrix) for matrix in store.snapshots.chosen([int(position) for position in chosen]))
     return TakenMatrices(np.asarray(store.snapshot_steps)[chosen], found)
 

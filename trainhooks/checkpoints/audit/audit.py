@@ -33,7 +33,8 @@ from trainhooks.checkpoints.audit.header_checks import (
 from trainhooks.checkpoints.base import Checkpoint
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.formatting import shortened
-from trainhooks.core.printable import page
+from trainhooks.core.html import card
+from trainhooks.core.printable import page, shown
 
 _PART_ELEMENTS = 2**21
 
@@ -53,6 +54,17 @@ class Audit:
     pairs: dict[tuple[int, int], Pair] = field(default_factory=dict)
     taken: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        found = "nothing found" if self.clean else f"{len(self.findings)} findings"
+        return f"<Audit of {shown(self.name)}: {len(self.steps)} checkpoints, {found}>"
+
+    def _repr_html_(self) -> str:
+        rows = [
+            ("checkpoints", f"{len(self.steps)}, steps {shortened(self.steps)}"),
+            ("left out", str(len(self.broken))),
+        ]
+        return card(f"Audit of {self.name}", rows, lines=_grouped(self.findings) or ["Nothing was found."])
 
     @property
     def clean(self) -> bool:

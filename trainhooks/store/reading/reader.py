@@ -13,6 +13,9 @@ import numpy as np
 import zarr
 from jaxtyping import Float32, Int64
 
+from trainhooks.core.accessors import accessor
+from trainhooks.core.html import card
+from trainhooks.core.printable import shown
 from trainhooks.core.variable import Variable
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import stacked
@@ -43,6 +46,7 @@ from trainhooks.store.storage.opening import open_storage
 from trainhooks.store.storage.zarr_store import ManifestStore, open_array, read_array
 
 if TYPE_CHECKING:
+    import pandas
     import xarray
 
 _READ_ATTEMPTS = 10
@@ -282,7 +286,7 @@ class Store:
 
     def output_embedding(self, step: int | np.integer) -> Float32[np.ndarray, "vocab dim"]:
         """The matrix at `step`. Raises ValueError where that step has none."""
-        return self.snapshots.at(self._position(step))
+        return self.snapshots.at(self.position_of(step))
 
     def token_path(self, token: int | np.integer) -> Float32[np.ndarray, "snapshot dim"]:
         """One token's row at every snapshot. Raises ValueError for an id outside the vocabulary."""
@@ -294,7 +298,7 @@ class Store:
 
     def label_counts(self, step: int | np.integer) -> Int64[np.ndarray, "vocab"]:
         """Labels trained on up to `step`, by token. Raises ValueError where that step has none."""
-        position = self._position(step)
+        position = self.position_of(step)
         folded = len(self.snapshots) - len(self._snapshot_journal)
         if position < folded:
             counts = self._read(LABEL_COUNTS, position)
@@ -316,11 +320,52 @@ class Store:
         }
         return xarray.Dataset(data, coords={STEP: self.steps, GROUP: list(self.groups)})
 
+    def to_xarray(self) -> xarray.Dataset:
+        """Metrics, counts, texts and output embeddings [snapshot_step, token, dim], these read when they are taken."""
+        from trainhooks.store.reading.to_xarray import as_dataset
+
+        return as_dataset(self)
+
+    def to_dataframe(self) -> pandas.DataFrame:
+        """A row a record, by step: every scalar, and every metric by group as `name/group`."""
+        from trainhooks.store.reading.to_xarray import as_dataframe
+
+        return as_dataframe(self)
+
+    @property
+    def plot(self) -> Any:
+        """Figures of this store: `plot()`, `plot.dynamics()`, `plot.scatter(step)` ...; matplotlib figures."""
+        return accessor("plot", self)
+
+    def __repr__(self) -> str:
+        return f"<Store {shown(self.path)}: {', '.join(f'{name} {value}' for name, value in self._told())}>"
+
+    def _repr_html_(self) -> str:
+        return card(f"Store {self.path}", self._told())
+
+    def _told(self) -> list[tuple[str, str]]:
+        """What a notebook shows of it."""
+        last = f" to step {self._steps[-1]:,}" if len(self._steps) else ""
+        return [
+            ("records", f"{len(self._steps):,}{last}"),
+            ("matrices", f"{len(self.snapshots):,} of {self.vocab:,} x {self.dim}"),
+            ("metrics", str(len(self.names))),
+            ("complete", "yes" if self._root.complete else "no"),
+        ]
+
     def summary(self) -> dict[str, Any]:
         """What is in the store, as plain JSON: see `trainhooks.store.reading.summary.summarize`."""
         from trainhooks.store.reading.summary import summarize
 
         return summarize(self, variables=self._layout.variables)
+
+    def position_of(self, step: int | np.integer) -> int:
+        """The place of a step's matrix in `snapshots`. Raises ValueError where that step has none."""
+        position = int(np.searchsorted(self.snapshot_steps, step))
+        if position < len(self.snapshot_steps) and self.snapshot_steps[position] == step:
+            return position
+        near = self.snapshot_steps[max(0, position - 1) : position + 1].tolist()
+        raise ValueError(f"{self.path} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
 
     def _variable(self, name: str) -> Variable:
         for variable in self._layout.variables:
@@ -344,13 +389,6 @@ class Store:
 
     def _rows(self, name: str, shape: tuple[int, ...], dtype: str) -> np.ndarray:
         return np.concatenate([self._folded(name), stacked(self._journal, name, shape, dtype)])
-
-    def _position(self, step: int | np.integer) -> int:
-        position = int(np.searchsorted(self.snapshot_steps, step))
-        if position < len(self.snapshot_steps) and self.snapshot_steps[position] == step:
-            return position
-        near = self.snapshot_steps[max(0, position - 1) : position + 1].tolist()
-        raise ValueError(f"{self.path} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
 
 
 def _steps(records: list[JournalRecord]) -> np.ndarray:
