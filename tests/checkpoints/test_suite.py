@@ -187,3 +187,12 @@ def test_series_that_lack_nothing(steps):
 def test_long_lists_are_shortened():
     assert shortened([1, 2]) == "1, 2"
     assert re.fullmatch(r"0, 1, 2, 3, 4, 5 \.\.\. 19 \(20\)", shortened(range(20)))
+
+
+def test_a_folder_of_texts_is_not_called_empty(tmp_path):
+    for number in range(4):
+        (tmp_path / f"{number}.txt").write_text("text")
+    with pytest.raises(
+        ValueError, match=r"holds 4 files \(0.txt, 1.txt, 2.txt ...\), and none is a folder or a file of"
+    ):
+        list_suite(tmp_path)

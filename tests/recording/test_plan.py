@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from trainhooks.recording.plan import all_bytes
+from trainhooks.recording.plan import Plan, advice, all_bytes
 from trainhooks.store import Layout
 
 RUN = """
@@ -121,3 +121,13 @@ def test_memory_stays_below_what_is_announced_and_not_far_below(tmp_path, kind):
 def test_no_more_waits_than_the_run_has_records():
     layout = Layout(vocab=100, dim=4, groups=("a",), sketch_size=8)
     assert all_bytes(layout, records=5, snapshots=2) == 5 * 4 * 8 + 2 * 100 * (4 * 4 + 8)
+
+
+def test_a_large_store_is_said_with_a_smaller_setting_beside_it():
+    layout = Layout(50304, 768, ("whole",), 0)
+    for records, snapshots in ((10_001, 10_001), (None, None)):
+        said = advice(Plan(records, snapshots, 0, 0, 0), layout=layout)
+        assert "up to 1.56 TB in 10000 updates: 10001 output embeddings of 50304 x 768 in float32" in said
+        assert "Log-spaced ones in bfloat16 take 8.29 GB at most" in said
+    assert advice(Plan(10_001, 20, 0, 0, 0), layout=layout) == "", "log-spaced already"
+    assert advice(Plan(301, 301, 0, 0, 0), layout=Layout(8192, 256, ("whole",), 0)) == "", "small"

@@ -184,6 +184,12 @@ def _from_folder(folder: str, pattern: Pattern | None, choice: Choice) -> Suite:
     inner = os.path.join(folder, _INNER)
     if not _any_read(places, pattern) and os.path.isdir(inner) and _any_read(_inside(inner), pattern):
         places = _inside(inner)
+    if not places and (others := sorted(os.listdir(folder))):
+        shown = ", ".join(others[:3]) + (" ..." if len(others) > 3 else "")
+        raise ValueError(
+            f"{folder} holds {len(others)} files ({shown}), and none is a folder or a file of weights. Give the folder "
+            "that the checkpoints lie in."
+        )
     return _suite(folder, "folder", places, pattern, choice)
 
 

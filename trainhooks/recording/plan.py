@@ -5,14 +5,14 @@ from __future__ import annotations
 import math
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from trainhooks.core.formatting import human
-from trainhooks.core.schedule import Schedule
+from trainhooks.core.schedule import LogSpaced, Schedule
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
 from trainhooks.recording.staging import (
@@ -31,6 +31,9 @@ from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
 pass
 
 FEW_BYTES = 1 << 18  # what a metric sends beside its variables and can still wait with other records
+LARGE_BYTES = 20 * 10**9
+"""A store that takes more is said with a smaller setting beside it."""
+USUAL_STEPS = 10_000
 _STORE_BYTES = 64 << 20
 """Modules that are loaded when a store is made, and freed memory that the allocator keeps; 36 to 74 MB were seen."""
 
@@ -121,6 +124,25 @@ def plan_run(
         + (0 if layout is not None else sketch_bytes * (records or 1))
         + sum(one.get("host", 0) for one in kept),
         mapped_bytes=0 if layout is None else max(block_bytes(layout), sketch_bytes * (records or layout.block)),
+    )
+
+
+def advice(plan: Plan, *, layout: Layout) -> str:
+    """What to set where a store grows large, with the bytes that it would take then; empty where it does not.
+
+    Of a run whose length is not known the bytes of `USUAL_STEPS` updates are said.
+    """
+    steps = USUAL_STEPS if plan.records is None else plan.records - 1
+    snapshots = steps + 1 if plan.snapshots is None else plan.snapshots
+    full = disk_bytes(layout, records=steps + 1, snapshots=snapshots)
+    fewer = LogSpaced().count(steps)
+    if full < LARGE_BYTES or not layout.snapshots or fewer >= snapshots:
+        return ""
+    small = disk_bytes(replace(layout, precision="bfloat16"), records=steps + 1, snapshots=fewer)
+    return (
+        f"the store takes up to {human(full)} in {steps} updates: {snapshots} output embeddings of {layout.vocab} x "
+        f"{layout.dim} in {layout.precision}. Log-spaced ones in bfloat16 take {human(small)} at most, with all figures "
+        'of every record: snapshot_schedule=th.LogSpaced(), precision="bfloat16".'
     )
 
 

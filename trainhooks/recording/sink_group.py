@@ -16,7 +16,7 @@ from trainhooks.core.threads import python_ends
 from trainhooks.metrics.group_convergence import NORM, convergence_to_final, kept_norms
 from trainhooks.model.distributed import RankGroup
 from trainhooks.model.rank_parts import RowShard
-from trainhooks.recording.plan import Plan, check_disk
+from trainhooks.recording.plan import Plan, advice, check_disk
 from trainhooks.recording.resume import ResumePoint, opening_mode
 from trainhooks.sinks import RankRowsSink, Record, Sink, StoreSink
 from trainhooks.sinks.base import entry_labels, read_only
@@ -91,6 +91,8 @@ class SinkGroup:
             if self._ranks.is_rank0:
                 logger.info("recording %s", plan)
                 if self.store is not None:
+                    if large := advice(plan, layout=layout):
+                        logger.warning("%s", large)
                     _settle_store(self.store, plan=plan, restart=restart, force=force)
                 self._open_sinks(layout, restart=restart)
         if self.store is not None and self.rows is not None:
