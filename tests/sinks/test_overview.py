@@ -116,11 +116,11 @@ def test_pictures_come_at_log_spaced_steps_and_say_the_end_when_it_is_known(run)
     for folder in folders(run):
         events = opened(folder)
         steps = {tag: [image.step for image in events.Images(tag)] for tag in events.Tags()["images"]}
-        assert steps[overview.SCATTER] == steps[overview.SALIENCY] == [0, 1, 2, 4, 8]
-        assert steps[overview.FREQUENCY_SO_FAR] == steps[overview.CONVERGENCE_SO_FAR] == [0, 1, 2, 4, 8, UPDATES]
+        assert steps[overview.SCATTER] == steps[overview.SALIENCY] == [0, 1, 4]
+        assert steps[overview.FREQUENCY_SO_FAR] == steps[overview.CONVERGENCE_SO_FAR] == [0, 1, 4, UPDATES]
         image = events.Images(overview.FREQUENCY_SO_FAR)[-1]
         assert (image.width, image.height) == (740, 400)
-        assert [e.step for e in events.Histograms(overview.NORMS)] == [0, 1, 2, 4, 8]
+        assert [e.step for e in events.Histograms(overview.NORMS)] == [0, 1, 4]
 
 
 def test_the_scatter_shows_the_probe_that_the_store_has(run):
@@ -231,3 +231,7 @@ def test_labels_can_drive_nothing():
     ]
     assert plain("[x](javascript:1)\n<img>") == "\\[x\\]\\(javascript:1\\)\\\\n\\<img\\>"
     assert json.loads(json.dumps(plain("x" * 1000))).endswith("\\.\\.\\.")
+
+
+def test_pictures_fall_at_powers_of_four():
+    assert [step for step in range(300) if pictures.WHEN(step)] == [0, 1, 4, 16, 64, 256]

@@ -141,7 +141,7 @@ def advice(plan: Plan, *, layout: Layout) -> str:
     small = disk_bytes(replace(layout, precision="bfloat16"), records=steps + 1, snapshots=fewer)
     return (
         f"the store takes up to {human(full)} in {steps} updates: {snapshots} output embeddings of {layout.vocab} x "
-        f"{layout.dim} in {layout.precision}. Log-spaced ones in bfloat16 take {human(small)} at most, with all figures "
+        f"{layout.dim} in {layout.precision}. Log-spaced ones in bfloat16 take {human(small)} at most, all figures "
         'of every record: snapshot_schedule=th.LogSpaced(), precision="bfloat16".'
     )
 

@@ -92,7 +92,7 @@ class SinkGroup:
                 logger.info("recording %s", plan)
                 if self.store is not None:
                     if large := advice(plan, layout=layout):
-                        logger.warning("%s", large)
+                        logger.log(logging.INFO if plan.records is None else logging.WARNING, "%s", large)
                     _settle_store(self.store, plan=plan, restart=restart, force=force)
                 self._open_sinks(layout, restart=restart)
         if self.store is not None and self.rows is not None:

@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from trainhooks.core.schedule import LogSpaced
+from trainhooks.core.schedule import Schedule
 from trainhooks.plots import Drawing, draw, dynamics, saliency, scatter
 from trainhooks.plots.dynamics import DISTANCE
 from trainhooks.probe import frequency_target, token_mask
@@ -22,8 +22,20 @@ from trainhooks.store import Layout
 
 logger = logging.getLogger("trainhooks")
 
-WHEN = LogSpaced(until=1 << 62, every=1 << 62)
-"""0, 1, 2, 4, 8 ..."""
+
+class PowersOfFour(Schedule):
+    """Fires at 0, 1, 4, 16, 64 ...: TensorBoard shows ten images of a tag, and these reach 65,536."""
+
+    def __call__(self, step: int) -> bool:
+        """Whether `step` is 0 or a power of four."""
+        return step & (step - 1) == 0 and step & 0x5555_5555_5555_5555 == step
+
+    def __repr__(self) -> str:
+        return "PowersOfFour()"
+
+
+WHEN = PowersOfFour()
+"""When pictures are drawn."""
 MOST_TOKENS = 2048
 """In a scatter; more are one cloud, and cost time."""
 SIZE, DPI = (3.7, 2.0), 200

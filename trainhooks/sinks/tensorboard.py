@@ -34,9 +34,9 @@ class TensorBoardSink(Sink):
 
     A `log_dir` gets more beside every scalar: a short `overview` that stands first, charts for the dashboard Custom
     Scalars, provenance as text, and in the end the most frequent tokens' rows for the projector. Where `pictures`
-    fires (0, 1, 2, 4 ... by default; None: never), the rows' norms as a histogram and images: frequency and convergence
-    so far, the probe's prediction against the truth, which dimensions it uses; images need matplotlib. All of it is
-    written by a thread of its own.
+    fires (0, 1, 4, 16 ... by default; None: never), the rows' norms as a histogram and images: frequency and
+    convergence so far, the probe's prediction against the truth, which dimensions it uses; images need matplotlib.
+    All of it is written by a thread of its own.
 
     A loop's own writer has the loop's own curves and screen, so it gets neither that nor `loss` and `learning_rate`.
     The variables that need the run's last record come at the end, at the steps that they belong to, in a file of their
@@ -66,6 +66,7 @@ class TensorBoardSink(Sink):
         self._labels: dict[str, tuple[str, ...]] = {}
         self._screen: _Screen | None = None
         self._work: BackgroundWork[Record] | None = None
+        self._spent = 0.0  # CPU seconds of its thread, once that is over
 
     def check(self) -> None:
         """Raises NotADirectoryError where the folder cannot be made."""
@@ -110,7 +111,7 @@ class TensorBoardSink(Sink):
     @property
     def cpu_seconds(self) -> float:
         """See `Sink.cpu_seconds`."""
-        return 0.0 if self._work is None else self._work.cpu_seconds
+        return self._spent if self._work is None else self._work.cpu_seconds
 
     def settle(self, *, seconds: float) -> bool:
         """Have the events written that still wait in the writer's queue and buffer; whether they are."""
@@ -153,6 +154,7 @@ class TensorBoardSink(Sink):
         if self._owns:
             self._writer.close()
             self._writer = None
+            self._spent = self.cpu_seconds
             work, self._work = self._work, None
             if self._screen is not None:
                 self._screen.write_rows(self.log_dir)
