@@ -158,11 +158,17 @@ def main() -> None:
     parser.add_argument("--layers", type=int, nargs="+", default=[12, 48])
     parser.add_argument("--width", type=int, default=64)
     parser.add_argument("--vocab", type=int, default=50304)
+    parser.add_argument("--references-on-host", action="store_true", help="as where the device has no room for them")
     parser.add_argument("--operators", action="store_true", help="also say which operators, by part")
     given = parser.parse_args()
     counting = Counting()
     DelayedStreams.device = fake_device.DEVICE
-    stager = lambda self: PinnedStager(DelayedStreams(lag=0), slot_bytes=self.slot_bytes, records_at_once=1)  # noqa: E731
+    stager = lambda self: PinnedStager(  # noqa: E731
+        DelayedStreams(lag=0),
+        slot_bytes=self.slot_bytes,
+        records_at_once=1,
+        keeps_on_device=not given.references_on_host,
+    )
     StagingPlan.stager = stager  # type: ignore[method-assign]
     Sketcher.sketch = counting.within("sketches", Sketcher.sketch)  # type: ignore[method-assign]
     for name in ("offload", "to_device"):

@@ -6,15 +6,16 @@ import pytest
 import torch
 from delayed_streams import DelayedEvent, DelayedStreams
 
-from trainhooks.recording.plan import StagingPlan
+from trainhooks.recording.plan import StagingPlan, reference_limit
 from trainhooks.recording.staging import RECORDS_AT_ONCE, SLOTS, BlockingStager, PinnedStager
 
 MATRIX = torch.arange(12.0).view(4, 3)
 
 
-def stager(*, lag=None, slots=2, together=1):
+def stager(*, lag=None, slots=2, together=1, keeps_on_device=False):
     streams = DelayedStreams(lag=lag)
-    return streams, PinnedStager(streams, slot_bytes=256, slots=slots, records_at_once=together)
+    options = {"slots": slots, "records_at_once": together, "keeps_on_device": keeps_on_device}
+    return streams, PinnedStager(streams, slot_bytes=256, **options)
 
 
 def stage(stager, *numbers, at_once=False):
@@ -158,9 +159,9 @@ def test_what_has_landed_is_given_out_before_a_device_that_failed_is_asked(monke
         next(arriving)
 
 
-@pytest.mark.parametrize("pinned", [False, True])
-def test_what_is_kept_is_read_as_it_was(pinned):
-    streams, one = stager() if pinned else (None, BlockingStager())
+@pytest.mark.parametrize("kind", ["host", "pinned", "on the device"])
+def test_what_is_kept_is_read_as_it_was(kind):
+    streams, one = (None, BlockingStager()) if kind == "host" else stager(keeps_on_device=kind == "on the device")
     initial = one.offload(one.copy(MATRIX, dtype=torch.float32))
     previous = one.offload(one.copy(MATRIX + 1, dtype=torch.float32))
     assert torch.equal(one.to_device(initial), MATRIX)
@@ -169,8 +170,44 @@ def test_what_is_kept_is_read_as_it_was(pinned):
     assert torch.equal(brought, MATRIX + 1), "a record's metrics go on reading while the next is kept"
     assert torch.equal(one.to_host(previous), MATRIX + 2)
     assert torch.equal(one.to_host(initial), MATRIX)
-    if streams is not None:
+    if kind == "pinned":
         assert streams.pinned_bytes == [256, 256, MATRIX.nbytes, MATRIX.nbytes]
+
+
+def test_what_stays_on_the_device_never_moves_and_takes_no_more_places():
+    streams, one = stager(keeps_on_device=True)
+    initial = previous = None
+    places = set()
+    for record in range(5):
+        now = one.copy(MATRIX + record, dtype=torch.float32)
+        if previous is not None:
+            assert torch.equal(one.to_device(previous), MATRIX + record - 1)
+        one.stage([(now, now.dtype)], note=record, at_once=True)
+        initial = one.offload(now) if initial is None else initial
+        previous = one.offload(now, over=previous)
+        places.add(previous.data_ptr())
+    assert torch.equal(one.to_host(initial), MATRIX)
+    assert len(places) == 2, "the copy's place and the kept one, in turn"
+    assert [int((matrix - MATRIX)[0, 0]) for _, (matrix,) in one.completed(wait=True)] == [0, 1, 2, 3, 4]
+    assert streams.moved_bytes == 5 * [MATRIX.nbytes]
+
+
+def test_what_is_compared_with_stays_on_a_gpu_that_has_room(monkeypatch):
+    gpu = StagingPlan(
+        device=torch.device("cuda", 0), vocab=100, dim=8, stored=torch.float32, kept_copies=2, record=1000
+    )  # fmt: skip
+    roomy = replace(gpu, reference_limit=6400)
+    assert roomy.keeps_on_device
+    assert roomy.device_bytes == gpu.device_bytes, "brought for a record they take the same"
+    assert gpu.pinned_bytes - roomy.pinned_bytes == roomy.reference_bytes == 6400
+    assert not replace(gpu, reference_limit=6399).keeps_on_device
+    assert not replace(roomy, device=torch.device("cpu")).keeps_on_device
+    assert reference_limit(torch.device("cpu")) == 0
+    monkeypatch.setenv("TRAINHOOKS_REFERENCE_BYTES", "123")
+    assert reference_limit(torch.device("cuda", 0)) == 123
+    monkeypatch.setenv("TRAINHOOKS_REFERENCE_BYTES", "1 GB")
+    with pytest.raises(ValueError, match="'1 GB': give bytes as a whole number"):
+        reference_limit(torch.device("cuda", 0))
 
 
 def test_the_plan_of_a_gpu_holds_what_the_stager_allocates():

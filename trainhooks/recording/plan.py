@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -30,6 +31,8 @@ from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
 
 pass
 
+REFERENCE_SHARE = 1 / 16
+REFERENCE_VARIABLE = "TRAINHOOKS_REFERENCE_BYTES"
 FEW_BYTES = 1 << 18  # what a metric sends beside its variables and can still wait with other records
 LARGE_BYTES = 20 * 10**9
 """A store that takes more is said with a smaller setting beside it."""
@@ -62,10 +65,13 @@ class Plan:
     pinned_bytes: int = 0
     mapped_bytes: int = 0
     queue_bytes: int = 0
+    reference_bytes: int = 0
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
-        gathered = f" ({human(self.gathered_bytes)} of it gathered from shards)" if self.gathered_bytes else ""
+        there = [f"{human(self.gathered_bytes)} of it gathered from shards"] if self.gathered_bytes else []
+        there += [f"{human(self.reference_bytes)} of it to compare with"] if self.reference_bytes else []
+        gathered = f" ({', '.join(there)})" if there else ""
         parts = [f"{human(self.pinned_bytes)} of it pinned"] if self.pinned_bytes else []
         parts += [f"{human(self.queue_bytes)} of it only where the disk is slower"] if self.queue_bytes else []
         host = f" ({', '.join(parts)})" if parts else ""
@@ -116,6 +122,7 @@ def plan_run(
         + 3 * sketch_bytes
         + sum(one.get("device", 0) for one in kept),
         pinned_bytes=staging_plan.pinned_bytes,
+        reference_bytes=staging_plan.reference_bytes,
         queue_bytes=queue_bytes,
         host_bytes=matrix_bytes
         + staging_plan.pinned_bytes
@@ -194,6 +201,22 @@ def check_disk(path: Path, *, needed: int, force: bool) -> None:
         )
 
 
+def reference_limit(device: torch.device) -> int:
+    """Bytes of a device's memory that matrices to compare with may hold between records: `REFERENCE_SHARE` of all.
+
+    The environment's TRAINHOOKS_REFERENCE_BYTES says another number; 0 keeps them on the host. Raises ValueError where
+    that is no whole number.
+    """
+    said = os.environ.get(REFERENCE_VARIABLE)
+    if said is not None and not said.strip().isdecimal():
+        raise ValueError(f"{REFERENCE_VARIABLE} is {said!r}: give bytes as a whole number, 0 for none on the device.")
+    if said is not None:
+        return int(said)
+    if device.type != "cuda":
+        return 0
+    return int(REFERENCE_SHARE * torch.cuda.get_device_properties(device).total_memory)
+
+
 def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -> StagingPlan:
     """What records of this layout and output embedding are in bytes; `metrics` say what is kept of it."""
     values = sum(math.prod(layout.row_shape(variable)) for variable in layout.variables if not variable.whole_run)
@@ -208,6 +231,7 @@ def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -
         kept_copies=kept_heads(need for metric in metrics for need in metric.needs),
         unbatched_bytes=sum(sent) - few,
         record=8 * numbers + few,
+        reference_limit=reference_limit(weight.device),
         sharded=is_sharded(weight),
     )
 
@@ -217,8 +241,9 @@ class StagingPlan:
     """What one run sends over the stager of `device`, in bytes: known before it begins.
 
     The output embedding is `vocab` x `dim`, stored as `stored`; `kept_copies` of it (float32) are compared with later
-    ones; `record` bytes are all else that a record holds, and `unbatched_bytes` more those that do not wait for other
-    records. Of a `sharded` one ranks may store rows of their own beside the whole that they compare.
+    ones, on a GPU where they take no more than `reference_limit` bytes of it; `record` bytes are all else that a record
+    holds, and `unbatched_bytes` more those that do not wait for other records. Of a `sharded` one ranks may store rows
+    of their own beside the whole that they compare.
     """
 
     device: torch.device
@@ -229,6 +254,7 @@ class StagingPlan:
     record: int
     unbatched_bytes: int = 0
     sharded: bool = False
+    reference_limit: int = 0
 
     @property
     def copy_dtype(self) -> torch.dtype:
@@ -254,8 +280,19 @@ class StagingPlan:
 
     @property
     def pinned_bytes(self) -> int:
-        """Pinned on the host beside a GPU: the ring, and what is kept; none elsewhere."""
-        return SLOTS * self.slot_bytes + 4 * self.kept_copies * self._numbers if self._pins else 0
+        """Pinned on the host beside a GPU: the ring, and what is kept unless on the device; none elsewhere."""
+        kept = 0 if self.keeps_on_device else 4 * self.kept_copies * self._numbers
+        return SLOTS * self.slot_bytes + kept if self._pins else 0
+
+    @property
+    def keeps_on_device(self) -> bool:
+        """Whether what is compared with stays on a GPU between records."""
+        return self._pins and 4 * self.kept_copies * self._numbers <= self.reference_limit
+
+    @property
+    def reference_bytes(self) -> int:
+        """Bytes of a GPU that hold what is compared with between records."""
+        return 4 * self.kept_copies * self._numbers if self.keeps_on_device else 0
 
     @property
     def _numbers(self) -> int:
@@ -268,7 +305,7 @@ class StagingPlan:
     def stager(self) -> Stager:
         """The stager for it, its memory allocated."""
         return (
-            PinnedStager(CudaStreams(self.device), slot_bytes=self.slot_bytes)
+            PinnedStager(CudaStreams(self.device), slot_bytes=self.slot_bytes, keeps_on_device=self.keeps_on_device)
             if self._pins
             else BlockingStager(self.device)
         )

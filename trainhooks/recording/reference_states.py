@@ -17,8 +17,9 @@ TENSORS = ("initial_head", "previous_head", "initial_sketch", "previous_sketch")
 class ReferenceStates:
     """Output embeddings and sketches of the first record and of the last one; None where nothing asks for them.
 
-    Output embeddings are kept by the `stager`: beside a GPU in pinned memory of the host, in float32 (bfloat16 would
-    round by more than most updates move), and brought to the device for the records whose metrics compare with them.
+    Output embeddings are kept by the `stager`, in float32 (bfloat16 would round by more than most updates move): on the
+    device where that has room for them, else beside a GPU in pinned memory of the host, and brought to the device for
+    the records whose metrics compare with them.
     """
 
     initial_head: Tensor | None = None

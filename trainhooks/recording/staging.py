@@ -163,13 +163,20 @@ class PinnedStager(Stager):
 
     `copy` has one place on the device for each shape and dtype. It is taken again by the next copy, which the training
     stream begins when the one before has left: so device memory is bounded without the host's waiting. `offload` holds
-    matrices in pinned memory, and `to_device` moves them to the device for one record.
+    matrices in pinned memory, and `to_device` moves them to the device for one record. A stager that `keeps_on_device`
+    leaves them there, and nothing moves: what was copied last is kept, and the next copy takes the place of `over`.
     """
 
     def __init__(
-        self, streams: Streams, *, slot_bytes: int, slots: int = SLOTS, records_at_once: int = RECORDS_AT_ONCE
+        self,
+        streams: Streams,
+        *,
+        slot_bytes: int,
+        slots: int = SLOTS,
+        records_at_once: int = RECORDS_AT_ONCE,
+        keeps_on_device: bool = False,
     ) -> None:
-        self._streams, self._records_at_once = streams, records_at_once
+        self._streams, self._records_at_once, self._keeps_on_device = streams, records_at_once, keeps_on_device
         self._free = [streams.pinned(slot_bytes) for _ in range(slots)]
         self._held: list[tuple[Any, Sequence[StagedTensor]]] = []
         self._flying: deque[_Transfer] = deque()
@@ -201,7 +208,9 @@ class PinnedStager(Stager):
             yield from self._landed()
 
     def offload(self, matrix: Tensor, *, over: Tensor | None = None) -> Tensor:
-        """See `Stager`: pinned memory, filled aside, or at once from the host."""
+        """See `Stager`: pinned memory, filled aside, or at once from the host; or a place on the device."""
+        if self._keeps_on_device:
+            return self._kept_there(matrix, over)
         kept = self._pinned_like(matrix) if over is None else over
         if matrix.device != self._streams.device:
             return kept.copy_(matrix)
@@ -209,15 +218,27 @@ class PinnedStager(Stager):
         return kept
 
     def to_device(self, kept: Tensor) -> Tensor:
-        """See `Stager`: a copy on the device."""
+        """See `Stager`: a copy on the device, or what is there."""
+        if self._keeps_on_device:
+            return kept
         self._hold()
         return torch.empty_like(kept, device=self._streams.device).copy_(kept, non_blocking=True)
 
     def to_host(self, kept: Tensor) -> Tensor:
         """See `Stager`: a copy, since the next `offload` may write into it."""
+        if self._keeps_on_device:
+            return kept.to("cpu", copy=True)
         if self._last is not None:
             self._last.synchronize()
         return kept.clone()
+
+    def _kept_there(self, matrix: Tensor, over: Tensor | None) -> Tensor:
+        """A matrix that stays on the device: its own place where `over` takes that, so that nothing is copied."""
+        key = matrix.shape, matrix.dtype
+        if over is None or self._places.get(key) is not matrix or over.shape != matrix.shape:
+            return matrix.detach().to(self._streams.device, copy=True)
+        self._places[key] = over
+        return matrix
 
     def _hold(self) -> None:
         if self._last is not None:
