@@ -3,6 +3,7 @@
     python benchmarks/live_overhead.py                          # the demo's tiny model on the CPU, 4 minutes
     python benchmarks/live_overhead.py --small                  # a small setting for CI, seconds
     python benchmarks/live_overhead.py --device cuda --size 160m --steps 300
+    python benchmarks/live_overhead.py --against v0.1.0 --only scalars everything defaults
 
 One process. Each arm has its own copy of the model and its own optimizer, and all take the same batches, in blocks of
 `--block` steps that take turns, the order rotating, so that a slow moment of the machine falls on all arms. A step's
@@ -17,6 +18,9 @@ far peak memory rose within a block above its begin, "own" what the recorder say
   label counts. `defaults`: what `default_metrics` adds to that, geometry with CKA and the covariate baseline.
 - `torch.save` of the output embedding a step; `tensorboard`: its histogram a step.
 - `lightning`: the same loop in Lightning's Trainer; `checkpoint`: that with `ModelCheckpoint(every_n_train_steps=1)`.
+
+With `--against REF` another version of the library runs beside the present one, in a process of its own, round by
+round; "own" is then an arm's processor time above that version's bare loop.
 
 Losses of all arms of the plain loop must agree to the bit, or the program ends with an error. On a GPU the loop runs
 under bfloat16 autocast, and `--check-sync` runs the hooks of the last rounds with
@@ -39,6 +43,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import against
 import torch
 from live_arms import Arm, Clock, Lightning, Recorded, Setting, make_arms
 from torch import Tensor
@@ -169,6 +174,19 @@ def machine(setting: Setting) -> dict[str, Any]:
     }
 
 
+def serve_rounds(setting: Setting, arms: list[Arm]) -> None:
+    """Measure a round of each arm whenever `against` asks for it: processor ms a step, and those above the bare one."""
+    batches = setting.ids()
+
+    def measured(number: int) -> dict[str, float]:
+        turn = number % len(arms)
+        cpu = {arm.name: measure(arm, batches[number])[1] for arm in [*arms[turn:], *arms[:turn]]}
+        own = {f"{name}, own": ms - cpu["bare"] for name, ms in cpu.items() if name != "bare"}
+        return {name: cpu[name] for name in (arm.name for arm in arms)} | own
+
+    against.serve(measured)
+
+
 def parse() -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -181,6 +199,8 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms beside the bare one")
     parser.add_argument("--small", action="store_true", help="vocabulary 512, context 32: for CI")
     parser.add_argument("--check-sync", action="store_true", help="the hooks must not wait for the GPU")
+    parser.add_argument("--against", metavar="REF", help="a commit, branch or tag to run beside the present tree")
+    parser.add_argument(against.SERVE, action="store_true", help=argparse.SUPPRESS)
     parser.add_argument("--out", type=Path, help="write <out>.json and <out>.md")
     return parser.parse_args()
 
@@ -204,9 +224,20 @@ def main() -> None:
         rounds=1 + -(-given.steps // given.block),
         device=given.device,
     )
+    if given.against and not given.serve:
+        rows = against.compare(__file__, sys.argv[1:], ref=given.against, rounds=setting.rounds - 1)
+        print(against.table(rows, unit="CPU ms a step"))
+        print(json.dumps(machine(setting)))
+        return
     folder = Path(tempfile.mkdtemp(prefix="live_overhead"))
     try:
         arms = make_arms(setting, folder, only=given.only)
+        if given.serve:
+            serve_rounds(setting, arms)
+            for arm in arms:
+                arm.close()
+            check_losses(arms)
+            return
         found = run(setting, arms, check_sync=given.check_sync and setting.on_gpu)
         for arm in arms:
             arm.close()

@@ -1,6 +1,7 @@
 """The live head metrics against one bare Gram product, and the offline fit against scikit-learn.
 
     python benchmarks/probe.py --vocab 50304 --dim 768 --repeats 7
+    python benchmarks/probe.py --dim 2048 --threads 1 --against v0.1.0   # two versions in turns, by CPU time
 
 Runs are interleaved; medians, and ratios of medians to `E.T @ E`. Memory is what a call adds
 to the process' resident set at its peak, read from /proc. All head metrics are those of one
@@ -11,10 +12,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+import against
 import numpy as np
 import torch
 from torch import Tensor, nn
@@ -25,8 +28,12 @@ from trainhooks.metrics.geometry import HeadGeometry
 from trainhooks.metrics.lead_parts import LeadParts
 from trainhooks.metrics.spectrum import Spectrum
 from trainhooks.model import OutputEmbedding
-from trainhooks.numerics.spectrum import singular_spectrum
 from trainhooks.probe import fit_probe, frequency_target, probe_sparsity, probe_sums
+
+try:
+    from trainhooks.numerics.spectrum import singular_spectrum
+except ImportError:  # versions before the move, run with --against
+    from trainhooks.metrics.spectrum import singular_spectrum
 
 
 def make(vocab: int, dim: int) -> tuple[np.ndarray, Tensor]:
@@ -98,6 +105,32 @@ def seconds(call: Callable[[], object]) -> float:
     return time.perf_counter() - start
 
 
+def serve_rounds(counts: np.ndarray, embedding: Tensor) -> None:
+    """Measure the live metrics whenever `against` asks for it, in processor ms, and beside one product E'E."""
+    run, metric = Run(counts, embedding), FrequencyProbe(counts)
+    heads = [OutputEmbedding(head, "lm_head.weight", nn.Linear(1, 1)) for head in run.heads]
+    steps = iter(range(10**9))
+
+    def probe() -> None:
+        step = next(steps)
+        metric.compute(State(step=step, model=nn.Linear(1, 1), head=heads[step % 2], groups={}))
+
+    calls = {"E'E": lambda: embedding.T @ embedding, "live probe": probe, "all live head metrics": run.record}
+
+    def measured(_number: int) -> dict[str, float]:
+        took = {name: processor_ms(call) for name, call in calls.items()}
+        return took | {f"{name} / E'E": ms / took["E'E"] for name, ms in took.items() if name != "E'E"}
+
+    against.serve(measured)
+
+
+def processor_ms(call: Callable[[], object]) -> float:
+    """Processor time of one call, all threads together."""
+    start = time.process_time()
+    call()
+    return 1000 * (time.process_time() - start)
+
+
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -107,8 +140,21 @@ def main() -> None:
     parser.add_argument("--sklearn", action="store_true", help="also run scikit-learn, once")
     parser.add_argument("--svd", action="store_true", help="also run svdvals and a full SVD, once")
     parser.add_argument("--sparsity", action="store_true", help="also run the offline sparsity, once, 20 draws")
+    parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--against", metavar="REF", help="a commit, branch or tag to run beside the present tree")
+    parser.add_argument(against.SERVE, action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    if args.against and not args.serve:
+        rows = against.compare(__file__, sys.argv[1:], ref=args.against, rounds=args.repeats)
+        print(f"{args.vocab} x {args.dim} float32, {torch.get_num_threads()} threads; medians of {args.repeats} rounds")
+        print(against.table(rows, unit="CPU ms"))
+        return
     counts, embedding = make(args.vocab, args.dim)
+    if args.serve:
+        serve_rounds(counts, embedding)
+        return
     y = frequency_target(counts)
     metric = FrequencyProbe(counts)
     torch.manual_seed(0)

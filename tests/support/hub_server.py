@@ -21,7 +21,8 @@ class Hub:
     (says it is encoded), "redirect". `fetched` counts body bytes of files, `listed` of listings, before they are sent:
     whoever has them finds them counted. `requests` are (path, headers). `answers[what]`, body and headers, stand for an
     API call's own answer (a Location makes it a redirect); `claims[repo, file]` for what the listing says of a file.
-    `drips`, "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
+    `lists_blobs`: a revision's description lists all its files with sizes and hashes, where that is asked for. `drips`,
+    "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
     """
 
     def __init__(self) -> None:
@@ -34,6 +35,7 @@ class Hub:
         self.answers = {}
         self.claims = {}
         self.drips = ""
+        self.lists_blobs = False
 
     def add(self, repo, revision, files):
         self.revisions.setdefault(repo, {})[revision] = dict(files)
@@ -82,10 +84,15 @@ class Handler(BaseHTTPRequestHandler):
         if what == "revision":
             names = self.hub.revisions[repo]
             sha = next(commit(repo, n) for n in names if revision in (n, commit(repo, n)))
-            return self.listing({"id": repo, "modelId": repo, "sha": sha, "siblings": [], "tags": [], "private": False})
+            siblings = [sibling(name, data) for name, data in files.items()] if self.wants_blobs() else []
+            about = {"id": repo, "modelId": repo, "sha": sha, "siblings": siblings, "tags": [], "private": False}
+            return self.listing(about)
         listed = [(name, data) for name, data in files.items() if name.rpartition("/")[0] == under]
         claims = self.hub.claims
         return self.listing([claims.get((repo, name)) or describe(name, data) for name, data in listed])
+
+    def wants_blobs(self):
+        return self.hub.lists_blobs and "blobs=true" in urlsplit(self.path).query
 
     def resolve(self, repo, revision, name):
         data = (self.hub.files(repo, revision) or {}).get(name)
@@ -160,6 +167,12 @@ def describe(name, data):
     if not name.endswith(".json"):
         entry["lfs"] = {"oid": hashlib.sha256(data).hexdigest(), "size": len(data), "pointerSize": 134}
     return entry
+
+
+def sibling(name, data):
+    entry = describe(name, data)
+    found = {"rfilename": name, "size": len(data), "blobId": entry["oid"]}
+    return found | ({"lfs": {"sha256": entry["lfs"]["oid"], "size": len(data)}} if "lfs" in entry else {})
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
-from trainhooks.model import NamedTensors, parameter_at
+from trainhooks.model import NamedTensors, named_parameters
 from trainhooks.probe.row_selection import RowSelection
 from trainhooks.store import SNAPSHOT
 
@@ -153,8 +153,10 @@ def open_entry(
     head: str | None,
     shape: tuple[int, int] | None = None,
     known: StandIns | None = None,
+    whole: bool = False,
 ) -> OpenedCheckpoint:
-    """Open a checkpoint, headers only. `known` are stand-ins made before, which are taken where they fit.
+    """Open a checkpoint, headers only. `known` are stand-ins made before, which are taken where they fit. `whole` reads
+    every shard's header, where the parameters beside the head and its norm are wanted.
 
     Raises CheckpointError where it cannot be read, or where its output embedding has another shape than `shape`.
     """
@@ -168,25 +170,23 @@ def open_entry(
         )
     known = {} if known is None else known
     sign = (
+        whole,
         json.dumps(dict(checkpoint.config), sort_keys=True, default=str),
         tuple(map(_sign, checkpoint.tensors.values())),
     )
-    standin = known[sign] if sign in known else known.setdefault(sign, build_skeleton(checkpoint, key))
+    standin = known[sign] if sign in known else known.setdefault(sign, build_skeleton(checkpoint, key, whole=whole))
     return OpenedCheckpoint(checkpoint, standin, key, _around(standin))
 
 
 def _sign(entry: TensorEntry) -> tuple[object, ...]:
-    return entry.key, entry.dtype, entry.shape
+    return (entry.key, entry.dtype, entry.shape) if entry.announced else (entry.key,)
 
 
 def _around(standin: ModelSkeleton) -> dict[str, str]:
     head = standin.head
-    beside = [head.bias, head.norm_weight, head.norm_bias]
-    return {
-        name: key
-        for name, key in standin.keys.items()
-        if any(part is parameter_at(standin.model, name) for part in beside if part is not None)
-    }
+    beside = {id(part) for part in (head.bias, head.norm_weight, head.norm_bias) if part is not None}
+    names = [name for name, parameter in named_parameters(standin.model) if id(parameter) in beside]
+    return {name: standin.keys[name] for name in names if name in standin.keys}
 
 
 def wanted_groups(opened: OpenedCheckpoint, *, params: str) -> dict[str, tuple[str, ...]]:
@@ -198,10 +198,11 @@ def wanted_groups(opened: OpenedCheckpoint, *, params: str) -> dict[str, tuple[s
     standin = opened.standin
     patterns = () if params in (HEAD, ALL) else (params,)
     groups = {group: _names(members) for group, members in standin.groups(patterns).items()}
-    held = set(standin.keys)
+    named = {name for names in groups.values() for name in names}
     if params != ALL:
         around = {standin.head.name, *opened.norm_and_bias}
-        held &= {name for name in held if name in around or (patterns and fnmatchcase(name, params))}
+        named = {name for name in named if name in around or (patterns and fnmatchcase(name, params))}
+    held = {name for name in named if name in standin.keys}
     return {group: names for group, names in groups.items() if held.issuperset(names)}
 
 

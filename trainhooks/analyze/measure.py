@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.analyze.distance_to_final import groups_to_final, head_to_final
-from trainhooks.analyze.job import FAILURES, Failed, Job, Measurement, OpenedCheckpoint, StandIns, open_entry
+from trainhooks.analyze.job import FAILURES, HEAD, Failed, Job, Measurement, OpenedCheckpoint, StandIns, open_entry
 from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
 from trainhooks.checkpoints.suite import CheckpointRef
@@ -99,7 +99,10 @@ class CheckpointMeasurer:
         return True
 
     def _open(self, entry: CheckpointRef) -> OpenedCheckpoint:
-        return open_entry(self._job.suite, entry, head=self._job.head, shape=self._job.shape, known=self._standins)
+        whole = self._job.params != HEAD
+        return open_entry(
+            self._job.suite, entry, head=self._job.head, shape=self._job.shape, known=self._standins, whole=whole
+        )
 
     def _final_opened(self) -> OpenedCheckpoint:
         if self._final_at is None:

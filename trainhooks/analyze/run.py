@@ -234,7 +234,7 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
     while sound:
         entry = sound[-1]
         try:
-            opened = open_entry(suite, entry, head=head)
+            opened = open_entry(suite, entry, head=head, whole=params != HEAD)
             groups = wanted_groups(opened, params=params)
             if params not in (HEAD, ALL) and params not in groups:
                 raise CheckpointError(f"{opened.checkpoint.name} does not hold all that {params!r} names.")

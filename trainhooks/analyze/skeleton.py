@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.checkpoints.declared_head import UNASKED
-from trainhooks.checkpoints.head_key import HeadKey
+from trainhooks.checkpoints.head_key import IN_A_BLOCK, HeadKey
 from trainhooks.model import (
     WRAPPER_ATTRIBUTES,
     NamedTensors,
@@ -36,18 +36,22 @@ LEAVES = {
     "W_E": "weight",
     "b_U": "bias",
 }  # flax, and others
+UNOPENED = "a shard that was not opened"
+UNKNOWN_SHAPE = (0, 0)
 
 
 @dataclass(frozen=True)
 class ModelSkeleton:
     """`model` on the meta device, the name of its output embedding's module, and each parameter's key as stored.
 
-    Parameters that the checkpoint does not hold under a key that fits have none.
+    Parameters that the checkpoint does not hold under a key that fits have none. `is_whole` is False where some of
+    them stand there by name alone, without their shape: those of shards that were not opened.
     """
 
     model: nn.Module
     head_module: str
-    keys: Mapping[str, str]
+    keys: FittingKeys | dict[str, str]
+    is_whole: bool = True
 
     def load_tensors(self, tensors: Mapping[str, Tensor]) -> None:
         """Place tensors that were read, by parameter name; a tied one stands in every place of it."""
@@ -68,8 +72,8 @@ class ModelSkeleton:
         return parameter_groups(self.model, self.head, patterns={pattern: pattern for pattern in patterns})
 
 
-def build_skeleton(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
-    """The skeleton of a checkpoint; nothing is read.
+def build_skeleton(checkpoint: Checkpoint, head: HeadKey, *, whole: bool = True) -> ModelSkeleton:
+    """The skeleton of a checkpoint; no weight is read. Not `whole`: no header beside the head's and its norm's.
 
     Its structure is that of the class that config.json names, where transformers has it and its output embedding fits
     the file; the names are then those of a live model. Else it is what the keys say: numbered modules are blocks,
@@ -80,7 +84,7 @@ def build_skeleton(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
         found = _fitted(model, checkpoint.tensors, head)
         if found is not None:
             return found
-    return _by_names(checkpoint, head)
+    return _by_names(checkpoint, head, whole=whole)
 
 
 def _declared(config: Mapping[str, object]) -> nn.Module | None:
@@ -111,13 +115,32 @@ def _fitted(model: nn.Module, tensors: Mapping[str, TensorEntry], head: HeadKey)
     if bias is not None and head.bias_key is not None:
         known[bias] = head.bias_key
     by_end = _by_end(tensors)
-    keys = {}
+    places = {}
     for name, parameter in named_parameters(model):
         key = known.get(name) or (name if name in tensors else by_end.get(name))
-        if key is not None and tensors[key].shape == tuple(parameter.shape):
-            keys[name] = key
+        if key is not None:
+            places[name] = key, tuple(parameter.shape)
     module = next(path for path, module in model.named_modules() if module is found.module)
-    return ModelSkeleton(model, module, keys)
+    return ModelSkeleton(model, module, FittingKeys(places, tensors))
+
+
+class FittingKeys:
+    """Keys by parameter name, of those `places` (key and the parameter's shape) whose tensor has that shape.
+
+    A tensor's header is looked at when its parameter is asked for: this is no mapping, since to go through it would
+    read them all.
+    """
+
+    def __init__(self, places: Mapping[str, tuple[str, tuple[int, ...]]], tensors: Mapping[str, TensorEntry]) -> None:
+        self._places, self._tensors = places, tensors
+
+    def __getitem__(self, name: str) -> str:
+        if name not in self:
+            raise KeyError(name)
+        return self._places[name][0]
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._places and self._tensors[self._places[name][0]].shape == self._places[name][1]
 
 
 def _by_end(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
@@ -125,8 +148,10 @@ def _by_end(tensors: Mapping[str, TensorEntry]) -> dict[str, str]:
     return {key.split(".", 1)[1]: key for key in tensors if key.split(".", 1)[0] in PREFIXES and "." in key}
 
 
-def _by_names(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
-    entries = {key: entry for key, entry in checkpoint.tensors.items() if _is_parameter(entry)}
+def _by_names(checkpoint: Checkpoint, head: HeadKey, *, whole: bool) -> ModelSkeleton:
+    wanted = checkpoint.tensors.items()
+    entries = {key: _known(entry, whole=whole) for key, entry in wanted if not entry.key.endswith(BUFFERS)}
+    entries = {key: entry for key, entry in entries.items() if entry.dtype in FLOATS}
     if head.key not in entries:
         raise CheckpointError(f"{checkpoint.name}: {head.key!r} is of {checkpoint.tensors[head.key].dtype}, no float.")
     keys = _parameter_names(entries, head=head.key)
@@ -152,11 +177,16 @@ def _by_names(checkpoint: Checkpoint, head: HeadKey) -> ModelSkeleton:
         tied = nn.Linear(1, 1, bias=False, device="meta")
         tied._parameters["weight"] = model.get_submodule(head_path)._parameters["weight"]
         model._modules[TIED_HEAD] = tied
-    return ModelSkeleton(model, TIED_HEAD if is_embedding else head_path, keys)
+    is_whole = all(entry.file != UNOPENED for entry in entries.values())
+    return ModelSkeleton(model, TIED_HEAD if is_embedding else head_path, keys, is_whole=is_whole)
 
 
-def _is_parameter(entry: TensorEntry) -> bool:
-    return entry.dtype in FLOATS and not entry.key.endswith(BUFFERS)
+def _known(entry: TensorEntry, *, whole: bool) -> TensorEntry:
+    """The entry, or one that only has its name, where its shard has not been opened and need not be: what lies in a
+    numbered block is no last norm."""
+    if whole or entry.announced or not (IN_A_BLOCK.search(entry.key) or "emb" in entry.key.lower()):
+        return entry
+    return TensorEntry(entry.key, FLOATS[0], UNKNOWN_SHAPE, UNOPENED, 0)
 
 
 def _parameter_names(entries: Mapping[str, TensorEntry], *, head: str) -> dict[str, str]:

@@ -197,6 +197,8 @@ def _layout(
     opened = open_entry(job.suite, job.final, head=job.head, shape=job.shape)
     about = {"suite": job.suite.name, "threads": job.threads, **job.settings, **given}
     provenance = provenance_of(opened.standin.model, counts, given=about)
+    if not opened.standin.is_whole:  # counting them would take every shard's header
+        provenance["parameters"] = None
     head = opened.standin.head
     metrics = (variable for metric in job.metrics() for variable in metric.variables)
     return Layout(

@@ -24,6 +24,7 @@ from trainhooks.checkpoints.audit.header_checks import (
     failed,
     holds_weights,
     identical,
+    incomplete,
     known,
     layouts,
     look,
@@ -160,12 +161,12 @@ def audit_suite(
     (`unrelated`), what is not in the side with most checkpoints is broken.
     """
     opener = suite.open if opener is None else opener
-    if suite.kind == "hub":  # five requests each: opened once, what is kept is headers
+    if suite.kind == "hub":  # an opener of the caller's: opened once, what is kept is headers
         opener = lru_cache(maxsize=None)(opener)
     seen, findings = _read_headers(suite, params=params, head=head, full=full, opener=opener)
     names = tuple(dict.fromkeys(key for one in seen.values() for key in one.keys))
     reports = known(suite, names)
-    findings += missing(suite) + reports + layouts(seen, params=params)
+    findings += missing(suite) + incomplete(seen) + reports + layouts(seen, params=params)
     if not full:
         findings += _confirm(suite, seen, opener)
     findings += identical(suite, seen, wrong={step for report in reports for step in report.broken})

@@ -23,8 +23,8 @@ HEAD = "head"
 PYTHIA = "EleutherAI/pythia-[0-9]*"
 
 Kind = Literal[
-    "missing", "no weights", "unreadable", "known bad", "vocabulary", "shape", "dtype", "identical", "not finite",
-    "discontinuity", "unrelated",
+    "missing", "no weights", "unreadable", "incomplete", "known bad", "vocabulary", "shape", "dtype", "identical",
+    "not finite", "discontinuity", "unrelated",
 ]  # fmt: skip
 
 
@@ -46,13 +46,15 @@ class SuiteFinding:
 @dataclass(frozen=True)
 class Seen:
     """What a checkpoint's headers say: the wanted keys, their shapes and dtypes, and the identity of each; `taken` says
-    which tensor is the output embedding and why, where that was wanted."""
+    which tensor is the output embedding and why, where that was wanted; `absent` are files that an index names and that
+    are not there, none of which holds a wanted tensor."""
 
     keys: tuple[str, ...]
     shapes: tuple[tuple[int, ...], ...]
     dtypes: tuple[str, ...]
     identity: tuple[str, ...]
     taken: str = ""
+    absent: tuple[str, ...] = ()
 
 
 def look(checkpoint: Checkpoint, *, params: str, head: str | None = None, full: bool) -> Seen:
@@ -60,12 +62,15 @@ def look(checkpoint: Checkpoint, *, params: str, head: str | None = None, full: 
     found = head_key(checkpoint, key=head) if params == HEAD else None
     keys = (found.key,) if found else _wanted_keys(checkpoint, params)
     entries = [checkpoint.tensors[key] for key in keys]
+    if lost := [entry for entry in entries if entry.absent]:
+        raise CheckpointError(f"{checkpoint.name}: {lost[0].key} lies in {lost[0].file}, which is not there. Fetch it.")
     return Seen(
         keys=keys,
         shapes=tuple(tuple(entry.shape) for entry in entries),
         dtypes=tuple(entry.dtype for entry in entries),
         identity=tuple(checkpoint.identity(key, full=full) for key in keys),
         taken=found.told if found else "",
+        absent=tuple(sorted({entry.file for entry in checkpoint.tensors.values() if entry.absent})),
     )
 
 
@@ -109,6 +114,22 @@ def missing(suite: Suite) -> list[SuiteFinding]:
     lacking = missing_steps(suite.steps) if wanted is None else tuple(sorted(set(wanted) - set(suite.steps)))
     why = "the suite's own spacing has them" if wanted is None else "they were expected"
     return [SuiteFinding("missing", lacking, f"steps {shortened(lacking)} are not there; {why}")] if lacking else []
+
+
+def incomplete(seen: dict[int, Seen]) -> list[SuiteFinding]:
+    """Checkpoints that lack files without any of the wanted tensors: a note, none is broken by it."""
+    return [
+        SuiteFinding(
+            "incomplete", (step,), f"step {step}: {_listed(one.absent)} not there; no wanted tensor lies there"
+        )
+        for step, one in seen.items()
+        if one.absent
+    ]
+
+
+def _listed(files: Sequence[str]) -> str:
+    more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
+    return f"{', '.join(files[:3])}{more} {'is' if len(files) == 1 else 'are'}"
 
 
 def known(suite: Suite, names: Sequence[str]) -> list[SuiteFinding]:

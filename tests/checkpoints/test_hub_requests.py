@@ -1,0 +1,193 @@
+"""How often a hub is asked, and for how many bytes, counted at a server on loopback: checkpoints of 30 shards."""
+
+import json
+import re
+from collections import Counter, defaultdict
+
+import huggingface_hub
+import huggingface_hub.constants
+import numpy as np
+import pytest
+import torch
+from hub_server import Hub, serving
+from safetensors.torch import save
+
+from trainhooks.analyze import analyze_suite
+from trainhooks.checkpoints.audit.audit import audit_suite
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.suite import list_suite
+
+REPO, SHARDS, STEPS = "org/sharded", 30, (0, 10, 20, 30)
+VOCAB, DIM = 1500, 32
+HEAD, NORM = "embed_out.weight", "final_layer_norm.weight"
+CONFIGS = {
+    "a class that is known": {
+        "model_type": "gpt_neox", "vocab_size": VOCAB, "hidden_size": DIM, "num_hidden_layers": SHARDS - 2,
+        "num_attention_heads": 2, "intermediate_size": DIM, "max_position_embeddings": 64,
+        "tie_word_embeddings": False,
+    },
+    "names alone": {"vocab_size": VOCAB},
+}  # fmt: skip
+COUNTS = (1e5 / np.arange(1, VOCAB + 1)).astype(np.int64) + 1
+HEAD_BYTES = 4 * VOCAB * DIM
+
+
+def shard(number):
+    return f"model-{number:05d}-of-{SHARDS:05d}.safetensors"
+
+
+def state(step):
+    """A model of 28 blocks; the head alone in the last shard, the last norm in the one before."""
+    drift = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(1))
+    noise = torch.randn(VOCAB, DIM, generator=torch.Generator().manual_seed(step))
+    frequency = torch.from_numpy(np.log(COUNTS)).float()[:, None] / 10
+    tensors = {"gpt_neox.embed_in.weight": noise, HEAD: drift + 0.02 * step * frequency + 0.05 * noise}
+    tensors |= {"gpt_neox." + NORM: torch.full((DIM,), 1.0 + step), "gpt_neox.final_layer_norm.bias": torch.zeros(DIM)}
+    blocks = {
+        f"gpt_neox.layers.{i}.mlp.dense_h_to_4h.weight": torch.full((DIM, DIM), 100.0 * i + step) for i in range(28)
+    }
+    return tensors | blocks
+
+
+def place(key):
+    if block := re.search(r"layers\.(\d+)\.", key):
+        return int(block[1]) + 2
+    return {HEAD: SHARDS, "gpt_neox.embed_in.weight": 1}.get(key, SHARDS - 1)
+
+
+def files(step, config):
+    by_shard = defaultdict(dict)
+    for key, tensor in state(step).items():
+        by_shard[place(key)][key] = tensor
+    index = {"metadata": {}, "weight_map": {key: shard(place(key)) for key in state(step)}}
+    return {
+        "config.json": json.dumps(config).encode(),
+        "model.safetensors.index.json": json.dumps(index).encode(),
+        **{shard(number): save(tensors) for number, tensors in by_shard.items()},
+    }
+
+
+@pytest.fixture
+def hub(monkeypatch, tmp_path):
+    hub = Hub()
+    with serving(hub) as address:
+        constants = huggingface_hub.constants
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setattr(constants, "HF_HOME", str(tmp_path / "home"))
+        monkeypatch.setattr(constants, "ENDPOINT", address)
+        monkeypatch.setattr(
+            constants, "HUGGINGFACE_CO_URL_TEMPLATE", address + "/{repo_id}/resolve/{revision}/{filename}"
+        )
+        yield hub
+    huggingface_hub.close_session()
+
+
+def fill(hub, config, without=()):
+    for step in STEPS:
+        kept = {name: data for name, data in files(step, config).items() if name not in without}
+        hub.add(REPO, f"step{step}", kept)
+
+
+def asked(hub):
+    """Requests by what they were for, since the last look; what the client asks for itself is not counted."""
+    kinds = Counter()
+    for path, _ in hub.requests:
+        api = re.search(r"/(refs|revision|tree)\b", path)
+        if path.startswith(f"/{REPO}/resolve"):
+            kinds[
+                "head" if shard(SHARDS) in path else "other shard" if "-of-" in path else path.rpartition("/")[2]
+            ] += 1
+        elif api:
+            kinds[api[1]] += 1
+    hub.requests.clear()
+    return kinds
+
+
+@pytest.mark.parametrize("kind", CONFIGS)
+def test_a_revision_of_30_shards(hub, tmp_path, kind):
+    fill(hub, CONFIGS[kind])
+    assert audit_suite(list_suite(REPO)).clean
+    kinds, revisions = asked(hub), len(STEPS)
+    assert kinds == {
+        "refs": 1, "tree": revisions, "config.json": 1, "model.safetensors.index.json": 1, "head": 2 * revisions,
+    }  # fmt: skip
+    assert kinds.total() <= 4 * revisions
+    assert revisions * HEAD_BYTES <= hub.fetched <= revisions * (HEAD_BYTES + 8192)
+
+    hub.fetched = 0
+    report = analyze_suite(REPO, counts=COUNTS, out=tmp_path / "again.zarr", workers=1)
+    again = asked(hub)
+    assert report.steps == STEPS
+    assert not again.keys() & {"head", "config.json", "revision"}, "what the audit has read is not read again"
+    assert again["tree"] == revisions, "in an analysis of its own: what lies where may have changed"
+    assert again["other shard"] <= 3 * revisions, "the header of one more shard, and the norm's two vectors"
+    assert hub.fetched <= revisions * 2 * 8192
+    assert (kinds + again).total() <= 8 * revisions
+
+
+def test_an_analysis_with_its_audit(hub, tmp_path):
+    fill(hub, CONFIGS["a class that is known"])
+    assert analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=1).steps == STEPS
+    kinds = asked(hub)
+    assert kinds["tree"] == len(STEPS), "the audit's listing serves the analysis"
+    assert kinds["head"] == 2 * len(STEPS)
+    assert kinds.total() <= 8 * len(STEPS)
+
+
+def test_all_parameters_are_all_read(hub, tmp_path):
+    fill(hub, CONFIGS["names alone"])
+    report = analyze_suite(REPO, counts=None, out=tmp_path / "a.zarr", params="all", workers=1, audit=False)
+    kinds = asked(hub)
+    assert report.steps == STEPS
+    assert kinds["tree"] == len(STEPS)
+    assert kinds["other shard"] >= 29 * len(STEPS)
+
+
+def test_a_missing_shard_without_the_head_is_a_note(hub, tmp_path):
+    fill(hub, CONFIGS["a class that is known"], without=[shard(3)])
+    found = audit_suite(list_suite(REPO))
+    assert {finding.kind for finding in found.findings} == {"incomplete"}
+    assert not found.broken
+    assert not found.doubts
+    assert f"{shard(3)} is not there" in found.render()
+    assert analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=1).steps == STEPS
+    folder = tmp_path / "suite" / "step5"
+    folder.mkdir(parents=True)
+    for name, data in hub.revisions[REPO]["step0"].items():
+        (folder / name).write_bytes(data)
+    assert [finding.kind for finding in audit_suite(list_suite(folder.parent)).findings] == ["incomplete"]
+
+
+def test_a_missing_shard_with_the_head_leaves_the_step_out(hub):
+    fill(hub, CONFIGS["names alone"])
+    del hub.revisions[REPO]["step10"][shard(SHARDS)]
+    found = audit_suite(list_suite(REPO))
+    assert list(found.broken) == [10]
+    assert f"lies in {shard(SHARDS)}, which is not there" in found.broken[10]
+    checkpoint = open_checkpoint(f"{REPO}@step10")
+    with pytest.raises(CheckpointError, match="which is not there"):
+        checkpoint.read(HEAD)
+
+
+def test_a_listing_with_sizes_is_the_only_one(hub):
+    hub.lists_blobs = True
+    fill(hub, CONFIGS["names alone"])
+    hub.revisions[REPO]["step0"]["deep/er/model.safetensors"] = save({"w": torch.ones(3)})
+    checkpoint = open_checkpoint(f"{REPO}@step0")
+    assert torch.equal(checkpoint.read(HEAD), state(0)[HEAD])
+    assert asked(hub) == {"revision": 1, "config.json": 1, "model.safetensors.index.json": 1, "head": 2}
+    index = json.dumps({"weight_map": {"w": "deep/er/model.safetensors"}}).encode()
+    hub.add(REPO, "nested", {**hub.revisions[REPO]["step0"], "model.safetensors.index.json": index})
+    assert torch.equal(open_checkpoint(f"{REPO}@nested").read("w"), torch.ones(3))
+    assert "tree" not in asked(hub)
+
+
+def test_a_small_file_is_shared_by_revisions_where_it_has_the_hash_that_is_listed(hub):
+    fill(hub, CONFIGS["names alone"])
+    other = json.dumps({"vocab_size": VOCAB + 1}).encode()
+    hub.revisions[REPO]["step20"]["config.json"] = other
+    assert [open_checkpoint(f"{REPO}@step{step}").config["vocab_size"] for step in (0, 20, 30)] == [
+        VOCAB, VOCAB + 1, VOCAB,
+    ]  # fmt: skip
+    assert asked(hub)["config.json"] == 2
