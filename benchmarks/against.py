@@ -72,7 +72,10 @@ class Served:
         """Let it end. Ends this program where that one failed."""
         assert self._process.stdin is not None
         self._process.stdin.close()
-        if code := self._process.wait():
+        code = self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+        if code:
             sys.exit(f"the benchmark ended with {code}")
 
     def _answer(self) -> Any:

@@ -57,9 +57,9 @@ class LeadKeeper:
         if mask is None or job.counts is None:
             return
         y = frequency_target(job.counts, mask=torch.from_numpy(mask)).numpy()[mask]
-        begin, end = first.numpy()[mask], final.numpy()[mask]
-        middle = None if cut is None else cut.numpy()[mask]
-        self._farthest = FARTHEST * max(float(np.abs(begin).max()), float(np.abs(end).max()))
+        begin, end = self._masked(first), self._masked(final)
+        middle = None if cut is None else self._masked(cut)
+        self._farthest = FARTHEST * max(float(bound) for one in (begin, end) for bound in (one.max(), -one.min()))
         if not all(one is None or self._is_sound(one) for one in (begin, end, middle)):
             return
         try:
@@ -67,13 +67,18 @@ class LeadKeeper:
         except ValueError:  # constant targets, nothing moved: no lead, as the verdict will say
             return
 
+    def _masked(self, head: Tensor) -> np.ndarray:
+        """The target's rows; no copy where these are all."""
+        rows: np.ndarray = head.numpy()
+        return rows if self._rows is None or self._rows.all() else rows[self._rows]
+
     def _is_sound(self, rows: np.ndarray) -> bool:
-        with np.errstate(invalid="ignore"):
-            return bool(np.abs(rows).max() <= self._farthest < np.inf)
+        with np.errstate(invalid="ignore"):  # not of abs(): a copy of the matrix
+            return bool(max(rows.max(), -rows.min()) <= self._farthest < np.inf)
 
     def values(self, step: int, head: Tensor) -> Mapping[str, Tensor]:
         """The variables' values, float64, of the head at `step`; nothing where there is no lead."""
-        if self._reader is None or not self._is_sound(rows := head.numpy()[self._rows]):
+        if self._reader is None or not self._is_sound(rows := self._masked(head)):
             return {}
         found = self._reader.measure(rows, within_cut=step <= self._cut_step)
         found |= {"correlation": np.asarray(self._reader.correlation), "cut_step": np.asarray(float(self._cut_step))}

@@ -43,14 +43,22 @@ class SingularBasis:
         self, change: Float[np.ndarray, "row dim"], labelling: Float[np.ndarray, "row"]
     ) -> Float[np.ndarray, "rank"]:
         """The labelling's products with D's left singular vectors."""
-        products: np.ndarray = (self.right.T @ (change.T.astype(np.float64) @ labelling)) / self.values
+        within = np.zeros(change.shape[1])
+        for start in range(0, len(change), BLOCK):  # a copy of the whole in float64 would be two more matrices
+            within += labelling[start : start + BLOCK] @ change[start : start + BLOCK].astype(np.float64)
+        products: np.ndarray = (self.right.T @ within) / self.values
         return products
 
     def combine(
         self, change: Float[np.ndarray, "row dim"], coefficients: Float[np.ndarray, "rank draw"]
     ) -> Float[np.ndarray, "row draw"]:
         """Left singular vectors times `coefficients`, made from D without keeping the left vectors."""
-        labellings: np.ndarray = change.astype(np.float64) @ (self.right @ (coefficients / self.values[:, None]))
+        directions = self.right @ (coefficients / self.values[:, None])
+        labellings = np.empty((len(change), directions.shape[1]))
+        for start in range(0, len(change), BLOCK):
+            np.matmul(
+                change[start : start + BLOCK].astype(np.float64), directions, out=labellings[start : start + BLOCK]
+            )
         return labellings
 
 

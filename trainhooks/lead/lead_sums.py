@@ -77,6 +77,7 @@ class LeadAccumulator:
         self.columns, self.dims = Columns.of(len(targets), draws=draws), first.shape[1]
         self.correlation = abs(float(basis.coefficients(change, labelling)[0]))
         self._whole = Decomposition(first, last, labellings=columns, weights=weights)
+        del last, change, columns  # each as large as the matrix: the cut run's come next
         self._until_cut = None if cut is None else self._cut(first, cut, labelling, draws=draws, seed=seed)
 
     def _cut(

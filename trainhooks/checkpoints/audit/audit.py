@@ -38,6 +38,7 @@ from trainhooks.core.html import card
 from trainhooks.core.printable import page, shown
 
 _PART_ELEMENTS = 2**21
+_SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -262,8 +263,10 @@ def _walk(
 
 
 def _finite(tensor: Tensor) -> bool:
-    # in parts: a mask of the whole tensor would be one more copy
-    return all(bool(torch.isfinite(part).all()) for part in tensor.flatten().split(_PART_ELEMENTS))
+    # in parts: a mask of the whole tensor would be one more copy; a sum is finite only where its terms are
+    parts = tensor.flatten().split(_PART_ELEMENTS)
+    summed = tensor.dtype in _SUMMED
+    return all((summed and bool(part.sum().isfinite())) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _out_of_line(walk: _Walk) -> list[SuiteFinding]:
