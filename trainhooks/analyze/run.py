@@ -13,6 +13,8 @@ from typing import Any
 import numpy as np
 import torch
 
+from trainhooks.analyze.audited import SuiteInDoubt as SuiteInDoubt  # noqa: PLC0414 - its public place
+from trainhooks.analyze.audited import audited
 from trainhooks.analyze.job import ALL, FAILURES, HEAD, Job, MakeMetrics, Measurement, open_entry, wanted_groups
 from trainhooks.analyze.lead_sums import job_variables
 from trainhooks.analyze.model_loading import check_models
@@ -20,7 +22,7 @@ from trainhooks.analyze.report import AnalysisReport
 from trainhooks.analyze.store_writer import Writer, lacks_lead, made_before
 from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
 from trainhooks.analyze.workers import Outcomes, default_workers, here, spread
-from trainhooks.checkpoints.audit.audit import Audit, audit_suite
+from trainhooks.checkpoints.audit.audit import Audit
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.suite import Suite, list_suite
 from trainhooks.core.printable import say
@@ -37,7 +39,6 @@ Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], object]
 PRESETS = ("pythia",)
-MOST_FINDINGS = 50
 
 
 def tell_stderr(message: str) -> None:
@@ -121,23 +122,12 @@ def analyze_suite(
     if text is not None:
         _check_text(suite, text, counts=counts)
     make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
-    found = audit_suite(suite, head=head) if audit else None
-    broken = {} if found is None else {s: f"step {s}: {reason}" for s, reason in found.broken.items()}
-    if found is not None and found.doubts and not keep_going:
-        raise SuiteInDoubt(suite.name, found)
-    if strict and found is not None and (unread := _unread(found)):
-        raise CheckpointError(f"{suite.name}: {'; '.join(unread[:3])}. Leave `strict` out to go on without them.")
+    checked = audited(suite, head=head, audit=audit, keep_going=keep_going, strict=strict)
     given = checked_counts(counts)
     token_counts = known_of_counts(given)
-    job, failed = _job(suite, broken, params=params, head=head)
-    rows, settings = checked_rows(
-        given,
-        vocab=job.shape[0],
-        vocab_size=vocab_size,
-        min_count=min_count,
-        exclude=exclude,
-        metrics_given=make is not None,
-    )
+    job, failed = _job(suite, checked.broken, params=params, head=head)
+    chosen: dict[str, Any] = {"vocab_size": vocab_size, "min_count": min_count, "exclude": exclude}
+    rows, settings = checked_rows(given, vocab=job.shape[0], **chosen, metrics_given=make is not None)
     job = replace(
         job,
         rows=rows,
@@ -154,20 +144,15 @@ def analyze_suite(
     if strict and failed:
         raise CheckpointError(_told(failed))
     kept = {"matrices": str(precision) if snapshots else None}
-    known = {} if found is None else {"audit": _kept_findings(found)}
     before = made_before(out, job, kept=kept) if mode == "resume" else ()
     job = replace(job, keeps_lead=not (mode == "resume" and lacks_lead(out)))
-    about = settings | kept | known
+    about = settings | kept | checked.attributes
     writer = Writer(out, job, counts=token_counts, given=about, snapshots=snapshots, precision=precision, mode=mode)
     indices = [i for i, entry in enumerate(job.entries) if not before or entry.step > before[-1]]
-    done: list[int] = []
     if job.text is not None and indices:
         tell(job.text.announce(replace(suite, entries=tuple(job.entries[i] for i in indices))))
-    if indices or not writer.finished:
-        count = default_workers(len(indices)) if workers is None else workers
-        with _outcomes(job, indices, workers=count, scheduler=scheduler, executor=executor) as outcomes:
-            done, late = _write(writer, outcomes, total=len(indices), strict=strict, progress=progress)
-        failed |= late
+    with _outcomes(job, indices, workers=workers, scheduler=scheduler, executor=executor) as outcomes:
+        done, late = _write(writer, outcomes, total=len(indices), strict=strict, progress=progress)
     skipped = [e.step for e in job.entries if before and e.step < before[-1] and e.step not in before]
     return AnalysisReport(
         suite=suite.name,
@@ -175,11 +160,11 @@ def analyze_suite(
         final_step=job.final.step,
         steps=tuple(done),
         resumed=before,
-        left_out=broken,
-        failed=dict(sorted(failed.items())),
-        notes=tuple(_notes(job, token_counts, preset=preset, found=found, skipped=skipped)),
+        left_out=checked.broken,
+        failed=dict(sorted((failed | late).items())),
+        notes=tuple(_notes(job, token_counts, preset=preset, found=checked.found, skipped=skipped)),
         seconds=time.monotonic() - began,
-        audit=found,
+        audit=checked.found,
     )
 
 
@@ -250,31 +235,6 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
     raise ValueError(f"{suite.name} has no checkpoint that can be analyzed. {'; '.join(told[:3]) or 'It is empty.'}")
 
 
-class SuiteInDoubt(CheckpointError):
-    """A suite that may not be one run in this order: what the audit found, and how to go on all the same."""
-
-    def __init__(self, name: str, found: Audit) -> None:
-        told = "; ".join(f"{finding.kind}: {finding.message}" for finding in found.doubts[:3])
-        more = f"; and {len(found.doubts) - 3} more" if len(found.doubts) > 3 else ""
-        super().__init__(
-            f"{name} may not be one run in this order: {told}{more}. Choose the steps that are (steps=, --steps), or "
-            "go on with all that is not left out (keep_going=True, --keep-going); `trainhooks audit` says more."
-        )
-
-
-def _kept_findings(found: Audit) -> list[dict[str, object]]:
-    """What the store keeps of an audit: the doubtful findings first, at most 50."""
-    findings = sorted(found.findings, key=lambda finding: not finding.doubtful)[:MOST_FINDINGS]
-    return [
-        {"kind": one.kind, "steps": list(one.steps[:MOST_FINDINGS]), "message": one.message, "doubtful": one.doubtful}
-        for one in findings
-    ]
-
-
-def _unread(found: Audit) -> list[str]:
-    return [finding.message for finding in found.findings if finding.kind in ("unreadable", "no weights")]
-
-
 def _is_finite(job: Job) -> bool:
     head = open_entry(job.suite, job.final, head=job.head, shape=job.shape).read_head()
     return bool(head.sum(dtype=torch.float64).isfinite())
@@ -297,14 +257,15 @@ def _reading(job: Job, text: str | Path, tokenizer: str | Path | None, *, limits
 
 @contextmanager
 def _outcomes(
-    job: Job, indices: Sequence[int], *, workers: int, scheduler: str | None, executor: Executor | None
+    job: Job, indices: Sequence[int], *, workers: int | None, scheduler: str | None, executor: Executor | None
 ) -> Iterator[Outcomes]:
     if scheduler is not None and executor is not None:
         raise ValueError("scheduler and executor both say where to measure: pass one of them.")
+    workers = default_workers(len(indices)) if workers is None else workers
     opening: AbstractContextManager[WorkerPool | None] = nullcontext(None)
-    if scheduler is not None:
+    if scheduler is not None and indices:
         opening = cluster_pool(scheduler)
-    elif executor is not None:
+    elif executor is not None and indices:
         count = max(workers, 1)
         opening = nullcontext(given_pool(executor, count=count, under_way=2 * count))
     elif workers > 1 and indices:
@@ -318,9 +279,11 @@ def _outcomes(
 def _write(
     writer: Writer, outcomes: Outcomes, *, total: int, strict: bool, progress: Progress | None
 ) -> tuple[list[int], dict[int, str]]:
-    """Write what comes, in order; the steps written, and those that failed."""
+    """Write what comes, in order; the steps written, and those that failed. A finished store is not opened again."""
     done: list[int] = []
     failed: dict[int, str] = {}
+    if not total and writer.finished:
+        return done, failed
     with writer:
         for outcome in outcomes:
             problem = writer.write(outcome) if isinstance(outcome, Measurement) else outcome
