@@ -40,3 +40,9 @@ def test_the_notebook_goes_from_a_store_to_every_figure(tmp_path, monkeypatch):
     assert all(shown)
     assert {"dynamics.pdf", "scatter.csv", "layers.txt"} <= {path.name for path in (tmp_path / "figures").iterdir()}
     assert (tmp_path / "report.html").stat().st_size > 1e6
+
+
+def test_the_readmes_picture_is_small():
+    picture = NOTEBOOK.parent / "images" / "overview.png"
+    assert picture.read_bytes().startswith(b"\x89PNG")
+    assert picture.stat().st_size < 250_000
