@@ -29,14 +29,17 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+# a file's tests go to one worker, so that what they share is made once
+SHARED := -n 2 --dist loadfile --no-loadscope-reorder
+
 test: lint types
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest $(SHARED)
 
 # what most mistakes fall over, before a commit; `make test` is what counts
 QUICK := $(addprefix tests/,core numerics model probe metrics sinks/test_sink_conformance.py lead test_layers.py test_package.py)
 
 quick: lint
-	$(BIN)/python -m pytest -q -n 2 $(QUICK) --ignore=tests/lead/test_run_analysis.py
+	$(BIN)/python -m pytest -q $(SHARED) $(QUICK) --ignore=tests/lead/test_run_analysis.py
 
 clean:
 	rm -rf $(VENV) build dist *.egg-info

@@ -36,7 +36,9 @@ def write_model(folder: Path, tokenizer: Path, *, vocab_size: int, seed: int = 0
     (folder / "tokenizer.json").write_bytes(tokenizer.read_bytes())
 
 
-def write_run(path: Path, counts: th.TokenCounts, texts: list[str], *, seed: int = 0, steps: int = 40) -> None:
+def write_run(
+    path: Path, counts: th.TokenCounts, texts: list[str], *, seed: int = 0, steps: int = 40, every: int = 1
+) -> None:
     """A short run on ids drawn by their counts."""
     generator = torch.Generator().manual_seed(seed)
     torch.manual_seed(seed)
@@ -45,7 +47,7 @@ def write_run(path: Path, counts: th.TokenCounts, texts: list[str], *, seed: int
     model.add_module("lm_head", torch.nn.Linear(16, counts.vocab_size))
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
     shares = torch.from_numpy(counts.counts / counts.n_tokens)
-    with th.Recorder(model, store=path, counts=counts, token_texts=texts) as recorder:
+    with th.Recorder(model, store=path, counts=counts, token_texts=texts, schedule=th.Every(every)) as recorder:
         for _ in range(steps):
             ids = torch.multinomial(shares, 8 * 17, replacement=True, generator=generator).reshape(8, 17)
             recorder.begin_step(labels=ids[:, 1:])
@@ -95,7 +97,7 @@ def build(folder: Path) -> None:
         write_model(folder / "SUITE" / f"step{step}", folder / "tokenizer.json", vocab_size=vocab_size, seed=step)
     counts = th.TokenCounts(np.arange(vocab_size, 0, -1) ** 2)
     texts = [f"t{i}" for i in range(vocab_size)]
-    write_run(folder / "RUN.zarr", counts, texts, steps=300)
+    write_run(folder / "RUN.zarr", counts, texts, steps=300, every=10)
     for seed in (1, 2):
         write_run(folder / f"SEED{seed}.zarr", counts, texts, seed=seed)
     write_megatron(folder)

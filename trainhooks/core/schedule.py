@@ -12,6 +12,9 @@ class Schedule:
     """Decides for each step t >= 0 (the number of optimizer updates done) whether something fires.
 
     Join two with `|`. To write your own, subclass and define `__call__(step) -> bool`.
+
+    >>> (Every(4) | Steps([1])).steps(9)
+    [0, 1, 4, 8]
     """
 
     def __call__(self, step: int) -> bool:
@@ -32,7 +35,11 @@ class Schedule:
 
 @dataclass(frozen=True)
 class EveryStep(Schedule):
-    """Fires at every step."""
+    """Fires at every step.
+
+    >>> EveryStep().count(200)
+    201
+    """
 
     def __call__(self, step: int) -> bool:
         """Always true."""
@@ -48,6 +55,9 @@ class Every(Schedule):
     """Fires at 0, n, 2n, ...
 
     Raises ValueError where n is not a positive whole number.
+
+    >>> Every(3).steps(10)
+    [0, 3, 6, 9]
     """
 
     n: int
@@ -71,6 +81,9 @@ class LogSpaced(Schedule):
     """Pythia's checkpoint grid: 0, 1, 2, 4 ... 512, then every 1000 (Biderman et al. 2023, arXiv 2304.01373).
 
     `until` is the last power of two that fires, `every` the linear spacing (its multiples) beyond it.
+
+    >>> LogSpaced(until=8, every=20).steps(60)
+    [0, 1, 2, 4, 8, 20, 40, 60]
     """
 
     until: int = 512
@@ -96,6 +109,9 @@ class Steps(Schedule):
     """Fires at the steps listed.
 
     Raises ValueError where the list is empty or holds anything but whole numbers >= 0.
+
+    >>> Steps([50, 0, 5]).steps(20)
+    [0, 5]
     """
 
     def __init__(self, steps: Iterable[SupportsIndex]) -> None:

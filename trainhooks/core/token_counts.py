@@ -37,6 +37,10 @@ class TokenCounts:
 
     Raises ValueError for counts that are not one-dimensional, empty, not whole numbers, negative, all zero,
     or whose sum passes int64, and for fewer tokens read than counted.
+
+    >>> counts = TokenCounts.count([0, 2, 2, 1, 2], vocab_size=4)
+    >>> counts.counts.tolist(), counts.n_tokens
+    ([1, 1, 3, 0], 5)
     """
 
     counts: np.ndarray

@@ -16,6 +16,9 @@ class Variable:
     "probe.heldout_spearman".
     `labels` names the entries along the one dimension of a vector, for loggers: "0", "1" ... where it is empty.
     `whole_run` variables are written once, when the run ends, because they need its last record.
+
+    >>> Variable("head.norm", dims=("token",), dtype="float32", unit="norm").dims
+    ('token',)
     """
 
     name: str

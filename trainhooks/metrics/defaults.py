@@ -30,6 +30,9 @@ def default_metrics(
     `counts` int64 [vocab], `TokenCounts` or a `RowSelection` of so many, one for each row. With counts, spectrum and
     geometry are those of the rows that the probe is fitted on; without, of all rows. With counts and `token_texts`,
     the decoded text of each row, the covariate baseline stands beside the probe.
+
+    >>> [type(metric).__name__ for metric in default_metrics(np.array([5, 3, 0, 2]))]
+    ['FrequencyProbe', 'Spectrum', 'HeadGeometry', 'GroupConvergence']
     """
     if counts is None:
         return [Spectrum(), HeadGeometry(), GroupConvergence()]

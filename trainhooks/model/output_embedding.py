@@ -96,6 +96,10 @@ def find_output_embedding(model: nn.Module, *, name: str | None = None) -> Outpu
     looked through.
 
     Raises ValueError, naming the candidates, where this does not decide.
+
+    >>> model = nn.ModuleDict({"embed": nn.Embedding(50, 16), "lm_head": nn.Linear(16, 50)})
+    >>> find_output_embedding(model).weight.shape
+    torch.Size([50, 16])
     """
     check_model(model)
     core = core_model(model)

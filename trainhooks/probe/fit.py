@@ -98,6 +98,11 @@ def fit_probe(
 
     Source: Cho et al. 2025, arXiv 2406.01468, eq. for -log alpha = A . E + B; the held-out figures are this
     package's own.
+
+    >>> embedding = torch.randn(100, 4, generator=torch.Generator().manual_seed(0))
+    >>> fit = fit_probe(embedding, embedding @ torch.tensor([1.0, -2.0, 0.0, 3.0]) + 5)
+    >>> [round(value, 3) + 0.0 for value in fit.slope.tolist()], round(float(fit.intercept), 3)
+    ([1.0, -2.0, 0.0, 3.0], 5.0)
     """
     rows = build_rows(embedding, as_columns(y), mask=mask, weights=weights, folds=folds)
     embedding = embedding.detach()

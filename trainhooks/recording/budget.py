@@ -24,6 +24,9 @@ class Budget:
     Metrics are computed less often first, the dearest one at a time, its spacing doubled; snapshots only with
     `thin_snapshots`, where metrics cost next to nothing any more. Raises ValueError for a share that is
     not above 0, or above 1.
+
+    >>> Budget(0.02, thin_snapshots=True)
+    Budget(share=0.02, thin_snapshots=True)
     """
 
     share: float

@@ -10,7 +10,14 @@ from trainhooks.sinks.base import Record, Sink
 
 
 class MemorySink(Sink):
-    """`records` in order, and `final`, the variables that needed the last record."""
+    """`records` in order, and `final`, the variables that needed the last record.
+
+    >>> sink = MemorySink()
+    >>> sink.write(Record(0, {"loss": 2.5}))
+    >>> sink.write(Record(10, {"loss": 1.5}))
+    >>> [values.tolist() for values in sink.series("loss")]
+    [[0, 10], [2.5, 1.5]]
+    """
 
     def __init__(self) -> None:
         self.records: list[Record] = []
