@@ -14,6 +14,7 @@ import torch
 import trainhooks.metrics
 from trainhooks.analyze.distance_to_final import GROUP_VARIABLES, FinalRows
 from trainhooks.analyze.lead_sums import lead_variables
+from trainhooks.analyze.positions import POSITION_VARIABLES
 from trainhooks.analyze.text import TextProbe
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
@@ -63,7 +64,8 @@ def build(metric: type[Metric]) -> Metric:
 def offline_variables() -> list[Variable]:
     """What an analysis of checkpoints with a text adds."""
     rows, text = FinalRows.of(torch.from_numpy(COUNTS)), TextProbe("text.txt", counts=COUNTS)
-    return [*rows.variables, *GROUP_VARIABLES, *text.series_variables, *lead_variables(len(COUNTS))]
+    own = [*rows.variables, *GROUP_VARIABLES, *text.series_variables, *lead_variables(len(COUNTS))]
+    return [*own, *POSITION_VARIABLES]
 
 
 def stored_names() -> list[str]:

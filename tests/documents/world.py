@@ -84,6 +84,20 @@ def pythia_hub() -> Hub:
     return hub
 
 
+def write_staged(folder: Path, *, vocab: int = 40) -> None:
+    """Two stages, the second of which counts anew; at step 10 nothing has moved yet."""
+    generator = torch.Generator().manual_seed(0)
+    start, drift = torch.randn(2, vocab, 8, generator=generator)
+    names = [f"stage1-step{step}-tokens{step // 10}B" for step in (0, 10, 20, 30, 40)]
+    names += [f"stage2-step{step}-tokens{step // 5}B" for step in (5, 10)]
+    for way, name in zip((0, 0, 1, 2, 3, 4, 5), names, strict=True):
+        (folder / "STAGED" / name).mkdir(parents=True)
+        head = start + 0.1 * way * drift
+        (folder / "STAGED" / name / "model.safetensors").write_bytes(save({"lm_head.weight": head}))
+        (folder / "STAGED" / name / "config.json").write_text('{"tie_word_embeddings": false}')
+    th.TokenCounts(np.arange(vocab, 0, -1) ** 2).save(folder / "staged.npz")
+
+
 def build(folder: Path) -> None:
     """Everything the commands take for granted; what a command makes itself is not made here."""
     write_texts(folder / "texts")
@@ -101,3 +115,4 @@ def build(folder: Path) -> None:
     for seed in (1, 2):
         write_run(folder / f"SEED{seed}.zarr", counts, texts, seed=seed)
     write_megatron(folder)
+    write_staged(folder)

@@ -8,7 +8,7 @@ import time
 from collections import deque
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from urllib.parse import unquote, urlsplit
+from urllib.parse import parse_qs, unquote, urlsplit
 
 RANGE = re.compile(r"bytes=(\d+)-(\d+)")
 
@@ -21,8 +21,10 @@ class Hub:
     (says it is encoded), "redirect". `fetched` counts body bytes of files, `listed` of listings, before they are sent:
     whoever has them finds them counted. `requests` are (path, headers). `answers[what]`, body and headers, stand for an
     API call's own answer (a Location makes it a redirect); `claims[repo, file]` for what the listing says of a file.
-    `lists_blobs`: a revision's description lists all its files with sizes and hashes, where that is asked for. `drips`,
-    "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
+    `lists_blobs`: a revision's description lists all its files with sizes and hashes, where that is asked for.
+    `commits[repo]`, (title, files) with the newest first, are the commits of each branch; `tags` are the revisions, as
+    (repo, name), that are no branches.
+    `drips`, "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
     """
 
     def __init__(self) -> None:
@@ -36,12 +38,17 @@ class Hub:
         self.claims = {}
         self.drips = ""
         self.lists_blobs = False
+        self.commits = {}
+        self.tags = set()
 
     def add(self, repo, revision, files):
         self.revisions.setdefault(repo, {})[revision] = dict(files)
 
     def files(self, repo, revision):
         """A revision's files by its name or its commit; None where there is no such thing."""
+        titles = {commit(repo, title): files for title, files in self.commits.get(repo, ())}
+        if revision in titles:
+            return titles[revision]
         named = self.revisions.get(repo, {})
         return next((files for name, files in named.items() if revision in (name, commit(repo, name))), None)
 
@@ -63,8 +70,11 @@ class Handler(BaseHTTPRequestHandler):
     def do_GET(self):
         path = unquote(urlsplit(self.path).path)
         self.hub.requests.append((path, dict(self.headers)))
-        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree|refs)(?:/(.+))?", path):
+        if match := re.fullmatch(r"/api/models/([^/]+/[^/]+)/(revision|tree|refs|commits)(?:/(.+))?", path):
             return self.api(*match.groups())
+        if path == "/api/models":
+            author = parse_qs(urlsplit(self.path).query).get("author", [""])[0]
+            return self.listing([{"id": repo} for repo in self.hub.revisions if repo.startswith(f"{author}/")])
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*match.groups())
         return self.answer(404, b"")
@@ -75,21 +85,29 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(302 if "Location" in headers else 200, body, headers, count=False)
         if what == "refs":
             names = self.hub.revisions.get(repo, {})
-            branches = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit(repo, n)} for n in names]
-            return self.listing({"branches": branches, "tags": [], "converts": []})
+            refs = [{"name": n, "ref": f"refs/heads/{n}", "targetCommit": commit(repo, n)} for n in names]
+            tags = [ref for ref in refs if (repo, ref["name"]) in self.hub.tags]
+            return self.listing({"branches": [r for r in refs if r not in tags], "tags": tags, "converts": []})
+        if what == "commits":
+            titles = [title for title, _ in self.hub.commits.get(repo, ())]
+            return self.listing([{"id": commit(repo, title), "title": title} for title in titles])
         revision, _, under = revision.partition("/")
         files = self.hub.files(repo, revision)
         if files is None:
             return self.answer(404, b"{}", {"X-Error-Code": "RevisionNotFound"})
         if what == "revision":
-            names = self.hub.revisions[repo]
-            sha = next(commit(repo, n) for n in names if revision in (n, commit(repo, n)))
+            names = self.hub.revisions.get(repo, {})
+            sha = next((commit(repo, n) for n in names if revision in (n, commit(repo, n))), revision)
             siblings = [sibling(name, data) for name, data in files.items()] if self.wants_blobs() else []
             about = {"id": repo, "modelId": repo, "sha": sha, "siblings": siblings, "tags": [], "private": False}
             return self.listing(about)
         listed = [(name, data) for name, data in files.items() if name.rpartition("/")[0] == under]
-        claims = self.hub.claims
-        return self.listing([claims.get((repo, name)) or describe(name, data) for name, data in listed])
+        claims, above = self.hub.claims, f"{under}/" if under else ""
+        below = {
+            name[len(above) :].split("/")[0] for name in files if name.startswith(above) and "/" in name[len(above) :]
+        }
+        folders = [{"type": "directory", "path": above + name, "oid": "0" * 40, "size": 0} for name in sorted(below)]
+        return self.listing([*folders, *(claims.get((repo, name)) or describe(name, data) for name, data in listed)])
 
     def wants_blobs(self):
         return self.hub.lists_blobs and "blobs=true" in urlsplit(self.path).query

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.analyze.distance_to_final import GROUP_VARIABLES, FinalRows
+from trainhooks.analyze.positions import position_variables
 from trainhooks.analyze.skeleton import ModelSkeleton, build_skeleton
 from trainhooks.analyze.text import TextProbe
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
@@ -80,9 +81,9 @@ class Job:
 
     @property
     def own_variables(self) -> tuple[Variable, ...]:
-        """What is measured of the way to the final state, and on a text."""
+        """What is measured of the way to the final state, and on a text, and where a checkpoint stands."""
         of_text = () if self.text is None else self.text.series_variables
-        return (*self.final_rows.variables, *GROUP_VARIABLES, *of_text)
+        return (*self.final_rows.variables, *GROUP_VARIABLES, *of_text, *position_variables(self.suite))
 
     @property
     def settings(self) -> dict[str, object]:

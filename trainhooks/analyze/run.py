@@ -24,6 +24,7 @@ from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS, TextProbe
 from trainhooks.analyze.workers import Outcomes, default_workers, here, spread
 from trainhooks.checkpoints.audit.audit import Audit
 from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.known_suites import preset_of
 from trainhooks.checkpoints.suite import Suite, list_suite
 from trainhooks.core.printable import say
 from trainhooks.core.token_counts import TokenCounts
@@ -38,7 +39,6 @@ from trainhooks.probe.row_selection import RowSelection
 Source = Suite | str | Path | Sequence[str | Path]
 Progress = Callable[[int, int], None]
 Tell = Callable[[str], object]
-PRESETS = ("pythia",)
 
 
 def tell_stderr(message: str) -> None:
@@ -70,6 +70,7 @@ def analyze_suite(
     by: str | None = None,
     stage: str | Sequence[str] | None = None,
     seed: str | int | None = None,
+    manifest: str | Path | None = None,
     head: str | None = None,
     transposed: bool = False,
     text: str | Path | None = None,
@@ -88,7 +89,8 @@ def analyze_suite(
     Beside the metrics of a live run it holds the way to the *final* state exactly: of the output embedding, whole and
     by frequency bin, and of every parameter group that is read. Only the wanted tensors are read, one after another.
 
-    - `suite`: a `Suite`, or what `list_suite` takes, with `steps`, `revision_pattern`, `by`, `stage` and `seed`.
+    - `suite`: a `Suite`, or what `list_suite` takes, with `steps`, `revision_pattern`, `by`, `stage`, `seed`
+      and `manifest`.
     - `counts` (or a `RowSelection`), `vocab_size`, `min_count`, `exclude`, `token_texts`: as for `Recorder`; without
       counts no probe.
     - `head` is the output embedding's key, where it cannot be found; `transposed`: it is stored as [dim, vocab].
@@ -107,18 +109,19 @@ def analyze_suite(
     - `strict`: stop at the first checkpoint that fails, or that the audit cannot read; else it is reported and passed
       over.
     - `mode`: "create", "overwrite", or "resume": go on after the last step in the store, which is made where there is
-      none. `preset` "pythia": its 154 steps and its 50277 ids, the rows beyond being padding.
+      none. `preset`: a known suite (`trainhooks suites`): its steps, stages and seed, and its tokenizer's ids, the rows
+      beyond being padding.
     - `progress` is called with the checkpoints done and all of them.
 
     Raises ValueError for arguments that make no sense, a suite without a checkpoint that can be read, a store made with
     other settings, and with `strict` for a checkpoint that fails; what was measured until then is in the store.
     """
     began = time.monotonic()
-    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "seed": seed}
+    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "seed": seed, "manifest": manifest}
     suite = _listed(suite, steps=steps, preset=preset, naming=naming)
     suite = suite.with_transposed(head) if transposed else suite
-    if preset == "pythia" and vocab_size is None and not isinstance(counts, RowSelection):
-        vocab_size = PYTHIA_VOCAB
+    if preset is not None and vocab_size is None and not isinstance(counts, RowSelection):
+        vocab_size = preset_of(preset).ids_used
     if text is not None:
         _check_text(suite, text, counts=counts)
     make = _makers(metrics, in_one_process=executor is None and scheduler is None and workers == 1)
@@ -171,11 +174,10 @@ def analyze_suite(
 def _listed(
     suite: Source, *, steps: str | Sequence[int] | None, preset: str | None, naming: Mapping[str, Any]
 ) -> Suite:
-    if preset is not None and preset not in PRESETS:
-        raise ValueError(f"preset {preset!r} is not known; there is {', '.join(PRESETS)}.")
-    wanted = "pythia" if preset == "pythia" and steps is None else steps
+    grid = None if preset is None else preset_of(preset).grid
+    wanted = steps if steps is not None else grid or None
     if not isinstance(suite, Suite):
-        return list_suite(suite, steps=wanted, **naming)
+        return list_suite(suite, steps=wanted, preset=preset, **naming)
     if wanted is not None or any(value is not None for value in naming.values()):
         raise ValueError("a Suite has its steps already: pass steps and how names are read to list_suite instead.")
     return suite
@@ -309,7 +311,7 @@ def _notes(
 ) -> Iterator[str]:
     yield f"output embedding: {job.taken}."
     yield from job.suite.told
-    if preset == "pythia":
+    if preset is not None and preset_of(preset).grid == "pythia":
         yield (
             f"counts: Pythia's published ones hold {PYTHIA_RULE} (0.05% more than the labels); rows from "
             f"{PYTHIA_VOCAB} on are padding, left out of every fit and kept as a control (probe.never_label_*)."

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from trainhooks.analyze.job import FAILURES, Failed, Job, Measurement, open_entry
 from trainhooks.analyze.lead_sums import job_variables
+from trainhooks.analyze.positions import position_attributes, position_values
 from trainhooks.checkpoints.store_suite import is_store
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import State
@@ -124,6 +125,8 @@ class Writer:
             return Failed(measured.step, str(error))
         sketch = torch.from_numpy(measured.sketch)
         values = {**measured.values, **self._of_groups(measured, sketch), **self._of_text(measured)}
+        entry = next(entry for entry in self._job.entries if entry.step == measured.step)
+        values |= position_values(self._job.suite, entry)
         record = Record(
             step=measured.step,
             values=values,
@@ -195,7 +198,7 @@ def _layout(
     job: Job, *, counts: TokenCounts | None, given: Mapping[str, object], snapshots: bool, precision: str | int
 ) -> Layout:
     opened = open_entry(job.suite, job.final, head=job.head, shape=job.shape)
-    about = {"suite": job.suite.name, "threads": job.threads, **job.settings, **given}
+    about = {"suite": job.suite.name, "threads": job.threads, **position_attributes(job.suite), **job.settings, **given}
     provenance = provenance_of(opened.standin.model, counts, given=about)
     if not opened.standin.is_whole:  # counting them would take every shard's header
         provenance["parameters"] = None

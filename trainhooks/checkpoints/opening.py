@@ -21,30 +21,35 @@ from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
 from trainhooks.checkpoints.kept_begin import KeptBegin
+from trainhooks.checkpoints.places import hub_place, is_remote
 from trainhooks.checkpoints.sources.byte_source import LocalFile, read_json
+from trainhooks.checkpoints.sources.http_files import HttpFile
 from trainhooks.checkpoints.sources.hub import HubFile, list_hub_folder
 from trainhooks.checkpoints.sources.local_folder import LocalFolder
+from trainhooks.checkpoints.sources.object_files import ObjectFile
+from trainhooks.checkpoints.sources.remote import open_remote_folder
 from trainhooks.checkpoints.tensor_cache import TensorCache
+from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
 
 HUB_PLACE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@(.+))?")
 
 
 @dataclass(frozen=True)
 class FileCheckpoint:
-    """A `Checkpoint` over stored tensors; `hub_files` are a hub's files as listed so far, by name, `cache` keeps
-    what was fetched of them; `doubt` as in `Contents`."""
+    """A `Checkpoint` over stored tensors; `hub_files` are a server's files as listed so far, by name, `cache`
+    keeps what was fetched of them; `doubt` as in `Contents`."""
 
     name: str
     config: Mapping[str, object]
     stored: Mapping[str, StoredTensor]
-    hub_files: Mapping[str, HubFile] = field(default_factory=dict)
+    hub_files: Mapping[str, HubFile | HttpFile | ObjectFile | None] = field(default_factory=dict)
     cache: TensorCache | None = None
     doubt: str = ""
 
     @property
     def digests(self) -> Mapping[str, str]:
         """The hub's hashes of its files, as listed."""
-        return {name: file.digest for name, file in self.hub_files.items()}
+        return {name: file.digest for name, file in self.hub_files.items() if file is not None and file.digest}
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -58,7 +63,7 @@ class FileCheckpoint:
         """
         stored = self._stored(key)
         file = self.hub_files.get(stored.entry.file)
-        if self.cache is None or file is None:
+        if self.cache is None or file is None or not file.digest:
             return stored.read()
         held = self.cache.get(file.origin, entry=stored.entry)
         if held is None:
@@ -92,7 +97,7 @@ class FileCheckpoint:
 def is_local(place: str | os.PathLike[str], *, revision: str | None = None) -> bool:
     """Whether a place is one of this machine: it is there, or it is none that a hub could have."""
     text = os.fspath(place)
-    here = os.path.lexists(text) or not HUB_PLACE.fullmatch(text)
+    here = os.path.lexists(text) or (hub_place(text) is None and not is_remote(text))
     return revision is None and not text.startswith("hf://") and here
 
 
@@ -106,26 +111,33 @@ def open_checkpoint(
 ) -> Checkpoint:
     """A checkpoint's tensors, from headers alone: no weight is read.
 
-    `place`: a folder, a file, or a hub repository as "org/name", "org/name@revision" or "hf://org/name@revision"; what
-    exists on this machine comes first. A folder or repository is held against the formats in the order of
-    `formats/registry.py`; what only resuming needs is left out, and one that has no weights itself is looked into at
-    most two folders down. `transposed` is the key of a matrix that is stored [dim, vocab]; heads whose names say so
-    are seen as [vocab, dim] without it. `cache` keeps what was fetched from a hub (default: `TensorCache.default()`),
-    `commit` is what the revision stands for, where that is known. Of the files of an index those at a hub are opened
-    when one of their tensors is asked for; one that is not there leaves its tensors absent. Raises CheckpointError;
-    ImportError where a hub is named and huggingface_hub is absent, or a format's own package.
+    `place`: a folder, a file, a hub repository as "org/name", "org/name@revision", "org/name@revision:folder" or
+    "hf://org/name@revision", or the URL of a folder or file ("https://", "s3://", "gs://"); what exists on this machine
+    comes first. A folder or repository is held against the formats in the order of `formats/registry.py`; what only
+    resuming needs is left out, and one that has no weights itself is looked into at most two folders down. `transposed`
+    is the key of a matrix that is stored [dim, vocab]; heads whose names say so are seen as [vocab, dim] without it.
+    `cache` keeps what was fetched from a hub (default: `TensorCache.default()`), `commit` is what the revision stands
+    for, where that is known. Of the files of an index those at a hub are opened when one of their tensors is asked for;
+    one that is not there leaves its tensors absent. Raises CheckpointError; ImportError where a hub is named and
+    huggingface_hub is absent, or a format's own package.
     """
     if is_local(place, revision=revision):
         return _turned(_open_local(Path(place)), transposed)
     text = os.fspath(place)
-    match = HUB_PLACE.fullmatch(text)
-    if match is None:
+    hub = hub_place(text)
+    if hub is None and not is_remote(text):
         raise CheckpointError(f"{text!r} is neither here nor a hub repository, org/name[@revision].")
-    folder = list_hub_folder(match[1], revision=revision or match[2], commit=commit)
-    if isinstance(folder, Path):
-        return _turned(_open_local(folder), transposed)
-    held = cache or TensorCache.default()
-    config, contents, weights = _contents(replace(folder, opened_as=lambda file: KeptBegin(file, held)))
+    where, file = _split_file(text if hub is None else hub.folder)
+    folder: Any = None
+    if hub is None:
+        folder, held = open_remote_folder(where), cache
+    else:
+        held = cache or TensorCache.default()
+        folder = list_hub_folder(hub.repo, revision=revision or hub.revision or None, commit=commit, under=where)
+        if isinstance(folder, Path):
+            return _turned(_open_local(folder / file), transposed)
+        folder = replace(folder, opened_as=lambda file: KeptBegin(file, held))
+    config, contents, weights = _contents_of_file(folder, file) if file else _contents(folder)
     found = FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
     return _turned(found, transposed)
 
@@ -146,6 +158,17 @@ def _open_local(path: Path) -> FileCheckpoint:
         contents = file_contents(LocalFile.open(path), file=path.name)
         config = {**contents.config, **_config(LocalFolder.list(path.parent))}
     return FileCheckpoint(str(path), config, contents.tensors, doubt=contents.doubt)
+
+
+def _split_file(place: str) -> tuple[str, str]:
+    """A place's folder and, where it names a file of weights, that file."""
+    folder, _, last = place.rpartition("/")
+    return (folder, last) if last.endswith(WEIGHT_SUFFIXES) else (place, "")
+
+
+def _contents_of_file(folder: Any, file: str) -> tuple[Mapping[str, object], Contents, Any]:
+    contents = file_contents(folder.open(file), file=file)
+    return {**contents.config, **_config(folder)}, contents, folder
 
 
 def _contents(folder: Any) -> tuple[Mapping[str, object], Contents, Any]:

@@ -67,12 +67,20 @@ def _unit_behind(pattern: re.Pattern[str], name: str) -> str:
     return found if found in SCALE else ""
 
 
-def _number(fits: re.Match[str], group: str | int, name: str) -> int:
-    text = fits[group]
-    number = None if text is None or len(text) > MOST_DIGITS else _NUMBER.fullmatch(text)
+def number_of(text: str) -> int | None:
+    """A number with its unit multiplied out: 20, 240k, 15T, 1.5T, 2BT; None for anything else."""
+    number = None if len(text) > MOST_DIGITS else _NUMBER.fullmatch(text)
     unit = number[3].lower() if number else ""
     if number is None or unit not in SCALE or (number[2] and not unit):
-        raise ValueError(f"the group of {fits.re.pattern!r} takes {text!r} out of {name!r}, which is no step. {HINT}")
+        return None
     part = number[2] or ""
     scaled = int(number[1] + part) * SCALE[unit]
     return scaled // int("1" + "0" * len(part))
+
+
+def _number(fits: re.Match[str], group: str | int, name: str) -> int:
+    text = fits[group]
+    number = None if text is None else number_of(text)
+    if number is None:
+        raise ValueError(f"the group of {fits.re.pattern!r} takes {text!r} out of {name!r}, which is no step. {HINT}")
+    return number

@@ -9,10 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import unquote, urlsplit
 
+from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
+
 REPOSITORY = re.compile(r"\w[\w.-]*/[\w.-]+")
 _HUB = re.compile(r"(?P<repo>\w[\w.-]*/[\w.-]+)(?:@(?P<revision>[^:@]+)(?::(?P<folder>.+))?)?")
 _SCHEME = re.compile(r"[a-z][a-z0-9+.-]*://")
 _HUBS = ("huggingface.co", "hf.co")
+_INNER = ("model_and_optim", "pytorch_model_fsdp_0", "weights", "model", "hf", "unsharded")  # a step's folder's folder
 _CACHED = re.compile(r"models--(?P<owner>[\w.-]+?)--(?P<name>[\w.-]+)")
 
 
@@ -97,4 +100,6 @@ def names_in(place: str) -> Iterator[str]:
         return
     path = urlsplit(place).path if _SCHEME.match(place) else os.path.abspath(place)
     parts = [part for part in path.split("/") if part]
-    yield from reversed(parts[-3:])
+    yield from parts[-1:]
+    if parts and (parts[-1].endswith(WEIGHT_SUFFIXES) or parts[-1] in _INNER):
+        yield from parts[-2:-1]

@@ -7,19 +7,18 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
-from itertools import pairwise
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
+from trainhooks.checkpoints.known_suites import KnownSuite, preset_of, stages_of
 from trainhooks.checkpoints.names import BASE, ParsedName
+from trainhooks.checkpoints.stage_order import are_parallel, known_order, order_by_counts
 
 Axis = Literal["step", "tokens", "chunk"]
 AXES = ("step", "tokens")
 _FAR = 4
 _FIRST = ("stage1", "phase1")
-_NUMBERED = re.compile(r"(?:stage|phase)([0-9]+)")
-_LENGTHS = re.compile(r"(.*?)-?([0-9]+)[^-_]*[-_]to[-_]([0-9]+).*")
 
 
 @dataclass(frozen=True)
@@ -61,29 +60,44 @@ class Series:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a user picks of names that could be several series. `stages` go one after the other as given."""
+    """What a user picks of names that could be several series. `stages` go one after the other as given.
+
+    `known` is what is known of the suite by its name: the order of its stages counts where none are picked; with
+    `preset` its seed is picked too.
+    """
 
     by: str | None = None
     stages: tuple[str, ...] = ()
     seed: str | None = None
+    known: KnownSuite | None = None
+    preset: bool = False
 
     @classmethod
-    def of(cls, *, by: str | None = None, stage: str | Sequence[str] | None = None, seed: object = None) -> Choice:
+    def of(
+        cls,
+        *,
+        by: str | None = None,
+        stage: str | Sequence[str] | None = None,
+        seed: object = None,
+        preset: str | None = None,
+    ) -> Choice:
         """From options; `stage` is a text with commas, or names. Raises ValueError for an axis that is none."""
         if by is not None and by not in AXES:
             raise ValueError(f"a series goes by {' or '.join(AXES)}, not by {by!r}.")
         parts = stage.split(",") if isinstance(stage, str) else list(stage or ())
         named = tuple(part.strip() for part in parts if part.strip())
-        return cls(by, named, None if seed is None else str(seed))
+        known = None if preset is None else preset_of(preset)
+        return cls(by, named, None if seed is None else str(seed), known, known is not None)
 
 
 class AmbiguousNames(ValueError):
     """Names of which more than one series could be made; the text has the groups and an option for each. `seeds` are
-    the runs that they hold, where that is what is to be picked."""
+    the runs that they hold, where that is what is to be picked; `found` is what was read, to be put in a manifest."""
 
     def __init__(self, text: str, *, seeds: Sequence[str] = ()) -> None:
         super().__init__(text)
         self.seeds = tuple(seeds)
+        self.found: tuple[CheckpointRef, ...] = ()
 
 
 def one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
@@ -92,6 +106,37 @@ def one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
     Raises AmbiguousNames for several seeds, several kinds of names, parallel stages or stages whose order no name
     tells; ValueError for a choice that is not there and for two checkpoints of one step.
     """
+    try:
+        return _one_series(name, found, choice)
+    except AmbiguousNames as error:
+        error.found = tuple(_as_read(one) for one in found)
+        raise
+
+
+def _as_read(one: Named) -> CheckpointRef:
+    step = one.parsed.step if one.parsed.step is not None else one.parsed.chunk
+    tokens, stage, seed = one.parsed.tokens, one.parsed.stage, one.parsed.seed
+    return CheckpointRef(_place(one), one.place, one.name, step, tokens, stage, seed)
+
+
+def _informed(found: Sequence[Named], choice: Choice) -> tuple[Choice, list[str]]:
+    """The choice with what is known of the suite, and what that decided."""
+    known = choice.known
+    if known is None:
+        return choice, []
+    notes = []
+    if choice.preset and choice.seed is None and known.seed in {one.parsed.seed for one in found}:
+        choice = replace(choice, seed=known.seed)
+    there = dict.fromkeys(one.parsed.stage for one in found)
+    stages = () if choice.stages or len(there) < 2 else stages_of(known, list(there))
+    if stages:
+        choice = replace(choice, stages=stages)
+        notes.append(f"stages as known of {known.name}: {', '.join(stages)}. --stage takes others.")
+    return choice, notes
+
+
+def _one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
+    choice, known = _informed(found, choice)
     of_seed, unread = _of_one_seed(name, found, choice)
     of_form, others = _of_one_form(name, of_seed)
     once, twins = _last_twins(of_form)
@@ -102,7 +147,9 @@ def one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
     entries, counted, repeated = _laid_on(axis, stages)
     _no_step_twice(name, entries, axis)
     entries = sorted(entries, key=lambda entry: entry.step)
-    return Series(tuple(entries), axis, (*unread, *repeated), (*notes, *counted))
+    if choice.known is not None and choice.known.unit == "chunk" and axis == "step":
+        axis = "chunk"
+    return Series(tuple(entries), axis, (*unread, *repeated), (*known, *notes, *counted))
 
 
 def _of_one_seed(name: str, found: Sequence[Named], choice: Choice) -> tuple[list[Named], list[str]]:
@@ -166,9 +213,9 @@ def _in_order(name: str, found: Sequence[Named], choice: Choice) -> tuple[list[l
         picked = [_picked(name, one, stages) for one in choice.stages]
         left = [one for stage, names in stages.items() if stage not in picked for one in names]
         return [stages[stage] for stage in picked], left, notes
-    order = _known_order(list(stages))
-    if order is None and not _parallel(stages) and _never_back(stages):
-        order = sorted(stages, key=lambda stage: min(_place(one) for one in stages[stage]))
+    order = known_order(list(stages))
+    if order is None and not are_parallel(stages):
+        order = order_by_counts({stage: (min(map(_place, n)), max(map(_place, n))) for stage, n in stages.items()})
     if order is None:
         raise _undecided(name, stages)
     return [stages[stage] for stage in order], [], notes
@@ -189,52 +236,8 @@ def _join_unprefixed(stages: dict[str, list[Named]]) -> list[str]:
     if {one.parsed.step for one in stages[""]} & {one.parsed.step for one in stages[first]}:
         return []
     joined = stages.pop("")
-    stages[first] += joined
+    stages[first] += [replace(one, parsed=replace(one.parsed, stage=first)) for one in joined]
     return [f"{len(joined)} names without a stage are taken for {first}: {_listed([one.name for one in joined])}."]
-
-
-def _known_order(stages: list[str]) -> list[str] | None:
-    """The order that the stages' own names tell; None where two of them could follow each other either way.
-
-    Numbered stages by number, at most one of a number; then at most one later phase (extension, long context, decay),
-    or several whose context lengths follow on each other (`lc-4k-to-32k`, `lc-32k-to-64k`).
-    """
-    numbers, later = _by_number(stages)
-    if _parallel(stages) or (0 in numbers and len(numbers) > 1):
-        return None
-    if len(later) > 1:
-        lengths = [_LENGTHS.fullmatch(stage) for stage in later]
-        if not all(lengths):
-            return None
-        spans = sorted((int(match[2]), int(match[3]), match[0]) for match in lengths if match)
-        if any(before[1] != after[0] for before, after in pairwise(spans)):
-            return None
-        later = [stage for _, _, stage in spans]
-    return [*(numbers[number][0] for number in sorted(numbers)), *later]
-
-
-def _by_number(stages: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
-    """Stages by their number, 0 for those without a name, and those that have a name and no number."""
-    numbers: dict[int, list[str]] = defaultdict(list)
-    later = []
-    for stage in stages:
-        match = _NUMBERED.match(stage)
-        if not stage or match:
-            numbers[int(match[1]) if match else 0].append(stage)
-        else:
-            later.append(stage)
-    return numbers, later
-
-
-def _parallel(stages: Iterable[str]) -> bool:
-    """Whether several stages have one number: branches beside each other (ingredients)."""
-    return any(len(named) > 1 for named in _by_number(stages)[0].values())
-
-
-def _never_back(stages: dict[str, list[Named]]) -> bool:
-    """Whether the steps go on counting from stage to stage, so that they tell the order themselves."""
-    spans = sorted((min(map(_place, names)), max(map(_place, names))) for names in stages.values())
-    return all(before[1] < after[0] for before, after in pairwise(spans))
 
 
 def _place(one: Named) -> int:

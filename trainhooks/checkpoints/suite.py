@@ -6,17 +6,32 @@ import os
 import re
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
+from urllib.parse import urljoin, urlsplit
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
+from trainhooks.checkpoints.known_suites import known_suite
+from trainhooks.checkpoints.manifest import is_manifest, parse_manifest, read_manifest
 from trainhooks.checkpoints.names import ParsedName, parse_name, stem_of
 from trainhooks.checkpoints.opening import is_local, open_checkpoint
 from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
-from trainhooks.checkpoints.places import HubPlace, hub_place, names_in
-from trainhooks.checkpoints.series import AmbiguousNames, Axis, CheckpointRef, Choice, Named, one_series, unread_note
+from trainhooks.checkpoints.places import HubPlace, hub_place, is_remote, names_in
+from trainhooks.checkpoints.series import (
+    AmbiguousNames,
+    Axis,
+    CheckpointRef,
+    Choice,
+    Named,
+    Series,
+    one_series,
+    unread_note,
+)
+from trainhooks.checkpoints.sources.http_files import http_text
 from trainhooks.checkpoints.sources.hub import list_hub_revisions
-from trainhooks.checkpoints.sources.hub_listing import list_hub_commits, list_hub_repositories, list_hub_subfolders
+from trainhooks.checkpoints.sources.hub_listing import list_hub_commits, list_hub_entries, list_hub_repositories
+from trainhooks.checkpoints.sources.remote import list_remote
 from trainhooks.checkpoints.steps import parse_steps
 from trainhooks.checkpoints.store_suite import is_store, open_snapshot, snapshot_steps
 from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
@@ -24,7 +39,7 @@ from trainhooks.core.formatting import shortened
 
 __all__ = ["AmbiguousNames", "CheckpointRef", "Kind", "Suite", "list_runs", "list_suite", "step_of"]
 
-Kind = Literal["folder", "hub", "store", "list"]
+Kind = Literal["folder", "hub", "store", "list", "url"]
 Pattern = re.Pattern[str]
 Places = list[tuple[str, str]]
 
@@ -98,26 +113,35 @@ def list_suite(
     by: str | None = None,
     stage: str | Sequence[str] | None = None,
     seed: str | int | None = None,
+    manifest: str | Path | None = None,
+    preset: str | None = None,
 ) -> Suite:
     """List a suite; nothing but names is read.
 
     `source` is a folder whose entries (folders, or files `.pt`, `.ckpt` ...) have steps in their names, a store with
     output embeddings, a hub repository (`owner/name`, `hf://`, its page's address) whose branches, tags, subfolders or
     commits have, a pattern of repositories (`owner/name-step-*`), a text file of places (one a line, `#` begins a
-    comment, relative to the file), or a sequence of places. `docs/suites.md` says how names are read.
+    comment, relative to the file), a manifest (`.csv`, `.yaml`), or a sequence of places. `docs/suites.md` says how
+    names are read.
 
     `revision_pattern` replaces that: a regular expression that fits a whole name, with one group or a group `step`;
     it may have groups `tokens`, `stage` and `seed`. `by` "tokens" puts the series on an axis of tokens; `stage` takes
-    one stage, or several in this order; `seed` one run of several. `steps` is a selection as `parse_steps` reads it;
-    steps that are missing stay in `wanted`.
+    one stage, or several in this order; `seed` one run of several. `manifest` is a table of the suite's checkpoints,
+    whose places are relative to it, to the folder `source`, or revisions of the repository `source`. `preset` is a
+    known suite (`trainhooks suites`): the order of its stages, which also counts where the repository is one of it, and
+    its seed. `steps` is a
+    selection as `parse_steps` reads it; steps that are missing stay in `wanted`.
 
     Raises AmbiguousNames, a ValueError, where names could be several series; ValueError where nothing fits, two entries
     have one step, or no step that was asked for is there; ImportError where a hub repository is asked for without
     huggingface_hub.
     """
     pattern = None if revision_pattern is None else compiled(revision_pattern)
-    choice = Choice.of(by=by, stage=stage, seed=seed)
-    suite = _listed(source, pattern, choice)
+    choice = Choice.of(by=by, stage=stage, seed=seed, preset=preset)
+    if manifest is not None:
+        suite = _from_manifest(Path(manifest), choice, within=source)
+    else:
+        suite = _listed(source, pattern, choice)
     return suite if steps is None else _selected(suite, steps)
 
 
@@ -148,6 +172,8 @@ def _listed(source: str | Path | Sequence[str | Path], pattern: Pattern | None, 
     if _REPOSITORIES.fullmatch(text):
         return _from_repositories(text, pattern, choice)
     place = hub_place(text)
+    if place is None and is_remote(text):
+        return _from_url(text, pattern, choice)
     if place is None:
         raise ValueError(
             f"{source} is no folder, no text file and no hub repository (owner/name). Give one of these, or paths."
@@ -203,7 +229,24 @@ def _inside(folder: str) -> Places:
     return [(name, os.path.join(folder, name)) for name in sorted(names)]
 
 
+def _from_manifest(path: Path, choice: Choice, *, within: str | Path | Sequence[str | Path] = "") -> Suite:
+    whole = str(within) if isinstance(within, (str, Path)) else ""
+    hub = None if not whole or os.path.lexists(whole) else hub_place(whole)
+
+    def placed(place: str) -> str:
+        if hub is not None and hub_place(place) is None and not (path.parent / place).exists():
+            return str(HubPlace(hub.repo, place))
+        inside = os.path.join(whole, place)
+        return inside if os.path.isdir(whole) and os.path.lexists(inside) else beside(path, place)
+
+    found = read_manifest(path, placed=placed)
+    chosen = choice if choice.stages else replace(choice, stages=found.stages)
+    return _of_series(whole or str(path), "list", one_series(str(path), found.rows, chosen), [])
+
+
 def _from_file(path: Path, pattern: Pattern | None, choice: Choice) -> Suite:
+    if is_manifest(path):
+        return _from_manifest(path, choice)
     if path.name.endswith(WEIGHT_SUFFIXES):
         return _suite(str(path), "list", [(path.name, str(path))], pattern, choice)
     try:
@@ -220,6 +263,8 @@ def beside(path: Path, place: str) -> str:
 
     `owner/name` is a hub's where no folder `owner` lies beside the file.
     """
+    if is_remote(place):
+        return place
     local = path.parent / place
     here = local.exists() or (path.parent / Path(place).parts[0]).is_dir() or place.endswith(WEIGHT_SUFFIXES)
     return str(local) if hub_place(place) is None or ("@" not in place and here) else _plain(place)
@@ -239,6 +284,8 @@ def _label(place: str, pattern: Pattern | None) -> str:
 
 def _from_hub(place: HubPlace, pattern: Pattern | None, choice: Choice) -> Suite:
     """Branches and tags; where none of them is a step, subfolders of the revision, and the commits that led to it."""
+    if choice.known is None and pattern is None:
+        choice = replace(choice, known=known_suite(place.repo))
     whole = not (place.revision or place.folder)
     names: Collection[str] = ()
     if whole:
@@ -261,8 +308,8 @@ def _below_revision(place: HubPlace, pattern: Pattern | None) -> Places:
     revision = place.revision or "main"
     try:
         for under in (place.folder, "/".join(filter(None, (place.folder, _INNER)))):
-            folders = list_hub_subfolders(place.repo, revision=revision, under=under)
-            here = [(path.rpartition("/")[2], str(HubPlace(place.repo, revision, path))) for path in folders]
+            below = list_hub_entries(place.repo, revision=revision, under=under)
+            here = [(path.rpartition("/")[2], str(HubPlace(place.repo, revision, path))) for path in below]
             if _any_read(here, pattern):
                 return here
             if under == place.folder and not any(label == _INNER for label, _ in here):
@@ -287,6 +334,22 @@ def _last_of_each(commits: list[tuple[str, str]], repo: str, pattern: Pattern | 
     return kept
 
 
+def _from_url(url: str, pattern: Pattern | None, choice: Choice) -> Suite:
+    """Folders and files that a server or a bucket lists, or a manifest's address."""
+    try:
+        if is_manifest(urlsplit(url).path):
+            text = http_text(url)[1].decode("utf-8", "replace")
+            found = parse_manifest(text, name=urlsplit(url).path, placed=partial(urljoin, url))
+            chosen = choice if choice.stages else replace(choice, stages=found.stages)
+            return _of_series(url, "list", one_series(url, found.rows, chosen), [])
+        files, folders = list_remote(url)
+    except CheckpointError as error:
+        raise ValueError(f"{url} cannot be listed: {error}") from error
+    base = url.rstrip("/")
+    names = [*folders, *(name for name in files if name.endswith(WEIGHT_SUFFIXES))]
+    return _suite(url, "url", [(name, f"{base}/{name}") for name in sorted(names)], pattern, choice)
+
+
 def _from_repositories(text: str, pattern: Pattern | None, choice: Choice) -> Suite:
     try:
         repos = list_hub_repositories(text)
@@ -307,7 +370,10 @@ def _suite(name: str, kind: Kind, places: Places, pattern: Pattern | None, choic
         raise ValueError(f"{name}: {_nothing_found(unread, pattern)}")
     if pattern is not None:
         check_units(pattern, [one.name for one in found])
-    series = one_series(name, found, choice)
+    return _of_series(name, kind, one_series(name, found, choice), unread)
+
+
+def _of_series(name: str, kind: Kind, series: Series, unread: Sequence[str]) -> Suite:
     return Suite(
         name, series.entries, kind=kind, axis=series.axis, unread=(*unread, *series.unread), notes=series.notes
     )

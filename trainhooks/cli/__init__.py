@@ -8,6 +8,7 @@ from trainhooks.cli import demo as demo
 from trainhooks.cli import export as export
 from trainhooks.cli import figures as figures
 from trainhooks.cli import inspect as inspect
+from trainhooks.cli import known_suites as known_suites
 from trainhooks.cli import plan as plan
 from trainhooks.cli import probe as probe
 from trainhooks.cli import prune as prune

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json as json_format
+import re
 import sys
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from trainhooks.cli.base import FOUND, Flag, Positive, command
 from trainhooks.core.printable import plain_console, say, sayer
+
+if TYPE_CHECKING:
+    from rich.progress import Progress
 
 
 @command
@@ -33,13 +37,14 @@ def analyze(
     by: Literal["step", "tokens"] | None = None,
     stage: str | None = None,
     seed: str | None = None,
+    manifest: Path | None = None,
     head: str | None = None,
     transposed: Flag = False,
     text: Path | None = None,
     tokenizer: Path | None = None,
     positions: Annotated[int | None, Positive] = None,
     context_length: Annotated[int | None, Positive] = None,
-    preset: Literal["pythia"] | None = None,
+    preset: str | None = None,
     json: Path | None = None,
 ) -> None:
     """Measure a checkpoint suite and write its trajectory to a store; run again, it goes on where it stopped.
@@ -86,6 +91,8 @@ def analyze(
         One stage of a training of several (base: names without one), or several with commas, in their order.
     seed
         One run of several seeds; all for each of them.
+    manifest
+        A CSV or YAML table of the suite's checkpoints: place, step or tokens, stage, seed. It may be the suite itself.
     head
         The output embedding's key, where it cannot be found.
     transposed
@@ -100,7 +107,7 @@ def analyze(
     context_length
         Tokens that a model reads at once, 128 by default.
     preset
-        pythia: its 154 steps and 50277 ids.
+        A known suite (trainhooks suites): its steps, stages, seed and ids. pythia: its 154 steps and 50277 ids.
     json
         Write the report to this file too.
 
@@ -118,40 +125,68 @@ def analyze(
 
     if json is not None and not json.parent.is_dir():
         raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")
-    with Progress(console=plain_console(stderr=True)) as bar:
-        task = bar.add_task("checkpoints", total=None)
-        report = run(
-            suite,
-            counts=TokenCounts.load(counts),
-            out=out,
-            steps=steps,
-            params=params,
-            workers=workers,
-            threads=threads,
-            scheduler=scheduler,
-            snapshots=snapshots,
-            strict=strict,
-            audit=not no_audit,
-            keep_going=keep_going,
-            vocab_size=vocab_size,
-            min_count=min_count,
-            revision_pattern=revision_pattern,
-            by=by,
-            stage=stage,
-            seed=seed,
-            head=head,
-            transposed=transposed,
-            text=text,
-            tokenizer=tokenizer,
-            positions=MAX_POSITIONS if positions is None else positions,
-            context_length=CONTEXT_LENGTH if context_length is None else context_length,
-            tell=sayer(bar.console),
-            preset=preset,
-            mode="overwrite" if overwrite else "resume",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
-    if json is not None:
-        json.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-    say(report.render(), end="")
-    if report.failed:
+    settings: dict[str, Any] = {
+        "counts": TokenCounts.load(counts),
+        "steps": steps,
+        "params": params,
+        "workers": workers,
+        "threads": threads,
+        "scheduler": scheduler,
+        "snapshots": snapshots,
+        "strict": strict,
+        "audit": not no_audit,
+        "keep_going": keep_going,
+        "vocab_size": vocab_size,
+        "min_count": min_count,
+        "revision_pattern": revision_pattern,
+        "by": by,
+        "stage": stage,
+        "manifest": manifest,
+        "head": head,
+        "transposed": transposed,
+        "text": text,
+        "tokenizer": tokenizer,
+        "positions": MAX_POSITIONS if positions is None else positions,
+        "context_length": CONTEXT_LENGTH if context_length is None else context_length,
+        "preset": preset,
+        "mode": "overwrite" if overwrite else "resume",
+    }
+    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "manifest": manifest, "preset": preset}
+    failed = False
+    for one, place, report_file in _runs(suite, seed, out, json, naming):
+        with Progress(console=plain_console(stderr=True)) as bar:
+            report = run(suite, seed=one, out=place, **settings, **_heard(bar))
+        if report_file is not None:
+            report_file.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+        say(report.render(), end="")
+        failed |= bool(report.failed)
+    if failed:
         sys.exit(FOUND)
+
+
+def _runs(
+    suite: str, seed: str | None, out: Path, report: Path | None, naming: dict[str, Any]
+) -> list[tuple[str | None, Path, Path | None]]:
+    """The seed of each run that is analysed, with its store and its report: one, or with `all` one a seed."""
+    from trainhooks.checkpoints.suite import ALL, list_runs
+
+    if seed != ALL:
+        return [(seed, out, report)]
+    seeds = [run.entries[0].seed for run in list_runs(suite, seed=ALL, **naming)]
+    if seeds == [""]:
+        return [(None, out, report)]
+
+    def named(path: Path, one: str) -> Path:
+        told = re.sub(r"[^\w-]+", "-", one)  # a manifest may have any text for a seed
+        return path.with_name(f"{path.stem}-seed-{told}{path.suffix}")
+
+    return [(one, named(out, one), None if report is None else named(report, one)) for one in seeds]
+
+
+def _heard(bar: Progress) -> dict[str, Any]:
+    """What an analysis tells, and how far it is, on a bar."""
+    task = bar.add_task("checkpoints", total=None)
+    return {
+        "tell": sayer(bar.console),
+        "progress": lambda done, total: bar.update(task, completed=done, total=total),
+    }

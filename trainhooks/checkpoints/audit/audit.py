@@ -25,17 +25,19 @@ from trainhooks.checkpoints.audit.header_checks import (
     holds_weights,
     identical,
     incomplete,
-    known,
     layouts,
     look,
     missing,
     same,
 )
+from trainhooks.checkpoints.audit.order import disordered
+from trainhooks.checkpoints.audit.reports import known
 from trainhooks.checkpoints.base import Checkpoint
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.formatting import shortened
 from trainhooks.core.html import card
 from trainhooks.core.printable import page, shown
+from trainhooks.numerics.sketch import DEFAULT_SIZE, sketch_parameter
 
 _PART_ELEMENTS = 2**21
 _SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
@@ -166,7 +168,7 @@ def audit_suite(
         opener = lru_cache(maxsize=None)(opener)
     seen, findings = _read_headers(suite, params=params, head=head, full=full, opener=opener)
     names = tuple(dict.fromkeys(key for one in seen.values() for key in one.keys))
-    reports = known(suite, names)
+    reports, said = known(suite, names, seen)
     findings += missing(suite) + incomplete(seen) + reports + layouts(seen, params=params)
     if not full:
         findings += _confirm(suite, seen, opener)
@@ -177,7 +179,9 @@ def audit_suite(
     findings += walk.findings + _out_of_line(walk)
     pairs = {(a, b): pair for (a, b, pair) in zip(walk.steps, walk.steps[1:], walk.near, strict=False)}
     taken = tuple(dict.fromkeys(one.taken for one in seen.values() if one.taken))
-    return Audit(suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken, suite.told)
+    return Audit(
+        suite.name, suite.steps, names, tuple(sorted(findings, key=_order)), pairs, taken, (*suite.told, *said)
+    )
 
 
 def _order(finding: SuiteFinding) -> tuple[int, tuple[int, ...]]:
@@ -220,11 +224,13 @@ def _confirm(suite: Suite, seen: dict[int, Seen], opener: Callable[[CheckpointRe
 
 @dataclass
 class _Walk:
-    """What going through the sound checkpoints gave: distances to the next state, and to the one after it."""
+    """What going through the sound checkpoints gave: distances to the next state, and to the one after it, and
+    sketches, from which the distance between any two states follows within some percent."""
 
     steps: list[int] = field(default_factory=list)
     near: list[Pair] = field(default_factory=list)
     skip: list[Pair] = field(default_factory=list)
+    sketches: list[Tensor] = field(default_factory=list)
     findings: list[SuiteFinding] = field(default_factory=list)
 
 
@@ -256,10 +262,16 @@ def _walk(
                 continue
             walk.near.append(pair)
         walk.steps.append(entry.step)
+        walk.sketches.append(_sketch(state))
         if len(states) == 2:
             walk.skip.append(compare(states[0], state))
         states.append(state)
     return walk
+
+
+def _sketch(state: Sequence[Tensor]) -> Tensor:
+    parts = [sketch_parameter(tensor, name=str(number), size=DEFAULT_SIZE) for number, tensor in enumerate(state)]
+    return torch.stack(parts).sum(0)
 
 
 def _finite(tensor: Tensor) -> bool:
@@ -278,7 +290,10 @@ def _out_of_line(walk: _Walk) -> list[SuiteFinding]:
     steps = [walk.steps[i] for i in kept]
     apart = unrelated(steps, [pair.cosine for pair in pairs])
     findings += _unrelated(steps, pairs, apart)
-    for i in sorted(set(jumps(steps, [pair.distance for pair in pairs])) - set(apart)):
+    breaks = sorted(set(jumps(steps, [pair.distance for pair in pairs])) - set(apart))
+    if not apart and len(breaks) <= 1 and (order := disordered(steps, [walk.sketches[i] for i in kept])):
+        return findings + order  # which says more than that the series breaks there
+    for i in breaks:
         message = (
             f"from step {steps[i]} to {steps[i + 1]} the tensors move {pairs[i].distance:.4g}, out of line with the "
             "steps around"

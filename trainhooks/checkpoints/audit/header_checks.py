@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
-from trainhooks.checkpoints.audit.known_reports import known_bad
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
 from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.head_key import head_key
@@ -24,7 +22,7 @@ PYTHIA = "EleutherAI/pythia-[0-9]*"
 
 Kind = Literal[
     "missing", "no weights", "unreadable", "incomplete", "known bad", "vocabulary", "shape", "dtype", "identical",
-    "not finite", "discontinuity", "unrelated",
+    "not finite", "discontinuity", "unrelated", "order",
 ]  # fmt: skip
 
 
@@ -109,7 +107,7 @@ def holds_weights(suite: Suite, entry: CheckpointRef) -> bool:
 def missing(suite: Suite) -> list[SuiteFinding]:
     """The steps that were asked for, or that the suite's grid or spacing has, and that are not there."""
     wanted = suite.wanted
-    if wanted is None and suite.kind == "hub" and fnmatchcase(suite.name, PYTHIA):
+    if wanted is None and suite.kind == "hub" and fnmatchcase(suite.name, PYTHIA) and not suite.name.endswith("-v0"):
         wanted = PYTHIA_GRID
     lacking = missing_steps(suite.steps) if wanted is None else tuple(sorted(set(wanted) - set(suite.steps)))
     why = "the suite's own spacing has them" if wanted is None else "they were expected"
@@ -130,18 +128,6 @@ def incomplete(seen: dict[int, Seen]) -> list[SuiteFinding]:
 def _listed(files: Sequence[str]) -> str:
     more = f" and {len(files) - 3} more files" if len(files) > 3 else ""
     return f"{', '.join(files[:3])}{more} {'is' if len(files) == 1 else 'are'}"
-
-
-def known(suite: Suite, names: Sequence[str]) -> list[SuiteFinding]:
-    """The public reports on a hub repository that concern the tensors `names`."""
-    if suite.kind != "hub":
-        return []
-    return [
-        SuiteFinding(
-            "known bad", tuple(steps), f"steps {shortened(steps)}: {report.note} ({report.source})", tuple(steps)
-        )
-        for report, steps in known_bad(suite.name, steps=suite.steps, tensors=names)
-    ]
 
 
 def layouts(seen: dict[int, Seen], *, params: str) -> list[SuiteFinding]:

@@ -225,9 +225,11 @@ def _right_in(path: str, listed: Mapping[str, HubFile]) -> tuple[dict[str, HubFi
     return files, tuple(sorted({here.partition("/")[0] for here in below.values() if "/" in here}))
 
 
-def list_hub_folder(repo: str, *, revision: str | None = None, commit: str | None = None) -> HubFolder | Path:
-    """The files of a hub repository's revision (default: main): one request where `commit` says what it stands for, or
-    where the hub lists files with their hashes beside the commit; else two.
+def list_hub_folder(
+    repo: str, *, revision: str | None = None, commit: str | None = None, under: str = ""
+) -> HubFolder | Path:
+    """The files of a hub repository's revision (default: main), or of the folder `under` in it: one request where
+    `commit` says what it stands for, or where the hub lists files with their hashes beside the commit; else two.
 
     In offline mode (HF_HUB_OFFLINE): the snapshot in the hub's local cache, as a folder. Raises CheckpointError where
     there is no such repository, revision or snapshot; ImportError without huggingface_hub.
@@ -238,7 +240,7 @@ def list_hub_folder(repo: str, *, revision: str | None = None, commit: str | Non
     revision = revision or "main"
     if constants.HF_HUB_OFFLINE:
         try:
-            return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True))
+            return Path(hub.snapshot_download(repo, revision=revision, local_files_only=True)) / under
         except (OSError, ValueError) as error:  # what huggingface_hub raises derives from them
             told = str(error).strip().splitlines() or [type(error).__name__]
             raise CheckpointError(f"{repo}@{revision} cannot be listed: {told[0]}") from error
@@ -246,7 +248,10 @@ def list_hub_folder(repo: str, *, revision: str | None = None, commit: str | Non
     if not commit:
         commit, files = _described(repo, revision=revision)
         if files:
-            return HubFolder(repo, revision, commit, *_right_in("", files), further=files)
+            root = HubFolder(repo, revision, commit, *_right_in("", files), further=files)
+            return root.below(under) if under else root
+    if under:
+        return HubFolder(repo, revision, commit, {}).below(under)
     return HubFolder(repo, revision, commit, *_list(repo, revision=revision, commit=commit, under=None))
 
 
@@ -271,17 +276,30 @@ def _described(repo: str, *, revision: str) -> tuple[str, dict[str, HubFile]]:
 
 
 def list_hub_revisions(repo: str) -> dict[str, str]:
-    """A repository's branches and tags by name, each with its commit, "" where the hub does not tell it. One request.
+    """A repository's branches and tags by name, each with its commit, "" where the hub does not tell it. One request;
+    in offline mode those that the hub's local cache has.
 
     Raises CheckpointError; ImportError without huggingface_hub.
     """
     require_hub()
+    from huggingface_hub import constants
+
+    if constants.HF_HUB_OFFLINE and (kept := _cached_revisions(repo)):
+        return dict.fromkeys(kept, "")
     with _listing(repo):
         (refs,) = hub_pages(f"{_api(repo)}/refs")
         if not isinstance(refs, dict):
             raise CheckpointError(f"the hub's answer is a JSON {type(refs).__name__}, no lists of branches and tags.")
         branches, tags = (_commits(refs.get(kind) or []) for kind in ("branches", "tags"))
         return branches | dict.fromkeys(tags, "")  # a tag may be an object of its own: the hub is asked
+
+
+def _cached_revisions(repo: str) -> list[str]:
+    """The revisions of a repository that were downloaded, by the files that the cache keeps their commits in."""
+    from huggingface_hub import constants
+
+    refs = Path(constants.HF_HUB_CACHE) / f"models--{repo.replace('/', '--')}" / "refs"
+    return sorted(str(path.relative_to(refs)) for path in refs.rglob("*") if path.is_file()) if refs.is_dir() else []
 
 
 def _commits(refs: Any) -> dict[str, str]:

@@ -11,16 +11,21 @@ from urllib.parse import quote, urlencode
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.sources.hub import require_hub
 from trainhooks.checkpoints.sources.hub_answers import hub_pages
+from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
 
 MOST_NAMES = 200_000
 
 
-def list_hub_subfolders(repo: str, *, revision: str, under: str = "") -> list[str]:
-    """Folders right below a folder of a revision, by their path from the root. Raises CheckpointError."""
+def list_hub_entries(repo: str, *, revision: str, under: str = "") -> list[str]:
+    """Folders and files of weights right in a folder of a revision, by their path from the root.
+
+    Raises CheckpointError.
+    """
     below = f"/{quote(under)}" if under else ""
     path = f"/api/models/{quote(repo)}/tree/{quote(revision, safe='')}{below}?recursive=false&expand=false"
     entries = _entries(path, f"{repo}@{revision}")
-    return [str(entry["path"]) for entry in entries if entry.get("type") == "directory" and _is_text(entry, "path")]
+    paths = [(str(entry["path"]), entry.get("type")) for entry in entries if _is_text(entry, "path")]
+    return [path for path, kind in paths if kind == "directory" or path.endswith(WEIGHT_SUFFIXES)]
 
 
 def list_hub_commits(repo: str, *, revision: str) -> list[tuple[str, str]]:

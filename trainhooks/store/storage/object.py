@@ -5,7 +5,7 @@ from __future__ import annotations
 import mmap
 import os
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -146,6 +146,18 @@ class ObjectStorage(Storage):
         found = self._ask("list", prefix, lambda: self._ob.list_with_delimiter(self._client, prefix=prefix or None))
         paths = [*found["common_prefixes"], *(one["path"] for one in found["objects"])]
         yield from sorted({str(path).rstrip("/").rpartition("/")[2] for path in paths})
+
+    def list_folder(self, prefix: str = "") -> tuple[dict[str, tuple[int, str]], Sequence[str]]:
+        """The objects right below a prefix, by path: size (bytes) and ETag; and the names of the folders there."""
+        found = self._ask("list", prefix, lambda: self._ob.list_with_delimiter(self._client, prefix=prefix or None))
+        objects = {str(one["path"]): (int(one["size"]), str(one.get("e_tag") or "")) for one in found["objects"]}
+        return objects, [str(path).rstrip("/").rpartition("/")[2] for path in found["common_prefixes"]]
+
+    def read_range(self, key: str, start: int, stop: int) -> bytes:
+        """Bytes [start, stop) of an object that is known to be that long, in one request."""
+        if stop <= start:
+            return b""
+        return self._ask("read", key, lambda: bytes(self._ob.get_range(self._client, key, start=start, end=stop)))
 
     def delete(self, key: str) -> None:
         """See `Storage.delete`."""

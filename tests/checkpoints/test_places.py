@@ -1,0 +1,262 @@
+"""Where checkpoints lie: subfolders, commits, tags, repositories, addresses, HTTP, object stores, the hub's cache."""
+
+import json
+import threading
+import urllib.request
+import warnings
+from contextlib import contextmanager
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import pytest
+import torch
+from hub_client import online
+from hub_server import Hub, commit, serving
+from safetensors.torch import save, save_file
+
+from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.places import HubPlace, hub_place, repository_of
+from trainhooks.checkpoints.suite import list_suite
+
+KEY = "lm_head.weight"
+
+
+def weights(value):
+    return {KEY: torch.full((6, 2), float(value))}
+
+
+def files(value, under=""):
+    return {f"{under}model.safetensors": save(weights(value)), f"{under}config.json": b"{}"}
+
+
+def values(suite):
+    """Each step with the number that its matrix holds."""
+    return [(entry.step, int(suite.open(entry).read(KEY)[0, 0])) for entry in suite.entries]
+
+
+@pytest.fixture(scope="module")
+def address():
+    hub = Hub()
+    for step in (0, 20):
+        hub.add("org/tagged", f"step{step}", files(step))
+        hub.tags.add(("org/tagged", f"step{step}"))
+        hub.add(f"org/one-1B-step-{step}k", "main", files(step))
+    hub.add("org/tagged", "main", files(99))
+    folders = {name: data for step in (20, 3) for name, data in files(step, f"step-{step:04}/").items()}
+    hub.add("org/folders", "main", {"README.md": b"", **folders})
+    inner = {name: data for step in (1, 2) for name, data in files(step, f"checkpoints/step_{step}/").items()}
+    hub.add("org/inner", "main", {"config.json": b"{}", **inner})
+    hub.add("org/files", "main", {f"checkpoints/step_{step}.safetensors": save(weights(step)) for step in (5, 40)})
+    hub.add("org/commits", "main", files(100))
+    hub.commits["org/commits"] = [
+        ("Saving Evaluation Results -- Step 100", files(100)),
+        ("Saving HF Model -- Step 100", files(-1)),
+        ("Saving HF Model -- Step 0", files(0)),
+        ("initial commit", {}),
+    ]
+    hub.add("org/nothing", "main", {"README.md": b""})
+    with serving(hub) as address:
+        yield address
+
+
+@pytest.fixture
+def hub(address, tmp_path):
+    with online(address, tmp_path / "home"):
+        yield
+
+
+def test_tags_are_read_as_branches_are(hub):
+    suite = list_suite("org/tagged")
+    assert values(suite) == [(0, 0), (20, 20)]
+    assert suite.unread == ("main",)
+
+
+@pytest.mark.parametrize(("repo", "steps"), [("org/folders", [3, 20]), ("org/inner", [1, 2]), ("org/files", [5, 40])])
+def test_subfolders_and_files_of_one_revision(hub, repo, steps):
+    assert values(list_suite(repo)) == [(step, step) for step in steps]
+    assert list_suite(f"{repo}@main").steps == tuple(steps)
+
+
+def test_the_last_commit_of_each_step(hub):
+    suite = list_suite("org/commits")
+    assert values(suite) == [(0, 0), (100, 100)]
+    assert suite.entries[1].location == f"org/commits@{commit('org/commits', 'Saving Evaluation Results -- Step 100')}"
+
+
+def test_one_repository_a_step(hub, tmp_path):
+    assert values(list_suite("org/one-1B-step-*")) == [(0, 0), (20_000, 20)]
+    (tmp_path / "list.txt").write_text("org/one-1B-step-20k\nhf://org/one-1B-step-0k\norg/tagged@step20 # seven\n")
+    with pytest.raises(ValueError, match="several patterns"):
+        list_suite(tmp_path / "list.txt")
+    (tmp_path / "list.txt").write_text("org/one-1B-step-20k\nhf://org/one-1B-step-0k@main\n")
+    assert values(list_suite(tmp_path / "list.txt")) == [(0, 0), (20_000, 20)]
+
+
+@pytest.mark.parametrize("place", ["hf://org/folders", "hf://org/folders@main", "https://huggingface.co/org/folders"])
+def test_a_repository_by_its_addresses(hub, place):
+    assert list_suite(place).steps == (3, 20)
+
+
+def test_a_repository_without_steps_says_what_it_has(hub):
+    with pytest.raises(ValueError, match=r"no step can be read .*found main"):
+        list_suite("org/nothing")
+
+
+@pytest.mark.parametrize(
+    ("text", "place"),
+    [
+        ("org/name", HubPlace("org/name")),
+        ("org/name@step1", HubPlace("org/name", "step1")),
+        ("org/name@refs/pr/1", HubPlace("org/name", "refs/pr/1")),
+        ("org/name@main:a/b", HubPlace("org/name", "main", "a/b")),
+        ("hf://org/name@step1", HubPlace("org/name", "step1")),
+        ("hf://org/name@refs/pr/1/a", HubPlace("org/name", "refs/pr/1", "a")),
+        ("hf://org/name/a/b", HubPlace("org/name", "", "a/b")),
+        ("https://huggingface.co/org/name/tree/step1/a", HubPlace("org/name", "step1", "a")),
+        ("https://hf.co/org/name/", HubPlace("org/name")),
+        ("https://huggingface.co/org/name/blob", None),
+        ("https://elsewhere.org/org/name", None),
+        ("s3://bucket/name", None),
+        ("/abs/path", None),
+        ("name", None),
+    ],
+)
+def test_how_places_are_written(text, place):
+    assert hub_place(text) == place
+    assert place is None or hub_place(str(place)) == HubPlace(
+        place.repo, place.revision or ("main" if place.folder else ""), place.folder
+    )
+
+
+def test_the_repository_of_a_downloaded_folder(tmp_path):
+    snapshot = tmp_path / "models--EleutherAI--pythia-12b" / "snapshots" / "abc"
+    snapshot.mkdir(parents=True)
+    assert repository_of(str(snapshot)) == HubPlace("EleutherAI/pythia-12b")
+    assert repository_of(str(tmp_path)) is None
+    assert repository_of("EleutherAI/pythia-12b@step1").repo == "EleutherAI/pythia-12b"
+
+
+def test_offline_the_cache_is_listed(tmp_path, monkeypatch):
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    cached = tmp_path / "models--org--name"
+    for step in (1, 30):
+        sha = f"{step:040x}"
+        (cached / "snapshots" / sha).mkdir(parents=True)
+        save_file(weights(step), cached / "snapshots" / sha / "model.safetensors")
+        (cached / "refs").mkdir(exist_ok=True)
+        (cached / "refs" / f"step{step}").write_text(sha)
+    assert values(list_suite("org/name")) == [(1, 1), (30, 30)]
+
+
+class Ranged(SimpleHTTPRequestHandler):
+    """Serves ranges; lists folders unless told not to."""
+
+    lists = True
+
+    def log_message(self, *_):
+        pass
+
+    def list_directory(self, path):
+        return super().list_directory(path) if self.lists else self.send_error(404)
+
+    def do_GET(self):
+        wanted = self.headers.get("Range", "")
+        path = self.translate_path(self.path)
+        if not wanted or not self.path.rstrip("/").endswith((".safetensors", ".json")):
+            return super().do_GET()
+        start, last = map(int, wanted.removeprefix("bytes=").split("-"))
+        with open(path, "rb") as file:
+            data = file.read()
+        self.send_response(206)
+        self.send_header("Content-Range", f"bytes {start}-{last}/{len(data)}")
+        self.send_header("Content-Length", str(last + 1 - start))
+        self.end_headers()
+        return self.wfile.write(data[start : last + 1])
+
+
+@contextmanager
+def http(folder, *, lists):
+    handler = partial(type("Bound", (Ranged,), {"lists": lists}), directory=str(folder))
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
+    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}"
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
+
+
+@pytest.fixture
+def served(tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path / "home"))
+    root = tmp_path / "www"
+    for step in (1000, 20):
+        folder = root / "run" / f"step{step}-unsharded"
+        folder.mkdir(parents=True)
+        save_file(weights(step), folder / "model.safetensors")
+        (folder / "config.json").write_text(json.dumps({"vocab_size": 6}))
+    (root / "run" / "notes.txt").write_text("")
+    return root
+
+
+def test_a_folder_behind_http_that_lists(served):
+    with http(served, lists=True) as address:
+        suite = list_suite(f"{address}/run/")
+        assert suite.kind == "url"
+        assert values(suite) == [(20, 20), (1000, 1000)]
+        assert suite.open(suite.entries[0]).config == {"vocab_size": 6}
+        one = open_checkpoint(f"{address}/run/step20-unsharded/model.safetensors")
+        assert torch.equal(one.read(KEY), weights(20)[KEY])
+
+
+def test_a_table_of_addresses_that_list_nothing(served):
+    with http(served, lists=False) as address:
+        rows = [f"{step},{address}/run/step{step}-unsharded/" for step in (1000, 20)]
+        (served / "official.csv").write_text("Step,Checkpoint Directory\n" + "\n".join(rows) + "\n")
+        for place in (str(served / "official.csv"), f"{address}/official.csv"):
+            assert values(list_suite(place)) == [(20, 20), (1000, 1000)]
+        with pytest.raises(ValueError, match=r"lists no files\. Give a manifest"):
+            list_suite(f"{address}/run")
+        with pytest.raises(CheckpointError, match=r"has none of model\.safetensors"):
+            open_checkpoint(f"{address}/nothing/")
+
+
+def test_schemes_that_are_not_read():
+    with pytest.raises(ValueError, match="ftp:// is not read"):
+        list_suite("ftp://host/run")
+    with pytest.raises(CheckpointError, match="is not read"):
+        open_checkpoint("ftp://host/run/step1")
+
+
+def test_a_bucket(tmp_path, monkeypatch):
+    obstore = pytest.importorskip("obstore.store") and pytest.importorskip("obstore")
+    moto_server = pytest.importorskip("moto.server")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        server = moto_server.ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
+        server.start()
+    address = "http://{}:{}".format(*server.get_host_and_port())
+    settings = {"ACCESS_KEY_ID": "none", "SECRET_ACCESS_KEY": "none", "REGION": "us-east-1", "ENDPOINT_URL": address}
+    for key, value in settings.items():
+        monkeypatch.setenv(f"AWS_{key}", value)
+
+    try:
+        urllib.request.urlopen(urllib.request.Request(f"{address}/suites", method="PUT")).close()
+        bucket = obstore.store.from_url("s3://suites", client_options={"allow_http": True})
+        for step in (1000, 20):
+            for name, data in files(step, f"run/step{step}/").items():
+                obstore.put(bucket, name, data)
+        suite = list_suite("s3://suites/run")
+        assert values(suite) == [(20, 20), (1000, 1000)]
+        one = open_checkpoint("s3://suites/run/step20/model.safetensors")
+        assert torch.equal(one.read(KEY), weights(20)[KEY])
+        with pytest.raises(ValueError, match=r"cannot be listed|it is empty"):
+            list_suite("s3://absent/run")
+    finally:
+        server.stop()
