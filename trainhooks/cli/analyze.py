@@ -45,6 +45,7 @@ def analyze(
     positions: Annotated[int | None, Positive] = None,
     context_length: Annotated[int | None, Positive] = None,
     preset: str | None = None,
+    dry_run: Flag = False,
     json: Path | None = None,
 ) -> None:
     """Measure a checkpoint suite and write its trajectory to a store; run again, it goes on where it stopped.
@@ -108,6 +109,8 @@ def analyze(
         Tokens that a model reads at once, 128 by default.
     preset
         A known suite (trainhooks suites): its steps, stages, seed and ids. pythia: its 154 steps and 50277 ids.
+    dry_run
+        Only say what it would take at a hub: requests, bytes, hours. Nothing but listings is asked for.
     json
         Write the report to this file too.
 
@@ -125,6 +128,10 @@ def analyze(
 
     if json is not None and not json.parent.is_dir():
         raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")
+    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "manifest": manifest, "preset": preset}
+    if dry_run:
+        _say_what_it_takes(suite, json, seed=seed, steps=steps, vocab_size=vocab_size, naming=naming)
+        return
     settings: dict[str, Any] = {
         "counts": TokenCounts.load(counts),
         "steps": steps,
@@ -151,7 +158,6 @@ def analyze(
         "preset": preset,
         "mode": "overwrite" if overwrite else "resume",
     }
-    naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "manifest": manifest, "preset": preset}
     failed = False
     for one, place, report_file in _runs(suite, seed, out, json, naming):
         with Progress(console=plain_console(stderr=True)) as bar:
@@ -181,6 +187,26 @@ def _runs(
         return path.with_name(f"{path.stem}-seed-{told}{path.suffix}")
 
     return [(one, named(out, one), None if report is None else named(report, one)) for one in seeds]
+
+
+def _say_what_it_takes(
+    suite: str,
+    report: Path | None,
+    *,
+    seed: str | None,
+    steps: str | None,
+    vocab_size: int | None,
+    naming: dict[str, Any],
+) -> None:
+    """The estimate of each run."""
+    from trainhooks.analyze.dry_run import dry_run
+    from trainhooks.checkpoints.suite import list_runs
+
+    found = [dry_run(run, vocab_size=vocab_size) for run in list_runs(suite, seed=seed, steps=steps, **naming)]
+    say("".join(one.render() for one in found), end="")
+    if report is not None:
+        told = [one.to_dict() for one in found]
+        report.write_text(json_format.dumps(told[0] if len(told) == 1 else told, indent=2) + "\n", encoding="utf-8")
 
 
 def _heard(bar: Progress) -> dict[str, Any]:
