@@ -8,7 +8,9 @@ Prints JSON. `probe_ratio` is the frequency probe with its folds over a bare loo
 `AutoModelForCausalLM.from_pretrained` with scikit-learn's regression over the probe on the same files (needed: 5).
 `peak_copies` is the most memory that an analysis in a process of its own took above what that process held after a
 tiny one (libraries), in float32 output embeddings (needed: 6), mapped files included; Linux only. Times are medians of
-interleaved rounds on a warm cache.
+interleaved rounds on a warm cache. `analyze_ratio` is a whole analysis, its audit and store included, over the bare
+loop, and `all_ratio` one of all parameters without its audit over a sum of every stored number, both in processor time
+of one thread, the bare loops before and after; `anonymous_copies` is `peak_copies` without mapped files.
 """
 
 from __future__ import annotations
@@ -20,8 +22,10 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from threading import Event, Thread
 
 import numpy as np
 import torch
@@ -127,8 +131,13 @@ def peak_copies(suite: Path, counts: Path, *, vocab: int, dim: int) -> dict[str,
     command = [sys.executable, __file__, "--memory-of", str(suite), "--memory-counts", str(counts)]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=True)
     found = json.loads(done.stdout.splitlines()[-1])
-    copies = found["bytes"] / (4 * vocab * dim)
-    return {"peak_copies": copies, "analyze_seconds_per_checkpoint": found["seconds"] / found["checkpoints"]}
+    copies = {name: found[name] / (4 * vocab * dim) for name in ("peak_copies", "anonymous_copies")}
+    return {
+        **copies,
+        "analyze_seconds_per_checkpoint": found["seconds"] / found["checkpoints"],
+        "analyze_ratio": found["analyze_cpu"] / found["bare_cpu"],
+        "all_ratio": found["all_cpu"] / found["read_cpu"],
+    }
 
 
 def measure_memory(suite: Path, counts: Path) -> None:
@@ -137,12 +146,60 @@ def measure_memory(suite: Path, counts: Path) -> None:
         folder = Path(name)
         tiny = write_suite(folder / "tiny", vocab=128, dim=8, checkpoints=2)
         analyze_suite(folder / "tiny", counts=tiny, out=folder / "tiny.zarr", workers=1)
+        torch.set_num_threads(1)
+        places = sorted(suite.iterdir())
+        before_cpu = processor_seconds(lambda: [bare(place) for place in places])
         # not ru_maxrss: a process begins with that of the one it was started from
         Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-        before = resident_bytes("VmRSS")
-        report = analyze_suite(suite, counts=np.load(counts), out=folder / "a.zarr", workers=1)
+        before, anonymous = resident_bytes("VmRSS"), resident_bytes("RssAnon")
+        with watched("RssAnon") as peaks:
+            began = time.process_time()
+            report = analyze_suite(suite, counts=np.load(counts), out=folder / "a.zarr", workers=1)
+            cpu = time.process_time() - began
         grown = resident_bytes("VmHWM") - before
-    print(json.dumps({"bytes": grown, "seconds": report.seconds, "checkpoints": len(report.steps)}))
+        after_cpu = processor_seconds(lambda: [bare(place) for place in places])
+        whole = {"counts": None, "params": "all", "workers": 1, "audit": False}
+        all_cpu = processor_seconds(lambda: analyze_suite(suite, out=folder / "all.zarr", **whole))
+        read_cpu = processor_seconds(lambda: [read_all(place) for place in places])
+    print(
+        json.dumps({
+            "peak_copies": grown, "anonymous_copies": max(peaks) - anonymous, "seconds": report.seconds,
+            "checkpoints": len(report.steps), "analyze_cpu": cpu, "bare_cpu": (before_cpu + after_cpu) / 2,
+            "all_cpu": all_cpu, "read_cpu": read_cpu,
+        })
+    )  # fmt: skip
+
+
+def read_all(place: Path) -> None:
+    """Every number of a checkpoint, once."""
+    checkpoint = open_checkpoint(place)
+    for key in checkpoint.tensors:
+        checkpoint.read(key).sum().item()
+
+
+def processor_seconds(call: Callable[[], object]) -> float:
+    """Processor time of one call."""
+    began = time.process_time()
+    call()
+    return time.process_time() - began
+
+
+@contextmanager
+def watched(field: str) -> Iterator[list[int]]:
+    """A field of the process' status, looked at every 4 ms."""
+    seen, done = [resident_bytes(field)], Event()
+
+    def look() -> None:
+        while not done.wait(0.004):
+            seen.append(resident_bytes(field))
+
+    thread = Thread(target=look)
+    thread.start()
+    try:
+        yield seen
+    finally:
+        done.set()
+        thread.join()
 
 
 def resident_bytes(field: str) -> int:

@@ -12,8 +12,9 @@ Milliseconds of processor time on one thread, the least of some calls. What is m
 - steps: what one record costs the thread that writes (16 scalars, journal and folds), and opening the finished store.
 
 Sizes that take more than `--most` bytes of memory, or more records than `--most-records`, are not measured but
-modelled, and drawn as open circles: from the largest size that was measured, by bytes where the work is one pass over
-memory (vocabulary, parameters), by V d^2 where it is products (width), and per record (steps).
+modelled, and drawn as open circles: by the line through the two largest sizes that were measured where the work is
+passes over memory or records (vocabulary, parameters, steps), and as d^2 from the largest one where it is products
+(width).
 """
 
 from __future__ import annotations
@@ -49,6 +50,7 @@ PANELS = {
     "parameters": "parameters",
     "steps": "records of the run",
 }
+Sizes = dict[str, tuple[int, ...]]
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "figures"
 
 
@@ -115,8 +117,8 @@ def step_times(records: int, *, repeats: int) -> dict[str, float]:
     return {"writing one record": writing, "opening the store": opening}
 
 
-def measured(sizes: dict[str, tuple[int, ...]], *, most: int, most_records: int, repeats: int) -> Iterator[Point]:
-    """All panels; sizes that are too large come from the largest that was measured."""
+def measured(sizes: Sizes, *, most: int, most_records: int, repeats: int) -> Iterator[Point]:
+    """All sizes that are not too large."""
     takes: dict[str, tuple[Callable[[int], dict[str, float]], Callable[[int], bool]]] = {
         "vocabulary": (lambda v: head_times(v, 256, repeats=repeats), lambda v: 5 * 4 * v * 256 <= most),
         "width": (lambda d: head_times(8_192, d, repeats=repeats), lambda d: 5 * 4 * 8_192 * d <= most),
@@ -124,21 +126,21 @@ def measured(sizes: dict[str, tuple[int, ...]], *, most: int, most_records: int,
         "steps": (lambda n: step_times(n, repeats=repeats), lambda n: n <= most_records),
     }
     for panel, (take, fits) in takes.items():
-        last: tuple[int, dict[str, float]] | None = None
-        for size in sizes[panel]:
-            if fits(size):
-                last = size, take(size)
-                print(f"{panel} {size}: {last[1]}", flush=True)
-            assert last is not None, f"nothing of {panel} can be measured in {most} bytes"
-            for what, ms in last[1].items():
-                yield Point(panel, what, size, ms * growth(panel, what, size / last[0]), not fits(size))
+        for size in filter(fits, sizes[panel]):
+            found = take(size)
+            print(f"{panel} {size}: {found}", flush=True)
+            yield from (Point(panel, what, size, ms, False) for what, ms in found.items())
 
 
-def growth(panel: str, what: str, factor: float) -> float:
-    """How much more a size takes that is `factor` times as large."""
-    if panel == "width":
-        return factor**2  # products: V d^2
-    return 1.0 if what == "writing one record" else factor
+def modelled(points: list[Point], sizes: Sizes) -> Iterator[Point]:
+    """The sizes that were not measured, from the largest that were."""
+    for panel, what in dict.fromkeys((point.panel, point.what) for point in points):
+        known = sorted(point for point in points if (point.panel, point.what) == (panel, what))
+        (x0, y0), (x1, y1) = ((point.x, point.ms) for point in (known[max(len(known) - 2, 0)], known[-1]))
+        slope = max(y1 - y0, 0.0) / (x1 - x0) if x1 > x0 else y1 / x1
+        for x in sizes[panel]:
+            if x > x1:
+                yield Point(panel, what, x, y1 * (x / x1) ** 2 if panel == "width" else y1 + slope * (x - x1), True)
 
 
 def write(points: list[Point], path: Path) -> None:
@@ -159,6 +161,7 @@ def read(path: Path) -> list[Point]:
 def draw(points: list[Point], path: Path) -> None:
     """Four panels, both axes logarithmic; open circles are modelled."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import NullFormatter
 
     figure = Figure(figsize=(9, 6.4), layout="constrained")
     for axes, (panel, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
@@ -171,6 +174,9 @@ def draw(points: list[Point], path: Path) -> None:
                 chosen = [one[:2] for one in line if one[2] is kind]
                 axes.plot(*zip(*chosen, strict=True), "o", color=f"C{color}", mfc=face) if chosen else None
         axes.set(xscale="log", yscale="log", xlabel=label, ylabel="CPU ms, one thread")
+        ticks = sorted({point.x for point in here})
+        axes.set_xticks(ticks, [f"{tick:,}" if tick < 10**6 else f"{tick / 10**6:,.0f}M" for tick in ticks], fontsize=8)
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.grid(visible=True, which="major", alpha=0.3)
         axes.legend(fontsize=8, frameon=False)
     figure.suptitle("What a record costs as things grow; open circles are modelled, not measured", fontsize=10)
@@ -181,7 +187,7 @@ def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of growth.csv and growth.png")
-    parser.add_argument("--draw", action="store_true", help="draw the table that is there")
+    parser.add_argument("--draw", action="store_true", help="model and draw from what the table there has measured")
     parser.add_argument("--small", action="store_true", help="two small sizes a panel: for CI")
     parser.add_argument("--most", type=int, default=2 << 30, help="bytes of memory")
     parser.add_argument("--most-records", type=int, default=10_000)
@@ -190,12 +196,12 @@ def main() -> None:
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     table = given.out / "growth.csv"
-    if not given.draw:
-        sizes = {"vocabulary": VOCABULARIES, "width": WIDTHS, "parameters": PARAMETERS, "steps": STEPS}
-        if given.small:
-            sizes = {"vocabulary": (512, 1_024), "width": (16, 32), "parameters": (1 << 22, 1 << 23), "steps": (32, 64)}
-        points = measured(sizes, most=given.most, most_records=given.most_records, repeats=given.repeats)
-        write(list(points), table)
+    sizes = {"vocabulary": VOCABULARIES, "width": WIDTHS, "parameters": PARAMETERS, "steps": STEPS}
+    if given.small:
+        sizes = {"vocabulary": (512, 1_024), "width": (16, 32), "parameters": (1 << 22, 1 << 23), "steps": (32, 64)}
+    limits = {"most": given.most, "most_records": given.most_records, "repeats": given.repeats}
+    points = [point for point in read(table) if not point.modelled] if given.draw else list(measured(sizes, **limits))
+    write(points + list(modelled(points, sizes)), table)
     draw(read(table), given.out / "growth.png")
 
 
