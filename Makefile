@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 DEPS := pyproject.toml constraints.txt
 
-.PHONY: setup demo test quick lint types clean
+.PHONY: setup demo test quick lint types docs clean
 
 setup: $(VENV)/.setup
 
@@ -41,5 +41,9 @@ QUICK := $(addprefix tests/,core numerics model probe metrics sinks/test_sink_co
 quick: lint
 	$(BIN)/python -m pytest -q $(SHARED) $(QUICK) --ignore=tests/lead/test_run_analysis.py
 
+# the documentation as a site, in site/; a link that leads nowhere is an error
+docs: $(VENV)/.test
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
+
 clean:
-	rm -rf $(VENV) build dist *.egg-info
+	rm -rf $(VENV) build dist site *.egg-info

@@ -30,6 +30,7 @@ SMALLER = {
 ELSEWHERE = {
     "make demo": "the demo has tests of its own (tests/demo)",
     "make test": "runs this test",
+    "make docs": "tests/documents/test_site.py builds it",
     "pip install": "the installed package is what runs here; tests/test_package.py builds and installs it",
     "python recipes/reproduce": "tests/scenarios/test_reproduce.py runs it, tests/documents/test_evidence.py its page",
     "torchrun": "tests/scenarios/test_recipes.py runs the recipe",

@@ -15,7 +15,7 @@ def test_nothing_is_left_to_fill_in():
 
 def test_first_example_runs(tmp_path):
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "torch.randint" in block)
+    code = next(block for block in re.findall(r"```python\n(.*?)```", text, re.S) if "th.Recorder(model" in block)
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     done = subprocess.run(
         [sys.executable, "-c", code], cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
