@@ -40,7 +40,7 @@ def verdict_section(runs: Sequence[RunNumbers], found: Sequence[tuple[str, Verdi
     blocks = [_verdict(names, one) for names, one in found]
     for run in runs:
         if run.lead is None:
-            reason = run.missing.get("lead", "the lead was not asked for")
+            reason = run.missing["lead"]
             blocks.append(f'<div class="verdict"><p>No verdict on {text(run.label)}.</p><p>{text(reason)}</p></div>')
     return "".join(blocks)
 

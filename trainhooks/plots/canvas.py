@@ -27,6 +27,8 @@ SMALL, TEXT = 6.0, 7.0
 # Okabe and Ito's palette, without its yellow and black
 PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 FREQUENCY, CONVERGENCE, BASELINE, NULL = "#0072B2", "#D55E00", "#009E73", "#767676"
+BEHIND: dict[str, Any] = {"frameon": True, "framealpha": 0.8, "edgecolor": "none"}
+"""A legend that stands within the axes: lines behind it do not cross its words."""
 DASHES: dict[str, Any] = {"null": (0, (1, 1.2)), "baseline": (0, (4, 1.5))}
 SEQUENCE, SHADES = "viridis", "viridis"
 MOST_LEGEND = 6
@@ -194,7 +196,7 @@ def _legend(ax: Axes, curves: list[Curve], lines: list[Any], *, narrow: bool) ->
     handles = [lines[entry] for entry in entries]
     compact: dict[str, Any] = {"frameon": False, "labelspacing": 0.25, "borderpad": 0.1, "handlelength": 1.7}
     if narrow:
-        ax.legend(handles=handles, fontsize=SMALL - 1, loc="best", **compact)
+        ax.legend(handles=handles, fontsize=SMALL - 1, loc="best", **compact | BEHIND)
         return False
     longest = max(len(curves[entry].label) for entry in entries)
     columns = max(1, min(3, int((COLUMN - 0.3) / (0.33 + 0.042 * longest))))

@@ -81,7 +81,9 @@ def read_run(
     if not len(opened.snapshots):
         missing["snapshots"] = "the store holds no output embeddings (they were not kept)"
     found = None
-    if lead:
+    if not lead:
+        missing["lead"] = "the lead was not asked for"
+    else:
         trajectory = taken if taken is not None and len(taken) >= LEAST_RECORDS else None
         try:
             found = analyze_store(opened, trajectory=trajectory, picture=False)
