@@ -1,38 +1,10 @@
-"""The demo's models on disk: the last one belongs to the store's last step, the suite to its records."""
+"""The demo's models on disk, without the demo around them."""
 
-import io
-
-import numpy as np
 import pytest
 import torch
-from rich.console import Console
 
-from trainhooks.checkpoints.suite import list_suite
 from trainhooks.core.schedule import Steps
 from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
-from trainhooks.demo.run import run_demo
-
-pytestmark = pytest.mark.filterwarnings(
-    "ignore:.*does not have many workers",  # Lightning's advice on data loading
-    "ignore:GPU available",
-    "ignore:`isinstance\\(treespec, LeafSpec\\)` is deprecated",  # Lightning's own use of torch
-)
-
-
-@pytest.mark.parametrize("loop", ["plain", "lightning", "transformers"])
-def test_the_models_are_those_of_the_store(tmp_path, loop, monkeypatch):
-    transformers = pytest.importorskip("transformers")
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-    options = {"loop": loop, "device": "cpu", "max_bytes": 200_000, "checkpoints": True}
-    store = run_demo(out=tmp_path, steps=3, console=Console(file=io.StringIO()), **options)
-    suite = list_suite(tmp_path / "checkpoints")
-    assert suite.steps == (0, 1, 2, 3)
-    for step, place in [*((entry.step, entry.location) for entry in suite.entries), (3, tmp_path / "model")]:
-        model = transformers.AutoModelForCausalLM.from_pretrained(place)
-        head = model.get_output_embeddings().weight.detach().to(torch.bfloat16).float().numpy()
-        assert np.array_equal(head, store.output_embedding(step)), step
-    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "model")
-    assert tokenizer.decode(tokenizer.encode("def main():\n    return 1")) == "def main():\n    return 1"
 
 
 def test_a_suite_has_the_schedules_steps_and_the_last(tmp_path, monkeypatch):

@@ -1,11 +1,13 @@
-"""The demo in miniature, in every loop: it ends with a verdict, and what it made can be opened."""
+"""The demo in miniature, in every loop: it ends with a verdict, and what it made can be opened: store and models."""
 
 import io
 
 import numpy as np
 import pytest
+import torch
 from rich.console import Console
 
+from trainhooks.checkpoints.suite import list_suite
 from trainhooks.demo.run import run_demo
 
 pytestmark = pytest.mark.filterwarnings(
@@ -23,7 +25,8 @@ def runs(tmp_path_factory):
     for loop in ("plain", "lightning", "transformers"):
         console = Console(file=io.StringIO(), width=120)
         out = tmp_path_factory.mktemp(loop)
-        store = run_demo(out=out, steps=3, loop=loop, device="cpu", max_bytes=400_000, console=console)
+        options = {"loop": loop, "device": "cpu", "max_bytes": 400_000, "checkpoints": True}
+        store = run_demo(out=out, steps=3, console=console, **options)
         made[loop] = (out, store, console.file.getvalue())
     yield made
     monkeypatch.undo()
@@ -69,6 +72,20 @@ def test_every_loop_makes_the_same_trajectory(runs, loop):
     for name in plain.names:
         if not name.startswith("recorder."):
             np.testing.assert_array_equal(plain[name], other[name], err_msg=name)
+
+
+@pytest.mark.parametrize("loop", ["plain", "lightning", "transformers"])
+def test_the_models_are_those_of_the_store(runs, loop):
+    transformers = pytest.importorskip("transformers")
+    out, store, _ = runs[loop]
+    suite = list_suite(out / "checkpoints")
+    assert suite.steps == (0, 1, 2, 3)
+    for step, place in [*((entry.step, entry.location) for entry in suite.entries), (3, out / "model")]:
+        model = transformers.AutoModelForCausalLM.from_pretrained(place)
+        head = model.get_output_embeddings().weight.detach().to(torch.bfloat16).float().numpy()
+        assert np.array_equal(head, store.output_embedding(step)), step
+    tokenizer = transformers.AutoTokenizer.from_pretrained(out / "model")
+    assert tokenizer.decode(tokenizer.encode("def main():\n    return 1")) == "def main():\n    return 1"
 
 
 def test_a_gpu_that_is_not_there(tmp_path, monkeypatch):
