@@ -19,6 +19,11 @@ def suites(name: str | None = None, *, json: Flag = False) -> None:
         One of them, with all that is known of it.
     json
         Print JSON instead of text.
+
+    Examples
+    --------
+    trainhooks suites
+    trainhooks suites olmo2 --json
     """
     from trainhooks.checkpoints.known_suites import KNOWN_SUITES, preset_of
 
