@@ -13,8 +13,8 @@ class MemorySink(Sink):
     """`records` in order, and `final`, the variables that needed the last record.
 
     >>> sink = MemorySink()
-    >>> sink.write(Record(0, {"loss": 2.5}))
-    >>> sink.write(Record(10, {"loss": 1.5}))
+    >>> sink.write(Record(0, {"loss": np.array(2.5)}))
+    >>> sink.write(Record(10, {"loss": np.array(1.5)}))
     >>> [values.tolist() for values in sink.series("loss")]
     [[0, 10], [2.5, 1.5]]
     """
