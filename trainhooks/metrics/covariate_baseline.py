@@ -21,8 +21,9 @@ from trainhooks.numerics.row_blocks import zero_rows
 from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
+from trainhooks.probe.projection import project_rows
 from trainhooks.probe.row_selection import RowSelection
-from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, project_rows, sum_rows
+from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, sum_rows
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import as_counts

@@ -8,7 +8,8 @@ from torch import Tensor
 
 from trainhooks.numerics.products import exact_products
 from trainhooks.probe.fit import ProbeFit, as_columns, build_rows
-from trainhooks.probe.rows import project_rows, sum_rows
+from trainhooks.probe.projection import project_rows
+from trainhooks.probe.rows import sum_rows
 
 
 def slope_cosine(a: Float[Tensor, "*target dim"], b: Float[Tensor, "*target dim"]) -> Float64[Tensor, "*target"]:

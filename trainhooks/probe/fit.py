@@ -14,7 +14,8 @@ from trainhooks.core.html import card
 from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.rank_correlation import average_ranks, pearson, ranks_to_scale, rounding_square
 from trainhooks.probe.fold_moments import FoldMoments
-from trainhooks.probe.rows import Projected, Rows, SumsPass, project_rows, sum_rows
+from trainhooks.probe.projection import Projected, project_rows
+from trainhooks.probe.rows import Rows, SumsPass, sum_rows
 from trainhooks.probe.solve import Coefficients, smallest_eigenvalue, solve_moments, tolerance
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import effective_rows

@@ -277,7 +277,7 @@ def _add_lines(embedding: Tensor, rows: Rows, shift: Tensor) -> _Added:
     zx = _WideSum(shift.new_empty(folds, columns, dim))
     keep = torch.empty(folds, longest, dtype=torch.bool, device=embedding.device)
     roots = None if rows.root_weights is None else rows.root_weights[rows.table[0]].to(shift.dtype)[..., None]
-    for where, x in _line_blocks(embedding, rows, shift):
+    for where, x in line_blocks(embedding, rows, shift):
         # a comparison with NaN is false
         good = torch.le(torch.linalg.vector_norm(x, dim=2), fixed.bounds[:, where], out=keep[:, where])
         torch.where(good[..., None], x, fixed.zero, out=x)
@@ -317,50 +317,6 @@ class _WideSum:
         return wide if self._sum is None else self._sum.add_(wide)
 
 
-class Projected(NamedTuple):
-    """Rows as `Rows.table` lays them out, about `shift`, times columns; and their norms about the mean row."""
-
-    values: Float64[Tensor, "fold column longest"]
-    shift: Float64[Tensor, "dim"]
-    norms: Float64[Tensor, "fold longest"]
-
-
-def project_rows(
-    embedding: Shaped[Tensor, "vocab dim"],
-    rows: Rows,
-    *,
-    first: SumsPass,
-    by_fold: Float64[Tensor, "fold dim column"],
-) -> Projected:
-    """Rows times their own fold's columns in one skinny product a block, and the norm of each about the mean.
-
-    What stands for rows that were not finite, and beyond the end of a line, is undefined.
-    """
-    columns = by_fold.mT.to(first.shift.dtype)
-    project = _project_blocks if embedding.device.type in HOSTS else _project_lines
-    return project(embedding, rows, first, columns)
-
-
-def _project_blocks(embedding: Tensor, rows: Rows, first: SumsPass, columns: Tensor) -> Projected:
-    to_mean = first.moments.mean_x[0].to(first.shift.dtype) - first.shift
-    columns = columns.contiguous()
-    out = torch.empty(columns.shape[1], len(rows), dtype=first.shift.dtype)
-    norms = torch.empty(len(rows), dtype=first.shift.dtype)
-    for fold, where, x in kept_blocks(embedding, rows, first=first):
-        # columns first: three times as fast as x @ columns for so few of them
-        torch.mm(columns[fold], x.T, out=out[:, where])
-        torch.linalg.vector_norm(x - to_mean, dim=1, out=norms[where])
-    at, _ = rows.table
-    return Projected(out.double()[:, at].transpose(0, 1), first.shift.double(), norms.double()[at])
-
-
-def _project_lines(embedding: Tensor, rows: Rows, first: SumsPass, columns: Tensor) -> Projected:
-    mean = first.moments.mean_x[0].to(first.shift.dtype)
-    pieces = [(columns @ x.mT, torch.linalg.vector_norm(x, dim=2)) for _, x in _line_blocks(embedding, rows, mean)]
-    values, norms = (part[0] if len(part) == 1 else torch.cat(part, -1) for part in zip(*pieces, strict=True))
-    return Projected(values.double(), mean.double(), norms.double())
-
-
 def kept_blocks(
     embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass
 ) -> Iterator[tuple[int, slice, Float[Tensor, "block dim"]]]:
@@ -391,7 +347,7 @@ def _fold_blocks(
         yield fold, where, x
 
 
-def _line_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
+def line_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """Rows less the shift [fold, positions, dim] by blocks of positions; lines that are short repeat their first."""
     folds, dim = len(rows.fold_sizes), embedding.shape[1]
     for where in even_slices(0, max(rows.fold_sizes), limit=min(LINE_ROWS, max(1, LINE_ELEMENTS // (folds * dim)))):

@@ -11,8 +11,8 @@ from trainhooks.store.format.arrays import write_metadata
 from trainhooks.store.format.integrity import check_files, fits
 from trainhooks.store.format.journal import JournalPiece
 from trainhooks.store.format.root import METADATA, Root, commit, read_root
+from trainhooks.store.reading.consistent import read_consistently
 from trainhooks.store.reading.proof import is_newer
-from trainhooks.store.reading.reader import read_consistently
 from trainhooks.store.storage.base import Storage
 from trainhooks.store.storage.checksum import unsealed
 from trainhooks.store.storage.local import LocalStorage, sync_folder

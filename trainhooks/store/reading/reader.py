@@ -20,7 +20,7 @@ from trainhooks.core.variable import Variable
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.arrays import stacked
 from trainhooks.store.format.integrity import check_claims, check_files
-from trainhooks.store.format.journal import JournalPiece, JournalRecord, check_chain, complete_entries, list_pieces
+from trainhooks.store.format.journal import JournalRecord, check_chain, complete_entries
 from trainhooks.store.format.kept import kept_branches
 from trainhooks.store.format.layout import (
     GROUP,
@@ -35,10 +35,11 @@ from trainhooks.store.format.layout import (
     Layout,
 )
 from trainhooks.store.format.profiles import PROFILES
-from trainhooks.store.format.root import Root, check_attempt, read_manifest, read_root
+from trainhooks.store.format.root import check_attempt, read_root
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape
 from trainhooks.store.reading.block_reader import read_snapshots
+from trainhooks.store.reading.consistent import READ_ATTEMPTS, read_consistently
 from trainhooks.store.reading.snapshots import Snapshots
 from trainhooks.store.storage.base import Storage
 from trainhooks.store.storage.lock import holder_of
@@ -48,8 +49,6 @@ from trainhooks.store.storage.zarr_store import ManifestStore, open_array, read_
 if TYPE_CHECKING:
     import pandas
     import xarray
-
-_READ_ATTEMPTS = 10
 
 
 def open_store(path: str | Path | Storage, *, follow: bool = False) -> Store:
@@ -80,7 +79,7 @@ class Store:
 
     def _check_files(self) -> None:
         """Look once whether all that counts is there; a running writer may replace it meanwhile."""
-        for _ in range(_READ_ATTEMPTS):
+        for _ in range(READ_ATTEMPTS):
             root = read_root(self._zarr.storage)
             try:
                 check_files(self._zarr.storage, root)
@@ -393,26 +392,3 @@ class Store:
 
 def _steps(records: list[JournalRecord]) -> np.ndarray:
     return np.array([record.entry.step for record in records], dtype=np.int64)
-
-
-def read_consistently(storage: Storage) -> tuple[Root, list[JournalPiece], dict[str, tuple[int, str]]]:
-    """The journal, then the root and its manifest: what is folded in between is in both, and dropped here later.
-
-    Open files stay readable when a writer deletes them; where one goes before it is opened, look again.
-    """
-    for _ in range(_READ_ATTEMPTS):
-        restarts = read_root(storage).restarts
-        try:
-            files = [JournalPiece(storage, piece) for piece in list_pieces(storage)]
-        except FileNotFoundError:
-            continue
-        root = read_root(storage)
-        try:
-            listed = read_manifest(storage, root)
-        except StoreError:
-            if read_root(storage).manifest == root.manifest:
-                raise
-            continue
-        if root.restarts == restarts:
-            return root, files, listed
-    raise StoreError(f"{storage} changes faster than it can be read. Try again when the run is slower or has ended.")
