@@ -136,7 +136,7 @@ def lead(found: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def steering(folder: Path, steps: Sequence[int], text: Sequence[Path]) -> list[dict[str, float]]:
-    """`trainhooks steer` along the suite: median |achieved / ratio - 1| of each direction."""
+    """`trainhooks steer` along the suite: median |log(achieved / ratio)| of each direction."""
     ways = ("saliency", "least_norm", "logit_bias", "random_norm", "random_shift")
     found = trainhooks(
         *("steer", folder / "checkpoints", "--over", ",".join(map(str, steps)), "--text", *text),

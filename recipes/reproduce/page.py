@@ -36,7 +36,7 @@ def ran(kept: Kept) -> str:
     dates = sorted({cell["measured"]["date"] for cell in kept.cells})
     where = sorted({f"{cell['measured']['machine']}; {cell['measured']['versions']}" for cell in kept.cells})
     when = " to ".join(dict.fromkeys((dates[0], dates[-1])))
-    return f"Run {when} on {'; '.join(where)}: {spent:.1f} hours, {cpu:.1f} of one core's time."
+    return f"Run {when} on {'; '.join(where)}: {spent:.1f} hours, {cpu:.1f} hours of processor time."
 
 
 def hours(kept: Kept, name: str) -> float:

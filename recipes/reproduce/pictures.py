@@ -94,7 +94,7 @@ def along(kept: Kept) -> Figure:
     """Steering and deletion over the steps."""
     figure = Figure(figsize=(8.0, 2.8), layout="constrained")
     left, right = figure.subplots(1, 2)
-    axis(left, "steering: ratios 2 and 5", "median |achieved / ratio - 1|")
+    axis(left, "steering: ratios 2 and 5", "median |log(achieved / ratio)|")
     axis(right, "deletion: JS 0.02, loss 0.05", "share of dimensions")
     last = 1
     for (family, cells), colour in zip(shown(kept).items(), (BLUE, ORANGE), strict=False):

@@ -75,3 +75,18 @@ def test_each_seed_is_a_store(tmp_path, states):
         assert store.attributes["suite_seed"] == seed
         assert (tmp_path / f"x-seed-{seed}.json").is_file()
     assert not (tmp_path / "x.zarr").exists()
+
+
+def test_seeds_that_would_share_a_store_are_refused_before_work(tmp_path, states, capsys):
+    names = ("one", "two", "three", "four")
+    made(tmp_path / "run", states, names)
+    cells = zip(names, (1, 2, 1, 2), ("a/b", "a/b", "a b", "a b"), strict=True)
+    rows = [f"run/{name},{step},{seed}" for name, step, seed in cells]
+    (tmp_path / "run.csv").write_text("\n".join(["place,step,seed", *rows, ""]))
+    TokenCounts(OFTEN).save(tmp_path / "counts.npz")
+    arguments = ["--counts", str(tmp_path / "counts.npz"), "--out", str(tmp_path / "x.zarr"), "--workers", "1"]
+    with pytest.raises(SystemExit) as left:
+        app(["analyze", str(tmp_path / "run.csv"), *arguments, "--no-audit", "--seed", "all"])
+    assert left.value.code == 1
+    assert "share a store's name" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.zarr"))

@@ -28,6 +28,20 @@ def test_the_page_is_made_of_the_kept_figures(recipe):
     assert recipe("page").page(kept, KEPT.name) == (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
 
 
+def test_steering_is_told_in_the_unit_that_it_is_kept_in(recipe):
+    ends = [cell["steering"][-1] for cell in recipe("kept").read(KEPT).cells]
+    # a move that changes nothing misses ratios 2 and 5 by log 2 and log 5; by |achieved / ratio - 1| it were below 0.8
+    assert all(0.9 < end["random_norm"] < 1.3 for end in ends)
+    page = (ROOT / "docs" / "evidence.md").read_text(encoding="utf-8")
+    assert "the median of |log(achieved / ratio)|" in page
+
+
+def test_the_gain_is_that_of_saliencys_order(recipe):
+    for cell in recipe("kept").read(KEPT).cells:
+        end = cell["deletion"][-1]
+        assert end["zero gain"] == pytest.approx(end["zero ascending"] - end["zero random"], abs=1e-4)
+
+
 def test_what_is_kept_is_small_and_the_pictures_are_there():
     files = list(KEPT.iterdir())
     assert sum(path.stat().st_size for path in files) < MOST_BYTES

@@ -16,7 +16,7 @@ import trainhooks as th
 
 ROOT = Path(__file__).parents[2]
 TOUR = (ROOT / "docs" / "tour.md").read_text(encoding="utf-8")
-PAGES = ("CONTRIBUTING.md", "docs/tour.md", "docs/glossary.md", "docs/decisions.md")
+PAGES = ("CONTRIBUTING.md", "docs/tour.md", "docs/design.md", "docs/glossary.md", "docs/decisions.md")
 TOPS = (ROOT, ROOT / "trainhooks", ROOT / "trainhooks" / "checkpoints")
 CONTRACTS = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["importlinter"]["contracts"]
 LEVEL = {wing: -level for level, wings in enumerate(CONTRACTS[0]["layers"]) for wing in re.split(r"[ |]+", wings)}

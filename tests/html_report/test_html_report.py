@@ -2,6 +2,7 @@ import json
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html import unescape
 from html.parser import HTMLParser
 from pathlib import Path
@@ -15,8 +16,9 @@ import trainhooks as th
 from trainhooks.cli import app
 from trainhooks.core.html import text
 from trainhooks.html_report.escape import script_json
+from trainhooks.html_report.methods import methods
 from trainhooks.html_report.payload import MOST_POINTS, Payload, rounded, spread
-from trainhooks.html_report.sections import verdicts
+from trainhooks.html_report.sections import _seeds_of_one_model, verdicts
 from trainhooks.html_report.write import build_page
 from trainhooks.plots import Curve, Drawing, Panel
 from trainhooks.run_figures import read_run
@@ -112,11 +114,22 @@ def test_the_command_names_the_page_and_several_runs_are_compared(store, tmp_pat
     assert "the lead was not asked for" in source
 
 
+def test_methods_say_how_large_this_runs_sketches_are(store):
+    run = read_run(store, lead=False, steps=())
+    assert "of 1,021 numbers a group (relative standard error 2.2%)" in methods([run], version="1")
+    short = replace(run, facts={**run.facts, "sketch_size": 101})
+    assert "of 101 numbers a group (relative standard error 7.0%)" in methods([short], version="1")
+    assert "numbers a group" not in methods([replace(run, facts={**run.facts, "sketch_size": 0})], version="1")
+
+
 def test_runs_are_judged_together_only_as_seeds_of_one_model(store):
     run = read_run(store)
     other = read_run(store)
     assert [names for names, _ in verdicts([run])] == [run.label]
     assert len(verdicts([run, other])) == 2  # one seed, twice
+    assert _seeds_of_one_model([run, replace(run, attributes={**run.attributes, "seed": 1})])
+    for name in ("counts_hash", "model_class"):
+        assert not _seeds_of_one_model([run, replace(run, attributes={**run.attributes, "seed": 1, name: "another"})])
 
 
 def test_a_store_that_holds_little_has_a_page_too(tmp_path):

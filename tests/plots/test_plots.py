@@ -7,7 +7,17 @@ import threading
 import numpy as np
 import pytest
 
-from trainhooks.plots import Curve, Drawing, Panel, draw, dynamics, saliency, scatter
+from trainhooks.plots import (
+    Curve,
+    Drawing,
+    Panel,
+    convergence_panel,
+    draw,
+    dynamics,
+    frequency_panel,
+    saliency,
+    scatter,
+)
 from trainhooks.plots.canvas import COLUMN, NULL, escaped, log_ticks
 from trainhooks.plots.dynamics import walk
 
@@ -96,3 +106,23 @@ def test_a_thread_draws_without_pyplot():
     thread.start()
     thread.join()
     assert drawn[0].startswith(b"\x89PNG")
+
+
+def test_a_value_without_bounds_leaves_the_axis_finite():
+    x = np.arange(3)
+    for make, y in ((convergence_panel, [np.inf, 2.0, 1.0]), (frequency_panel, [-np.inf, -0.5, 1.0])):
+        panel = make([Curve("one", x, np.array(y))])
+        assert np.isfinite(panel.y_range).all()
+        draw(Drawing("one", "t", "c", (panel,)))
+
+
+@pytest.mark.parametrize("words", ["=1+1", "+1", "-1", "@SUM(A1)", "=a\x1b[2J", "\t=1", "\udcff"])
+def test_words_in_a_table_are_neither_formula_nor_control(words):
+    one = np.ones(1)
+    curve = Curve(words, one, -one, names=[words])
+    _, row = Drawing("one", "t", "c", (Panel(words, "x", "y", (curve,)),)).rows()
+    assert row[6] == "-1.0"  # numbers stay numbers
+    for cell in (row[0], row[2], row[-1]):
+        assert cell[0] not in "=+-@\t"
+        assert cell.isprintable()
+        assert cell.encode("utf-8")

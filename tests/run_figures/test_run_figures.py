@@ -2,6 +2,7 @@ import csv
 import io
 import json
 from collections import Counter
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from loops import COUNTS, TinyLM, batches, train
 import trainhooks as th
 from trainhooks.cli import app
 from trainhooks.run_figures import FIGURES, drawings, read_run, read_runs
+from trainhooks.run_figures.course import dynamics_drawing
 from trainhooks.run_figures.draw_all import figures
 from trainhooks.run_figures.run_numbers import labels
 from trainhooks.run_figures.taken import positions, take
@@ -175,6 +177,14 @@ def test_several_runs_are_told_apart(small_run, other_seed):
     assert {"scatter_1", "scatter_2"} <= set(found)
 
 
+def test_the_random_walk_is_there_where_the_first_run_has_no_distances(small_run, other_seed):
+    first, second = read_runs([small_run.store, other_seed.store], lead=False)
+    for runs, own in (((first, second), 0), ((replace(first, distance=None), second), 1)):
+        (null,) = (curve for curve in dynamics_drawing(runs).panels[1].curves if curve.role == "null")
+        assert null.run == own
+        assert null.y[0] == runs[own].group("output_embedding")[0]
+
+
 def test_labels_are_what_tells_paths_apart():
     assert labels(["/r/a/run.zarr", "/r/b/run.zarr"]) == ("a", "b")
     assert labels(["/r/a.zarr", "/r/b/run.zarr"]) == ("a.zarr", "b/run.zarr")
@@ -226,7 +236,14 @@ def test_results_of_prune_and_steer_are_drawn(small_run, tmp_path):
     assert found["steering_2"]["steering", "random_norm"].role == "null"
 
 
-@pytest.mark.parametrize("text", ["no json", "{}", '{"codes": 3}', '{"steering": {"edits": [{}]}}'])
+NO_RESULTS = [
+    *("no json", "{}", '{"codes": 3}', '{"steering": {"edits": [{}]}}', '{"codes": [], "deleted_shares": []}'),
+    *('{"codes": [{"code": "rank_k", "js": [0], "loss_change": [0]}], "deleted_shares": [0.1]}', "[" * 100_000),
+    '{"codes": [{"code": "zero/a", "js": [1%s], "loss_change": [0]}], "deleted_shares": [0.1]}' % ("0" * 400),
+]
+
+
+@pytest.mark.parametrize("text", NO_RESULTS, ids=range(len(NO_RESULTS)))
 def test_a_file_that_is_no_result_is_refused_before_work(small_run, tmp_path, text):
     (tmp_path / "x.json").write_text(text)
     with pytest.raises(ValueError, match=r"x\.json"):

@@ -186,6 +186,8 @@ def _runs(
         told = re.sub(r"[^\w-]+", "-", one)  # a manifest may have any text for a seed
         return path.with_name(f"{path.stem}-seed-{told}{path.suffix}")
 
+    if len({named(out, one) for one in seeds}) < len(seeds):
+        raise ValueError(f"the seeds {', '.join(map(repr, seeds))} would share a store's name: analyse each by --seed.")
     return [(one, named(out, one), None if report is None else named(report, one)) for one in seeds]
 
 

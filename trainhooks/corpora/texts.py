@@ -3,7 +3,7 @@
 A plain file is one document, a JSON line is one. What is not compressed is cut into spans that several workers
 share; a compressed file is one piece, read as a stream. Windows run through a whole file, so with them each file is
 one piece; so is a plain file where bad documents are skipped, since it is skipped whole, or where its tokenizer does
-not allow cuts (see `cutting`).
+not allow cuts (see `splitting`).
 """
 
 from __future__ import annotations

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from trainhooks.core.html import text
@@ -16,7 +17,7 @@ PROBE = (
 )
 CONVERGENCE = (
     "Convergence is |theta(t) - theta(T)| / |theta(T)| by parameter group, T the last record; in a live run from sign"
-    " sketches of 1,021 numbers a group (relative standard error 2.2%) [2], from checkpoints exact. It depends on the"
+    " sketches{sizes} [2], from checkpoints exact. It depends on the"
     " run's length; a random walk between the same ends is drawn beside it."
 )
 LEAD = (
@@ -49,9 +50,20 @@ def methods(runs: Sequence[RunNumbers], *, version: str) -> str:
         + (f", {len(run.states)} matrices used for what is drawn of matrices" if run.states else "")
         for run in runs
     )
-    paragraphs = "".join(f"<p>{text(one)}</p>" for one in (PROBE, CONVERGENCE, LEAD, SPARSITY))
+    paragraphs = "".join(
+        f"<p>{text(one)}</p>" for one in (PROBE, CONVERGENCE.format(sizes=_sizes(runs)), LEAD, SPARSITY)
+    )
     references = "".join(f"<li>{text(one)}</li>" for one in CITATIONS)
     return (
         f"{paragraphs}<p>{text(f'Measured with trainhooks {version}. {taken}.')}</p>"
         f"<h3>References</h3><ol>{references}</ol>"
     )
+
+
+def _sizes(runs: Sequence[RunNumbers]) -> str:
+    """How large the sketches are and how exact that makes them; nothing where no run has any."""
+    kept = sorted({run.facts["sketch_size"] for run in runs} - {0})
+    told = " or ".join(
+        f"{size:,} numbers a group (relative standard error {1 / math.sqrt(2 * size):.1%})" for size in kept
+    )
+    return f" of {told}" if told else ""

@@ -28,9 +28,9 @@ def verdicts(runs: Sequence[RunNumbers]) -> list[tuple[str, Verdict]]:
 
 
 def _seeds_of_one_model(runs: Sequence[RunNumbers]) -> bool:
-    """Whether their provenance says so: a seed each, none twice, and one shape, class and number of parameters."""
+    """Whether their provenance says so: a seed each, none twice, and one shape, class, number of parameters, corpus."""
     seeds = [str(run.attributes["seed"]) for run in runs if "seed" in run.attributes]
-    named = ("model_class", "parameters")
+    named = ("model_class", "parameters", "counts_hash")
     models = {(run.vocab, run.dim, *(str(run.attributes.get(name)) for name in named)) for run in runs}
     return len(seeds) == len(set(seeds)) == len(runs) and len(models) == 1
 

@@ -16,7 +16,7 @@ DISTANCE = "relative distance to final"
 
 def frequency_panel(curves: Sequence[Curve], *, scale: Scale = "log") -> Panel:
     """Correlations of the probe over steps, with the zero line in view."""
-    low = min((float(np.nanmin(curve.y)) for curve in curves if curve.drawn), default=0.0)
+    low = min((float(curve.finite.min()) for curve in curves if curve.drawn), default=0.0)
     return Panel(
         "frequency", STEPS[scale], CORRELATION, tuple(curves), x_scale=scale, y_range=(min(-0.12, 1.1 * low), 1.02)
     )
@@ -24,7 +24,7 @@ def frequency_panel(curves: Sequence[Curve], *, scale: Scale = "log") -> Panel:
 
 def convergence_panel(curves: Sequence[Curve], *, scale: Scale = "log", y_label: str = DISTANCE) -> Panel:
     """Distances over steps, from 0."""
-    high = max((float(np.nanmax(curve.y)) for curve in curves if curve.drawn), default=1.0)
+    high = max((float(curve.finite.max()) for curve in curves if curve.drawn), default=1.0)
     return Panel("convergence", STEPS[scale], y_label, tuple(curves), x_scale=scale, y_range=(0, max(1.08 * high, 0.1)))
 
 

@@ -9,6 +9,8 @@ from typing import Literal
 
 import numpy as np
 
+from trainhooks.core.printable import shown
+
 Role = Literal["frequency", "convergence", "null", "baseline", "run", "ordered"]
 """What a curve is: the measured frequency or convergence, what it stands against, one of several runs, or one of a
 sequence (layers, bins, ranks) that is coloured by its place."""
@@ -49,6 +51,12 @@ class Curve:
     def drawn(self) -> bool:
         """Whether there is anything to see: a point that is finite."""
         return bool((np.isfinite(self.x) & np.isfinite(self.y)).any())
+
+    @property
+    def finite(self) -> np.ndarray:
+        """Its y that are finite."""
+        found: np.ndarray = self.y[np.isfinite(self.y)]
+        return found
 
 
 @dataclass(frozen=True)
@@ -96,15 +104,21 @@ class Drawing:
             for curve in panel.curves:
                 for point in range(len(curve.x)):
                     yield (
-                        panel.title,
+                        _text(panel.title),
                         "" if panel.step is None else panel.step,
-                        curve.label,
+                        _text(curve.label),
                         curve.role,
                         curve.run,
                         *(_number(curve.x, point), _number(curve.y, point), _number(curve.low, point)),
                         *(_number(curve.high, point), _number(curve.shade, point)),
-                        "" if curve.names is None else curve.names[point],
+                        "" if curve.names is None else _text(curve.names[point]),
                     )
+
+
+def _text(words: str) -> str:
+    """A cell of words: one line, and no spreadsheet takes it for a formula."""
+    line = shown(words)
+    return f"'{line}" if line.startswith(("=", "+", "-", "@")) else line
 
 
 def _number(values: np.ndarray | None, at: int) -> object:

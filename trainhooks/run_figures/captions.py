@@ -17,7 +17,8 @@ LAYERS = (
 BINS = (
     "Tokens in bins by corpus count, rare (dark) to frequent (light). Above: root mean square error of the held-out "
     "prediction of -log frequency in nats, beside the standard deviation of all targets, which is what no information"
-    " at all reaches (null). Below: distance of a bin's rows of the output embedding to their final state, relative "
+    " at all reaches over all bins (null): without any, bins near the mean lie below it and the ends above. Below: "
+    "distance of a bin's rows of the output embedding to their final state, relative "
     "to its norm, beside a random walk with the distances of all rows at both ends (null)."
 )
 SPECTRUM = (

@@ -26,6 +26,9 @@ def dynamics_drawing(runs: Sequence[RunNumbers], *, scale: Scale = "log") -> Dra
     """(a) Held-out frequency correlation above, convergence below, of one or several runs."""
     above = [curve for number, run in enumerate(runs) for curve in correlations(run, number, several=len(runs) > 1)]
     below = [curve for number, run in enumerate(runs) for curve in _convergence(run, number, several=len(runs) > 1)]
+    if below:  # of the first run that has distances
+        own = [curve for curve in below if curve.run == below[0].run][-1]
+        below.append(Curve("random walk", own.x, walk(own.x, own.y), "null", run=own.run))
     caption = captions.DYNAMICS.format(scale="a log(1 + step)" if scale == "log" else "a linear")
     name = "dynamics" if scale == "log" else "dynamics_linear"
     panels = (
@@ -57,8 +60,6 @@ def _convergence(run: RunNumbers, number: int, *, several: bool) -> list[Curve]:
             several and group != "output_embedding" and run.group("output_embedding") is not None
         ):
             found.append(Curve(run.label if several else label, run.steps, values, "convergence", run=number))
-    if found and number == 0:
-        found.append(Curve("random walk", run.steps, walk(run.steps, found[-1].y), "null", run=number))
     return found
 
 
@@ -173,7 +174,7 @@ def _positive(values: np.ndarray) -> np.ndarray:
 
 
 def _from_zero(curves: Sequence[Curve]) -> tuple[float, float]:
-    highest = max((float(np.nanmax(curve.y)) for curve in curves if curve.drawn), default=1.0)
+    highest = max((float(curve.finite.max()) for curve in curves if curve.drawn), default=1.0)
     return 0.0, 1.08 * highest
 
 

@@ -27,19 +27,25 @@ def intervention_drawing(path: str | Path, *, number: int = 1) -> Drawing:
     """
     try:
         found = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (UnicodeDecodeError, json.JSONDecodeError) as error:
+    except (ValueError, RecursionError) as error:  # no UTF-8, no JSON, numbers or nesting without end
         raise ValueError(f"{path} is no JSON ({error}): give what `prune --json` or `steer --json` printed.") from None
-    suffix = "" if number == 1 else f"_{number}"
     try:
-        if "codes" in found:
-            return _deletion(found, suffix=suffix)
-        if "steering" in found:
-            return _steering(found["steering"], suffix=suffix)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        drawing = _drawing(found, suffix="" if number == 1 else f"_{number}")
+    except (KeyError, TypeError, ValueError, AttributeError, OverflowError) as error:
         raise ValueError(f"{path} lacks what a result of prune or steer has: {error!r}.") from None
-    raise ValueError(
-        f"{path} is neither a result of `prune --json` nor of `steer --json` of one model: save one of those."
-    )
+    if drawing is None:
+        raise ValueError(
+            f"{path} is neither a result of `prune --json` nor of `steer --json` of one model: save one of those."
+        )
+    if not any(panel.drawn for panel in drawing.panels):
+        raise ValueError(f"{path} holds no curve: a deletion needs an order, steering an edit that was feasible.")
+    return drawing
+
+
+def _drawing(found: Mapping[str, Any], *, suffix: str) -> Drawing | None:
+    if "codes" in found:
+        return _deletion(found, suffix=suffix)
+    return _steering(found["steering"], suffix=suffix) if "steering" in found else None
 
 
 def _deletion(found: Mapping[str, Any], *, suffix: str) -> Drawing:

@@ -167,6 +167,7 @@ def _facts(store: Store) -> dict[str, Any]:
         "records": len(store.steps),
         "snapshots": len(store.snapshots),
         "precision": store.precision,
+        "sketch_size": store.sketch_size,
         "restarts": len(store.restarts),
         "gaps": len(store.gaps),
         "dropped": store.dropped,

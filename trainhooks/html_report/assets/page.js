@@ -32,6 +32,9 @@
     return "rgb(" + parts.map((part) => Math.round(part + (255 - part) * 0.35)).join(",") + ")";
   };
 
+  // null is no number: an interval that is not known has no length
+  const reach = (from, to) => (from === null || to === null ? 0 : to - from);
+
   const traces = (panel, scale) => {
     const found = [];
     const named = new Set();
@@ -55,7 +58,7 @@
           Object.assign(marker, { color: payload.arrays[curve.shade], colorscale: "Viridis", showscale: true });
           marker.colorbar = { title: { text: panel.shade_label, side: "right", font: { size: 11 } }, thickness: 10, len: 0.9 };
         }
-        const bars = low ? { type: "data", symmetric: false, array: y.map((v, i) => high[i] - v), arrayminus: y.map((v, i) => v - low[i]) } : undefined;
+        const bars = low ? { type: "data", symmetric: false, array: y.map((v, i) => reach(v, high[i])), arrayminus: y.map((v, i) => reach(low[i], v)) } : undefined;
         found.push({ ...base, type: "scatter", mode: "markers", marker, error_y: bars, text: names.map(plain),
           hovertemplate: "%{text}<br>%{x:.4g}, %{y:.4g}<extra></extra>" });
         continue;
@@ -127,7 +130,9 @@
   };
 
   const cells = (drawing) => {
-    const quoted = (one) => '"' + String(one === null || one === undefined ? "" : one).replace(/"/g, '""') + '"';
+    // words that begin as a formula does are no formula
+    const words = (one) => (typeof one === "string" && /^[=+\-@\t\r]/.test(one) ? "'" + one : one);
+    const quoted = (one) => '"' + String(one === null || one === undefined ? "" : words(one)).replace(/"/g, '""') + '"';
     const rows = [["panel", "step", "curve", "role", "run", "x", "y", "low", "high", "shade", "name"]];
     for (const panel of drawing.panels) for (const curve of panel.curves) {
       const of = (name, at) => (curve[name] === null ? "" : payload.arrays[curve[name]][at]);
