@@ -58,6 +58,17 @@ def test_as_many_requests_as_were_said(tmp_path, stored):
     assert "12 checkpoints; nothing was read" in estimate.render()
 
 
+def test_weights_that_lie_there_in_two_formats_count_once(tmp_path):
+    hub = Hub()
+    (step, state), *_ = states()
+    pickled = {f"pytorch_model-{n:05d}-of-00002.bin": bytes(40_000) for n in (1, 2)}
+    hub.add("org/model", f"step{step}", sharded(state))
+    hub.add("org/both", f"step{step}", {**sharded(state), "pytorch_model.bin.index.json": b"{}", **pickled})
+    with serving(hub) as address, online(address, tmp_path / "home"):
+        one, both = (dry_run(list_suite(repo), vocab_size=VOCAB) for repo in ("org/model", "org/both"))
+    assert (both.dim, both.files, both.head_bytes) == (one.dim, one.files, one.head_bytes)
+
+
 def test_widths_of_models_that_are_known():
     for parameters, rows, dim in (
         (162e6, 50304, 768),

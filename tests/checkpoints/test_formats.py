@@ -239,3 +239,29 @@ def test_a_suite_with_a_matrix_that_the_user_says_is_transposed(tmp_path):
     assert "read transposed" in report.taken[0]
     with pytest.raises(ValueError, match="transposed needs the key"):
         suite.with_transposed(None)
+
+
+@pytest.mark.parametrize("name", ["m-00001-of-00002.gguf", "m-00001-of-00002.safetensors"])
+def test_one_file_of_several_does_not_say_that_the_head_is_the_input_embedding(tmp_path, name):
+    path = tmp_path / name
+    if name.endswith(".gguf"):
+        path.write_bytes(gguf_bytes({"token_embd.weight": (tuple(INPUT.shape), 0, INPUT.numpy().tobytes())}))
+    else:
+        save_file({"model.embed_tokens.weight": INPUT}, path)
+    with pytest.raises(CheckpointError, match="one file of several"):
+        head_key(open_checkpoint(path))
+
+
+def test_the_first_of_metas_files_alone_is_no_whole_model(tmp_path):
+    half = {"tok_embeddings.weight": torch.ones(32, 4), "output.weight": torch.ones(16, 8)}
+    save(tmp_path / "consolidated.00.pth", half)
+    with pytest.raises(CheckpointError, match=r"16 rows, the embedding 32: a rank's file is missing"):
+        open_checkpoint(tmp_path)
+
+
+def test_one_of_two_tensor_ranks_of_layer_files_is_no_whole_model(tmp_path):
+    save(tmp_path / "layer_00-model_00-model_states.pt", {"word_embeddings.weight": torch.zeros(16, 8)})
+    save(tmp_path / "layer_05-model_00-model_states.pt", {"final_linear.weight": torch.ones(16, 8)})
+    save(tmp_path / "mp_rank_00_model_states.pt", {"mp_world_size": 2})
+    with pytest.raises(CheckpointError, match="1 of 2 tensor ranks"):
+        open_checkpoint(tmp_path)

@@ -91,6 +91,8 @@ def test_seeds_in_a_manifest_are_runs(tmp_path):
         ("place,step\n,1\n", "row 1: it has no place"),
         ("place,step\nfinal,\n", "row 1: neither step nor tokens"),
         ('place,step\n"a,1\n', "is no CSV"),
+        ("place,step,iteration\na,1,100\n", "two columns for step"),
+        ("place,step\na,99999999999T\n", "is no whole number"),
     ],
 )
 def test_rows_that_are_wrong_are_named(tmp_path, text, told):
@@ -121,3 +123,17 @@ def test_the_command_writes_what_was_read_even_where_it_must_ask(tmp_path, capsy
         f"{tmp_path}/run/step10,10,",
     ]
     assert list_suite(tmp_path / "m.csv").steps == (7, 12, 22)
+
+
+def test_a_step_in_yaml_is_read_as_it_is_written(tmp_path):
+    text = "- {place: a, step: 0001000, seed: 2024-01-15}\n- {place: b, step: 0000900, seed: 2024-01-15, stage: ~}\n"
+    suite = list_suite(written(tmp_path / "m.yaml", text))
+    assert suite.steps == (900, 1000)
+    assert suite.entries[0].seed == "2024-01-15"
+
+
+def test_rows_without_a_stage_beside_a_first_stage(tmp_path):
+    table = written(tmp_path / "m.csv", "place,step,stage\na,1,\nb,2,\nc,10,stage1\nd,20,stage1\n")
+    assert [(one.step, one.stage) for one in list_suite(table).entries] == [
+        (1, ""), (2, ""), (10, "stage1"), (20, "stage1"),
+    ]  # fmt: skip

@@ -68,6 +68,8 @@ NOT_READ = (
     "model-00001-of-00002.safetensors", "mp_rank_00_model_states.pt", "layer_00-model_00-model_states.pt",
     "shard-00000", "consolidated.00.pth", "pytorch_model_fsdp_0", "refs/pr/1", "2024-03-01",
     "607a30d783dfa663caf39e06633721c8d4cfcd7e",
+    "step1e6", "checkpoint-2E5", "2.5e9-tokens", "step12,000", "checkpoint-12,000",
+    "checkpoint_3_15000.pt", "ckpt-20240115-000500", "epoch_3_1500",
     "step99999999999999999999", "step" + "9" * 5000, "a" * 5000, "", "step", "١٢", "step-1.5",
 )  # fmt: skip
 

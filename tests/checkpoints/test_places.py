@@ -14,9 +14,11 @@ from hub_client import online
 from hub_server import Hub, commit, serving
 from safetensors.torch import save, save_file
 
+from trainhooks.checkpoints.audit.audit import audit_suite
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.opening import open_checkpoint
 from trainhooks.checkpoints.places import HubPlace, hub_place, repository_of
+from trainhooks.checkpoints.sources import http_files
 from trainhooks.checkpoints.suite import list_suite
 
 KEY = "lm_head.weight"
@@ -55,6 +57,13 @@ def address():
         ("Saving HF Model -- Step 0", files(0)),
         ("initial commit", {}),
     ]
+    hub.add("org/hand", "main", files(3))
+    hub.commits["org/hand"] = [
+        ("Upload 3 files", files(-3)),
+        ("stage2 step 500", files(2)),
+        ("stage1 step 500", files(1)),
+        ("Update README.md (#7)", files(-7)),
+    ]
     hub.add("org/nothing", "main", {"README.md": b""})
     with serving(hub) as address:
         yield address
@@ -82,6 +91,12 @@ def test_the_last_commit_of_each_step(hub):
     suite = list_suite("org/commits")
     assert values(suite) == [(0, 0), (100, 100)]
     assert suite.entries[1].location == f"org/commits@{commit('org/commits', 'Saving Evaluation Results -- Step 100')}"
+
+
+def test_a_number_in_a_title_is_no_step_and_stages_stay_apart(hub):
+    suite = list_suite("org/hand")
+    assert values(suite) == [(500, 1), (1000, 2)]
+    assert [entry.stage for entry in suite.entries] == ["stage1", "stage2"]
 
 
 def test_one_repository_a_step(hub, tmp_path):
@@ -212,6 +227,39 @@ def test_a_folder_behind_http_that_lists(served):
         assert suite.open(suite.entries[0]).config == {"vocab_size": 6}
         one = open_checkpoint(f"{address}/run/step20-unsharded/model.safetensors")
         assert torch.equal(one.read(KEY), weights(20)[KEY])
+
+
+def test_folders_behind_http_whose_names_need_quoting(served):
+    for step in (7, 8):
+        folder = served / "odd" / f"lauf #1 é step {step}"
+        folder.mkdir(parents=True)
+        save_file(weights(step), folder / "model.safetensors")
+    with http(served, lists=True) as address:
+        assert values(list_suite(f"{address}/odd")) == [(7, 7), (8, 8)]
+        with pytest.raises(CheckpointError, match="cannot be read"):
+            open_checkpoint(f"{address}/odd/é/")
+
+
+def test_a_link_that_is_no_address_is_passed_over():
+    assert http_files._inside("http://host/run/", "http://[") == ""
+    assert http_files._inside("http://host/run/", "step1/") == "step1/"
+
+
+def test_files_with_one_etag_are_told_apart(served, monkeypatch):
+    monkeypatch.setattr(Ranged, "end_headers", _tagged)
+    for step in (20, 1000):
+        moved = torch.arange(12.0).reshape(6, 2).pow(1 + step / 1000)
+        save_file({KEY: moved}, served / "run" / f"step{step}-unsharded" / "model.safetensors")
+    with http(served, lists=True) as address:
+        suite = list_suite(f"{address}/run/")
+        first, second = (suite.open(entry).identity(KEY) for entry in suite.entries)
+        assert first != second
+        assert not [finding for finding in audit_suite(suite).findings if finding.kind == "identical"]
+
+
+def _tagged(handler):
+    handler.send_header("ETag", '"65a0-b8"')
+    SimpleHTTPRequestHandler.end_headers(handler)
 
 
 def test_a_table_of_addresses_that_list_nothing(served):

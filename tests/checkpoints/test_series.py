@@ -145,3 +145,20 @@ def test_a_file_saved_again_counts_once(tmp_path):
     (tmp_path / "epoch=0-step=10-v1.ckpt").write_bytes(b"")
     with pytest.raises(ValueError, match="two checkpoints of one step"):
         list_suite(tmp_path)
+
+
+def test_names_that_differ_in_a_run_or_a_version_are_several_kinds(tmp_path):
+    with pytest.raises(AmbiguousNames, match="mixes names of several patterns"):
+        list_suite(made(tmp_path, "run1-step100", "run2-step200", "run2-step300"))
+
+
+def test_names_without_a_stage_can_be_picked_beside_a_first_stage(tmp_path):
+    suite = list_suite(made(tmp_path, "step1", "step2", "stage1-step10"), stage="base")
+    assert read(suite) == [(1, "step1"), (2, "step2")]
+
+
+def test_all_seeds_of_a_known_suite_are_all(tmp_path):
+    run = made(tmp_path, "step1-seed-default", "step1-seed-large-aux-2")
+    runs = list_runs(run, seed="all", preset="datadecide")
+    assert [one.entries[0].seed for one in runs] == ["default", "large-aux-2"]
+    assert list_suite(run, preset="datadecide").entries[0].seed == "default"

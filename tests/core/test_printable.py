@@ -185,9 +185,10 @@ def test_a_bug_keeps_its_traceback_spelled(said, monkeypatch):
         raise KeyError(ROUGH + "\x1b")
 
     monkeypatch.setattr("trainhooks.store.open_store", fail)
-    text = said("inspect", "s.zarr")
-    assert "Traceback" in text
-    assert not [one for one in FORBIDDEN if one in text]
+    for options, words in (((), "a bug: KeyError"), (("--debug",), "Traceback")):
+        text = said("inspect", "s.zarr", *options)
+        assert words in text
+        assert not [one for one in FORBIDDEN if one in text]
 
 
 @pytest.mark.filterwarnings("default")

@@ -169,6 +169,9 @@ def test_several_runs_have_names_of_their_own():
     assert run_names(["s3://bucket/one/run.zarr"]) == ["one"]
     assert run_names(["a/run.zarr", "a/run.zarr"])[1].endswith("-2")
     assert run_names(["../e vil/$(x).zarr"]) == ["_x_"]
+    assert run_names(["/x/seed/loss/.."]) == ["seed"]
+    assert run_names(["s3://bucket/seed/.."]) == ["seed"]
+    assert run_names(["/x/.zarr"]) == ["x"]
 
 
 def test_drawing_changes_nothing_of_training(tmp_path):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 
 import numpy as np
@@ -140,3 +141,31 @@ def test_vectors_along_the_models_own_axes_reach_every_sink(tmp_path):
     assert drawn[0].histogram_value.num == VOCAB - 1, "what is finite"
     assert drawn[0].histogram_value.max == VOCAB - 1
     check_rising(tmp_path / "events")
+
+
+def of_one_number(**more):
+    return th.store.Layout(vocab=4, dim=2, groups=("whole",), sketch_size=0, variables=(th.Variable("loss"),), **more)
+
+
+def test_a_run_that_ends_without_close_keeps_its_last_events(tmp_path, monkeypatch):
+    flush, flushed = SummaryWriter.flush, []
+    monkeypatch.setattr(SummaryWriter, "flush", lambda writer: flushed.append(flush(writer)))
+    sink = th.TensorBoardSink(tmp_path, pictures=None)
+    sink.open(of_one_number())
+    for step in range(5):
+        sink.write(th.Record(step, {"loss": np.array(1.0)}))
+    del sink
+    gc.collect()
+    assert flushed  # the writer's own thread would be ended with what it still has
+    assert series(tmp_path, "trainhooks/loss") == list(range(5))
+
+
+def test_a_configuration_of_the_projector_that_cannot_be_read_stays_and_stops_nothing(tmp_path, caplog):
+    theirs = tmp_path / "projector_config.pbtxt"
+    theirs.write_text("embeddings { no_such_field: 1 }")
+    sink = th.TensorBoardSink(tmp_path, pictures=None)
+    sink.open(of_one_number())
+    sink.write(th.Record(0, {"loss": np.array(1.0)}, snapshot=np.ones((4, 2), dtype=np.float32)))
+    sink.close()
+    assert theirs.read_text() == "embeddings { no_such_field: 1 }"
+    assert "stays as it is" in caplog.text

@@ -244,7 +244,7 @@ def test_absurd_claims_are_refused_by_every_command_in_bounded_memory_and_time(w
     )
     assert done.returncode == 0, done.stdout + done.stderr
     codes, kilobytes = json.loads(done.stdout.splitlines()[-1])
-    refused, damaged, not_an_option = 1, 2, 2
+    refused, damaged, not_an_option = 1, 2, 64
     assert codes == [refused, damaged, *[refused] * 9, not_an_option, 0], done.stderr
     assert "Traceback" not in done.stderr
     assert kilobytes < MOST_KILOBYTES

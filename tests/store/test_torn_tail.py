@@ -1,6 +1,7 @@
 """A machine that stops before its disk has everything: what is torn at the journal's end goes, and is named."""
 
 import warnings
+import zlib
 from dataclasses import replace
 
 import numpy as np
@@ -62,6 +63,31 @@ def test_one_that_is_torn_before_a_whole_one_is_no_crash(write, run):
     assert len(journal(path)) == 8
     with pytest.raises(StoreError, match="is damaged"):
         open_store(path).output_embedding(4)
+
+
+def with_an_unknown_type(file):
+    """The record as a later version might write it: one more array, of a type that is not known here."""
+    content = file.read_bytes()
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = content[8:start].rstrip()[:-1] + b',"later":{"dtype":"BOOL","shape":[0],"data_offsets":[0,0]}}'
+    content = len(header).to_bytes(8, "little") + header + content[start:]
+    file.unlink()
+    file.with_name(f"{file.name.rpartition('-')[0]}-{zlib.crc32(content):08x}.safetensors").write_bytes(content)
+
+
+def as_a_link(file):
+    file.rename(moved := file.parents[2] / "moved")
+    file.symlink_to(moved)
+
+
+@pytest.mark.parametrize("change", [with_an_unknown_type, as_a_link])
+def test_a_record_that_has_all_its_bytes_is_never_dropped(write, run, change):
+    path = write(run, records=3, close=False)
+    change(journal(path)[-1])
+    before = journal(path)
+    with pytest.raises(StoreError, match=r"is damaged|is a link"):
+        StoreWriter(path, run.layout, mode="resume").close()
+    assert journal(path) == before
 
 
 def test_all_may_be_torn_and_what_is_folded_stays(write, run):

@@ -107,6 +107,7 @@ def _csv_rows(text: str, name: str) -> list[dict[str, str]]:
         raise ValueError(
             f"{name} has no column `place` ({', '.join(table[0])[:200]}). A manifest has columns {', '.join(COLUMNS)}."
         )
+    _no_column_twice(header, name)
     uneven = next((number for number, row in enumerate(table[1:], start=1) if len(row) != len(header)), None)
     if uneven is not None:
         raise ValueError(f"{name}, row {uneven}: {len(table[uneven])} cells under {len(header)} columns.")
@@ -116,7 +117,7 @@ def _csv_rows(text: str, name: str) -> list[dict[str, str]]:
 def _yaml_rows(text: str, name: str) -> list[dict[str, str]]:
     yaml = _yaml()
     try:
-        found = yaml.safe_load(text)
+        found = yaml.load(text, Loader=_as_written(yaml))
     except (yaml.YAMLError, RecursionError, ValueError) as error:
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise ValueError(f"{name} is no YAML that is read: {told[0]}.") from error
@@ -127,7 +128,26 @@ def _yaml_rows(text: str, name: str) -> list[dict[str, str]]:
     for number, row in enumerate(rows, start=1):
         if not all(isinstance(value, simple) or value is None for value in row.values()):
             raise ValueError(f"{name}, row {number}: every value is a text or a number.")
+    for row in rows:
+        _no_column_twice([_column(key) for key in row], name)
     return [{_column(key): "" if value is None else str(value) for key, value in row.items()} for row in rows]
+
+
+def _as_written(yaml: Any) -> Any:
+    """The safe loader, but for numbers: to YAML the step 0001000 is octal, 512, and 1:30 is 90."""
+    kept = ("tag:yaml.org,2002:null", "tag:yaml.org,2002:merge")
+    resolvers = {
+        first: [(tag, fits) for tag, fits in known if tag in kept]
+        for first, known in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
+    return type("_AsWritten", (yaml.SafeLoader,), {"yaml_implicit_resolvers": resolvers})
+
+
+def _no_column_twice(columns: Sequence[str], name: str) -> None:
+    """Raises ValueError where two columns mean the same: one of them would be dropped."""
+    twice = sorted({column for column in columns if column in _CALLED and columns.count(column) > 1})
+    if twice:
+        raise ValueError(f"{name} has two columns for {', '.join(twice)} ({', '.join(_CALLED[twice[0]])}): keep one.")
 
 
 def _yaml() -> Any:

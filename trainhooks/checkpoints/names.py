@@ -34,11 +34,17 @@ NO_STEPS = {
     "task", "job", "lr", "bs", "size", "dim", "width", "depth", "vocab",
 }  # fmt: skip
 """Words whose number is no time; a name with one of them is read only where another word says which number is."""
+OF_A_RUN = {
+    "v", "ver", "version", "run", "runs", "exp", "experiment", "trial", "fold", "fp", "bf", "lr", "bs", "width",
+    "depth", "dim",
+}  # fmt: skip
+"""Of these words those whose number tells runs apart."""
 
 _ATOM = re.compile(
     r"(?P<number>[0-9]+(?:\.[0-9]+)?)(?P<unit>(?:[KMBTkmbt]|[MBTmbt]T|[MBTmbt]t)(?![^\W\d_]))?|(?P<word>[^\W\d_]+)"
 )
 _COMMIT = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
+_CUT = re.compile(r"[eE][0-9]|,[0-9]")  # behind a number that goes on: 1e6; 12,000
 _TWIN = re.compile(r"(.*)-v([0-9]{1,4})")
 
 
@@ -194,7 +200,7 @@ class _Reading:
         else:
             self._vetoed |= label in NO_STEPS or (glued and follows in NO_STEPS)
             size = atom.unit not in ("", "k")  # a model's
-            self._form.append(f"{atom.number}{atom.unit}" if size else "#")
+            self._form.append(f"{atom.number}{atom.unit}" if size or label in OF_A_RUN else "#")
             self._others += [] if size else [atom]
         return at + 1
 
@@ -219,7 +225,7 @@ class _Reading:
             if self._vetoed or len(self._others) != 1:
                 return None
             step, sure = self._others[0], len(self._atoms) == 1
-        if any(atom is not None and atom.value is None for atom in (step, tokens, chunk)):
+        if any(atom is not None and (atom.value is None or self._goes_on(atom)) for atom in (step, tokens, chunk)):
             return None
         orders = step or tokens or chunk
         assert orders is not None
@@ -234,6 +240,15 @@ class _Reading:
             sure=sure,
             span=(orders.start, orders.end),
         )
+
+    def _goes_on(self, atom: _Atom) -> bool:
+        """Whether the number is a piece of one (`1e6`), or a count before another: `checkpoint_EPOCH_STEP`."""
+        at = self._atoms.index(atom)
+        before = self._atoms[at - 2] if at > 1 else None
+        exponent = before is not None and before.number and self._stem[before.end : atom.start].lower() == "e"
+        follows = self._atoms[at + 1] if at + 1 < len(self._atoms) else None
+        pair = follows is not None and follows.number and not follows.unit and atom in self._saves + self._epochs
+        return bool(exponent or pair or _CUT.match(self._stem, atom.end))
 
     @staticmethod
     def _one(atoms: list[_Atom]) -> _Atom | None:

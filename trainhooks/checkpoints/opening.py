@@ -81,12 +81,14 @@ class FileCheckpoint:
         """A hash that two checkpoints share where the tensor's bytes are the same. Raises CheckpointError.
 
         At a hub: the hash of the file the tensor lies in, which costs nothing; files that differ elsewhere differ here.
-        On this machine: of dtype, shape, and first and last MiB, so that equal hashes may still differ in between.
+        Elsewhere: of dtype, shape, and first and last MiB, so that equal hashes may still differ in between. An ETag
+        is none: a server may give files of one size and time the same.
         `full`: of every value, comparable over formats and places.
         """
         stored = self._stored(key)
         file = self.hub_files.get(stored.entry.file)
-        return f"{file.digest}:{key}" if file is not None and file.digest and not full else stored.digest(full=full)
+        own = isinstance(file, HubFile) and bool(file.digest) and not full
+        return f"{file.digest}:{key}" if file is not None and own else stored.digest(full=full)
 
     def _stored(self, key: str) -> StoredTensor:
         if key not in self.stored:

@@ -74,8 +74,8 @@ def number_of(text: str) -> int | None:
     if number is None or unit not in SCALE or (number[2] and not unit):
         return None
     part = number[2] or ""
-    scaled = int(number[1] + part) * SCALE[unit]
-    return scaled // int("1" + "0" * len(part))
+    found = int(number[1] + part) * SCALE[unit] // 10 ** len(part)
+    return found if found < 2**63 else None
 
 
 def _number(fits: re.Match[str], group: str | int, name: str) -> int:

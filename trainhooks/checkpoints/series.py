@@ -19,6 +19,7 @@ Axis = Literal["step", "tokens", "chunk"]
 AXES = ("step", "tokens")
 _FAR = 4
 _FIRST = ("stage1", "phase1")
+ALL = "all"  # as a seed: none is picked, of a known suite neither
 
 
 @dataclass(frozen=True)
@@ -156,7 +157,7 @@ def _of_one_seed(name: str, found: Sequence[Named], choice: Choice) -> tuple[lis
     seeds: dict[str, list[Named]] = defaultdict(list)
     for one in found:
         seeds[one.parsed.seed].append(one)
-    if choice.seed is not None:
+    if choice.seed is not None and choice.seed != ALL:
         if choice.seed not in seeds:
             raise ValueError(f"{name} has no seed {choice.seed!r}; it has {', '.join(filter(None, seeds)) or 'none'}.")
         left = [one.name for seed, names in seeds.items() if seed != choice.seed for one in names]
@@ -208,7 +209,7 @@ def _in_order(name: str, found: Sequence[Named], choice: Choice) -> tuple[list[l
     stages: dict[str, list[Named]] = defaultdict(list)
     for one in found:
         stages[one.parsed.stage].append(one)
-    notes = _join_unprefixed(stages)
+    notes = [] if {"", BASE} & set(choice.stages) else _join_unprefixed(stages)
     if choice.stages:
         picked = [_picked(name, one, stages) for one in choice.stages]
         left = [one for stage, names in stages.items() if stage not in picked for one in names]

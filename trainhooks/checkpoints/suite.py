@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any, Literal
-from urllib.parse import urljoin, urlsplit
+from urllib.parse import quote, urljoin, urlsplit
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
 from trainhooks.checkpoints.known_suites import known_suite
@@ -19,6 +19,7 @@ from trainhooks.checkpoints.opening import is_local, open_checkpoint
 from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
 from trainhooks.checkpoints.places import HubPlace, hub_place, is_remote, names_in
 from trainhooks.checkpoints.series import (
+    ALL,
     AmbiguousNames,
     Axis,
     CheckpointRef,
@@ -46,7 +47,6 @@ Places = list[tuple[str, str]]
 _REPOSITORIES = re.compile(r"\w[\w.-]*/[\w.*?-]*[*?][\w.*?-]*")
 _KNOWN_FORMS = "step{N}, checkpoint-{N}, global_step{N}, iter_{N}, step=N, step{N}-tokens{N}B, stage1-step{N}, {N}B ..."
 _INNER = "checkpoints"
-ALL = "all"
 
 
 @dataclass(frozen=True)
@@ -152,7 +152,7 @@ def list_runs(
     if seed != ALL:
         return (list_suite(source, seed=seed, **options),)
     try:
-        return (list_suite(source, **options),)
+        return (list_suite(source, seed=ALL, **options),)
     except AmbiguousNames as error:
         if not error.seeds:
             raise
@@ -323,15 +323,15 @@ def _below_revision(place: HubPlace, pattern: Pattern | None) -> Places:
 
 def _last_of_each(commits: list[tuple[str, str]], repo: str, pattern: Pattern | None) -> Places:
     """Of the commits (the newest first) with one step the newest, where the step's files are all there."""
-    seen: set[int] = set()
-    kept = []
+    kept: dict[str, tuple[str, str]] = {}
     for commit, title in commits:
         parsed = _parsed(title, pattern)
-        if parsed is None or parsed.step is None or parsed.step in seen:
+        if parsed is None or parsed.step is None or not parsed.sure:  # "Upload 3 files" is no step
             continue
-        seen.add(parsed.step)
-        kept.append((f"step {parsed.step}" if pattern is None else title, f"{repo}@{commit}"))
-    return kept
+        seed = f"seed {parsed.seed}" if parsed.seed else ""
+        told = " ".join(filter(None, (parsed.stage, seed, f"step {parsed.step}")))
+        kept.setdefault(told, (told if pattern is None else title, f"{repo}@{commit}"))
+    return list(kept.values())
 
 
 def _from_url(url: str, pattern: Pattern | None, choice: Choice) -> Suite:
@@ -346,8 +346,10 @@ def _from_url(url: str, pattern: Pattern | None, choice: Choice) -> Suite:
     except CheckpointError as error:
         raise ValueError(f"{url} cannot be listed: {error}") from error
     base = url.rstrip("/")
-    names = [*folders, *(name for name in files if name.endswith(WEIGHT_SUFFIXES))]
-    return _suite(url, "url", [(name, f"{base}/{name}") for name in sorted(names)], pattern, choice)
+    by_http = base.startswith(("http://", "https://"))  # a file's name is quoted where it is opened
+    places = [(name, f"{base}/{quote(name) if by_http else name}") for name in folders]
+    places += [(name, f"{base}/{name}") for name in files if name.endswith(WEIGHT_SUFFIXES)]
+    return _suite(url, "url", sorted(places), pattern, choice)
 
 
 def _from_repositories(text: str, pattern: Pattern | None, choice: Choice) -> Suite:

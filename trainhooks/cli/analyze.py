@@ -174,7 +174,8 @@ def _runs(
     suite: str, seed: str | None, out: Path, report: Path | None, naming: dict[str, Any]
 ) -> list[tuple[str | None, Path, Path | None]]:
     """The seed of each run that is analysed, with its store and its report: one, or with `all` one a seed."""
-    from trainhooks.checkpoints.suite import ALL, list_runs
+    from trainhooks.checkpoints.series import ALL
+    from trainhooks.checkpoints.suite import list_runs
 
     if seed != ALL:
         return [(seed, out, report)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import queue
 import threading
 import time
@@ -33,6 +34,7 @@ class BackgroundWork(Generic[Item]):
         self._given = self._taken = 0  # the caller's thread counts the one, the working thread the other
         self._error: BaseException | None = None
         self._over = False
+        self._pid = os.getpid()
         self.cpu_seconds = 0.0
         self._thread = threading.Thread(target=self._run, name=name, daemon=True)
         start_threads(self._thread)
@@ -58,8 +60,15 @@ class BackgroundWork(Generic[Item]):
             self._wait()
         return self._error is None
 
+    @property
+    def is_elsewhere(self) -> bool:
+        """Whether this is a forked child, where nobody works: what is queued is the parent's."""
+        return os.getpid() != self._pid
+
     def end(self) -> None:
-        """Handle what is queued, and nothing more."""
+        """Handle what is queued, and nothing more; nothing in a forked child."""
+        if self.is_elsewhere:
+            return
         self._queue.put(None)
         if threading.current_thread() is not self._thread:
             self.settle(seconds=END_SECONDS)

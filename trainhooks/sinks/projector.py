@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,6 +11,8 @@ import numpy as np
 from trainhooks.core.printable import shown
 from trainhooks.store import Layout
 from trainhooks.store.format.precision import unpack
+
+logger = logging.getLogger("trainhooks")
 
 MOST = 1000
 NAME = "trainhooks output embedding"
@@ -73,8 +76,12 @@ def _name(folder: Path, step: int) -> None:
     from tensorboard.plugins.projector.projector_config_pb2 import ProjectorConfig
 
     path, config = folder / "projector_config.pbtxt", ProjectorConfig()
-    if path.exists():
-        text_format.Parse(path.read_text(encoding="utf-8"), config)
+    try:
+        if path.exists():
+            text_format.Parse(path.read_text(encoding="utf-8"), config)
+    except (text_format.ParseError, UnicodeDecodeError) as error:
+        logger.warning("%a is no configuration of the projector, and stays as it is: %a", str(path), str(error))
+        return
     others = [one for one in config.embeddings if not one.tensor_name.startswith(NAME)]
     del config.embeddings[:]
     config.embeddings.add(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -68,8 +69,8 @@ def run_names(paths: Sequence[str | Path]) -> list[str]:
 
 
 def _parts(path: str) -> list[str]:
-    place = path.split("://", 1)[-1] if "://" in path else str(Path(path).absolute())
-    parts = [part.removesuffix(".zarr") for part in place.strip("/").split("/")]
+    place = path.split("://", 1)[-1] if "://" in path else os.path.abspath(path)
+    parts = [part.removesuffix(".zarr") or "run" for part in place.strip("/").split("/") if part not in (".", "..")]
     return parts[:-1] if len(parts) > 1 and parts[-1] in _GENERIC else parts
 
 

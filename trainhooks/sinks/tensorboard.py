@@ -94,7 +94,7 @@ class TensorBoardSink(Sink):
         if self._screen is not None:
             write_about(self.log_dir, layout=overview.layout(layout.groups), texts=run_texts(layout))
             self._work = BackgroundWork(self._screen.add, name="trainhooks-tensorboard", most=MOST_WAITING)
-            weakref.finalize(self, self._work.end)  # a run that ends without close() keeps what it has queued
+            weakref.finalize(self, _end, self._work, self._writer)  # a run that ends without close() keeps its events
 
     def write(self, record: Record) -> None:
         """Have every scalar of the record added, every vector, and a picture if one is due."""
@@ -146,7 +146,7 @@ class TensorBoardSink(Sink):
 
     def close(self) -> None:
         """Flush, and close the writer if it is ours. Raises what went wrong while it was written."""
-        if self._writer is None:
+        if self._writer is None or (self._work is not None and self._work.is_elsewhere):
             return
         if self._work is not None:
             self._work.end()
@@ -160,6 +160,14 @@ class TensorBoardSink(Sink):
                 self._screen.write_rows(self.log_dir)
             if work is not None:
                 work.raise_once()
+
+
+def _end(work: BackgroundWork[Record], writer: Any) -> None:
+    """Write what waits, in our queue and in the writer's own; a forked child has the threads of neither."""
+    work.end()
+    if not work.is_elsewhere:
+        with suppress(Exception):  # nobody is left to hear of it
+            writer.flush()
 
 
 class _Screen:

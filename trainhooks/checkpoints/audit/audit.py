@@ -33,6 +33,7 @@ from trainhooks.checkpoints.audit.header_checks import (
 from trainhooks.checkpoints.audit.order import disordered
 from trainhooks.checkpoints.audit.reports import known
 from trainhooks.checkpoints.base import Checkpoint
+from trainhooks.checkpoints.places import is_remote
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.formatting import shortened
 from trainhooks.core.html import card
@@ -204,12 +205,13 @@ def _read_headers(
 
 
 def _confirm(suite: Suite, seen: dict[int, Seen], opener: Callable[[CheckpointRef], Checkpoint]) -> list[SuiteFinding]:
-    """Hash in full what lies on this machine and looks the same; `seen` learns it, or loses what cannot be read."""
+    """Hash in full what looks the same and is not at a hub; `seen` learns it, or loses what cannot be read."""
     findings = []
     alike = {step for steps in same(seen) for step in steps}
     for entry in suite.entries:
         # a hub's own hash is already one of every byte, and another would cost a download
-        if entry.step not in alike or not os.path.exists(entry.location):
+        at_hub = not os.path.exists(entry.location) and not is_remote(entry.location)
+        if entry.step not in alike or at_hub:
             continue
         one = seen[entry.step]
         try:

@@ -32,16 +32,22 @@ STRING, ARRAY = 8, 9
 MOST_SETTINGS, MOST_TEXTS, MOST_TENSORS, MOST_NAME, MOST_AXES = 2_000, 1_000_000, 20_000, 4096, 4
 WINDOW = 1 << 20
 OF_MANY = re.compile(r".+-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
+OF_SEVERAL = "it is one file of several"
 EXTRA = "pip install 'trainhooks[gguf]'"
 
 
 def gguf_contents(source: ByteSource, *, file: str) -> Contents:
     """Every tensor of a GGUF file, unread, and what its settings say of the model; `file` is the name entries carry.
 
-    Without `output.weight` the model is tied: that is llama.cpp's rule. Raises CheckpointError for a header that is
-    none, lies about counts and lengths, or puts a tensor outside the file.
+    Without `output.weight` the model is tied: that is llama.cpp's rule. Of one file of several that is not known.
+    Raises CheckpointError for a header that is none, lies about counts and lengths, or puts a tensor outside the file.
     """
-    return _contents(_one_file(source, file=file))
+    found = _one_file(source, file=file)
+    named = OF_MANY.fullmatch(file)
+    if found.settings.get("split.count", 1) in (0, 1) and (named is None or int(named["count"]) == 1):
+        return _contents(found)
+    config = {key: value for key, value in _contents(found).config.items() if key != "tie_word_embeddings"}
+    return Contents(found.tensors, config, doubt=OF_SEVERAL)
 
 
 @dataclass(frozen=True)

@@ -27,16 +27,24 @@ def _read(folder: Folder) -> Contents:
         raise CheckpointError(f"{folder.name} holds {', '.join(files[:8])}: a rank's file is missing.")
     settings = saved_settings(read_json(folder.open(PARAMS))) if PARAMS in folder.files else {}
     ranks = [torch_zip_tensors(folder.open(file), file=file) for file in files]
-    columns = [EMBEDDING] if _is_split_by_columns(ranks) else []
+    columns = [EMBEDDING] if _is_split_by_columns(ranks, name=folder.name) else []
     return Contents(joined_ranks(ranks, name=folder.name, settings=settings, by_columns=columns), settings)
 
 
-def _is_split_by_columns(ranks: list[dict[str, StoredTensor]]) -> bool:
-    """Whether each rank's embedding has a row for each id, as in the first two versions: as many as all heads' rows."""
+def _is_split_by_columns(ranks: list[dict[str, StoredTensor]], *, name: str) -> bool:
+    """Whether each rank's embedding has a row for each id, as in the first two versions: as many as all heads' rows.
+
+    Raises CheckpointError where the heads have fewer.
+    """
     first = ranks[0]
     if EMBEDDING not in first or HEAD not in first:
         return False
     own, head = first[EMBEDDING].entry.shape, first[HEAD].entry.shape
+    if len(own) == len(head) == 2 and own[0] not in (head[0], head[0] * len(ranks)):
+        raise CheckpointError(
+            f"{name}: the heads of {len(ranks)} ranks have {head[0] * len(ranks)} rows, the embedding {own[0]}: a "
+            "rank's file is missing."
+        )
     return len(ranks) > 1 and len(own) == len(head) == 2 and own[0] == head[0] * len(ranks)
 
 

@@ -13,7 +13,7 @@ from trainhooks.checkpoints.formats.torch_zip import Saved, torch_zip_tensors
 
 OF_A_LAYER = re.compile(r"layer_(?P<layer>\d{2,4})-model_(?P<rank>\d{2,4})-model_states\.pt")
 STATES = "mp_rank_00_model_states.pt"
-CONFIGS = "configs"
+CONFIGS, WORLD = "configs", "mp_world_size"
 DOUBT = "the model lies in a file a layer, and the last one's file may be missing"
 
 
@@ -36,6 +36,8 @@ def _read(folder: Folder) -> Contents:
     settings = _settings(folder)
     tensors: dict[str, StoredTensor] = {}
     for layer, files in _layers(folder).items():
+        if (told := settings.get(WORLD, len(files))) != len(files):
+            raise CheckpointError(f"{folder.name} holds {len(files)} of {told} tensor ranks: fetch the others' files.")
         ranks = [torch_zip_tensors(folder.open(file), file=file) for file in files]
         named = [
             {
@@ -58,6 +60,8 @@ def _settings(folder: Folder) -> dict[str, object]:
     if STATES in folder.files:
         saved = Saved.read(folder.open(STATES), file=STATES)
         found |= saved_settings(saved.field("args"))
+        if isinstance(told := saved.field(WORLD), int):
+            found[WORLD] = told
     return found
 
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.formats.format import Contents, Folder, Format
+from trainhooks.checkpoints.formats.gguf_file import OF_SEVERAL, gguf_contents
 from trainhooks.checkpoints.formats.gguf_file import SUFFIX as GGUF_SUFFIX
-from trainhooks.checkpoints.formats.gguf_file import gguf_contents
 from trainhooks.checkpoints.formats.safetensors_file import safetensors_tensors
 from trainhooks.checkpoints.formats.safetensors_shards import joined_safetensors
 from trainhooks.checkpoints.formats.torch_zip import torch_zip_tensors
@@ -16,14 +18,16 @@ SAFETENSORS = ".safetensors"
 TORCH_SUFFIXES = (".ckpt", ".pt", ".pth", ".bin")
 IN_ORDER: tuple[tuple[str, ...], ...] = ((SAFETENSORS,), TORCH_SUFFIXES)
 RANKS = "shard-"
+OF_MANY = re.compile(r".+-\d{5}-of-(?!00001\b)\d{5}\.\w+")
 
 
 def file_contents(source: ByteSource, *, file: str) -> Contents:
     """What one file holds, in the format that its suffix says; `file` is the name that entries carry."""
+    doubt = OF_SEVERAL if OF_MANY.fullmatch(file) else ""
     if file.endswith(SAFETENSORS):
-        return Contents(safetensors_tensors(source, file=file))
+        return Contents(safetensors_tensors(source, file=file), doubt=doubt)
     if file.endswith(TORCH_SUFFIXES):
-        return Contents(torch_zip_tensors(source, file=file, strict=file.endswith(".bin")))
+        return Contents(torch_zip_tensors(source, file=file, strict=file.endswith(".bin")), doubt=doubt)
     if file.endswith(GGUF_SUFFIX):
         return gguf_contents(source, file=file)
     known = ", ".join(suffix for suffixes in (*IN_ORDER, (GGUF_SUFFIX,)) for suffix in suffixes)

@@ -176,8 +176,10 @@ def _json_names(body: bytes, url: str) -> tuple[list[str], list[str]]:
 
 def _inside(url: str, link: str) -> str:
     """The name that a link has right below a folder, with its slash; "" for one that leads elsewhere."""
-    there = urlsplit(urljoin(url, link))
-    here = urlsplit(url)
+    try:
+        there, here = urlsplit(urljoin(url, link)), urlsplit(url)
+    except ValueError:  # no address at all: http://[
+        return ""
     if there[:2] != here[:2] or there.query or not there.path.startswith(here.path):
         return ""
     name = unquote(there.path[len(here.path) :])
@@ -248,7 +250,7 @@ def _tried(url: str, fetch: Callable[[], Result], *, seconds: float) -> Result:
             if attempt == RETRIES:
                 raise CheckpointError(f"{url} cannot be read: {type(error).__name__}: {str(error)[:200]}.") from error
             time.sleep(wait)
-        except json.JSONDecodeError as error:
+        except (json.JSONDecodeError, UnicodeError) as error:  # UnicodeError: an address that is not ASCII
             raise CheckpointError(f"{url} cannot be read: {error}.") from error
         wait *= 2
     raise AssertionError("unreachable")

@@ -45,6 +45,11 @@ class Piece:
     has_snapshot: bool
     key: str
 
+    @property
+    def crc32(self) -> str:
+        """The checksum of the file's bytes that its name says, eight hexadecimal digits."""
+        return self.key.rpartition("-")[2][:8]
+
     @staticmethod
     def of(key: str) -> Piece | None:
         """The piece that a file's name says it is; None for other files."""
@@ -201,7 +206,7 @@ class JournalPiece:
     def arrays(self) -> Mapping[str, np.ndarray]:
         """The piece's arrays by name, as they were written; read only."""
         if not self._checked:
-            found, wanted = f"{zlib.crc32(self._bytes):08x}", self.piece.key.rpartition("-")[2][:8]
+            found, wanted = f"{zlib.crc32(self._bytes):08x}", self.piece.crc32
             if found != wanted:
                 raise self._damaged(f"its bytes have checksum {found}, its name says {wanted}")
             self._checked = True

@@ -109,6 +109,9 @@ class StoreWriter:
             is_taken(self.storage, overwrite=mode == "overwrite")
         self.storage.create()
         self._lock = Lock(self.storage)
+        if self._closed:  # given up while it was waited for: nothing is touched any more
+            self._lock.release()
+            return
         self.storage = FencedStorage(self.storage, self._lock.confirm)
         drop_cut_short(self.storage)  # with them goes what a writer that stands still would have renamed when it wakes
         self._root: Root
