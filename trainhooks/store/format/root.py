@@ -124,8 +124,13 @@ class Root:
         }
 
 
-def commit(storage: Storage, root: Root, files: Mapping[str, tuple[int, str]]) -> tuple[Root, int]:
-    """Write the manifest of `files`, then replace the root's metadata at once; returns the root, and bytes written."""
+def commit(
+    storage: Storage, root: Root, files: Mapping[str, tuple[int, str]], *, spare: bool = True
+) -> tuple[Root, int]:
+    """Write the manifest of `files`, then replace the root's metadata at once; returns the root, and bytes written.
+
+    Without `spare` its copy is not written: for a root that holds nothing yet, which could stand in for none.
+    """
     listed = {key: list(files[key]) for key in sorted(files)}
     # with the attempt in it, its checksum and so its name are this attempt's own: an earlier one cannot delete it
     manifest = json.dumps({"attempt": root.attempt, "files": listed}, separators=(",", ":")).encode()
@@ -135,7 +140,8 @@ def commit(storage: Storage, root: Root, files: Mapping[str, tuple[int, str]]) -
     text = json.dumps(root.to_json(), allow_nan=False).encode()
     sealed = text.replace(_UNSUMMED, b'"checksum": "%08x"' % zlib.crc32(text), 1)
     # all that it names is there by now: it may count wherever the root itself has gone bad
-    size += storage.put(SPARE, sealed).size
+    if spare:
+        size += storage.put(SPARE, sealed).size
     size += storage.put(METADATA, sealed).size
     storage.settle()  # before anybody deletes what the root before this one needs
     return root, size

@@ -93,7 +93,7 @@ def create(storage: Storage, layout: Layout, *, overwrite: bool) -> tuple[Root, 
     taken = is_taken(storage, overwrite=overwrite)
     # first of all the mark that this folder is ours and holds nothing yet: an interrupted creation can be overwritten,
     # and what is left of an older store cannot be taken for this one
-    root, _ = commit(storage, Root(layout=layout, provenance=layout.provenance), {})
+    root, _ = commit(storage, Root(layout=layout, provenance=layout.provenance), {}, spare=False)
     if taken:
         _remove_contents(storage, but=root.manifest)
     store = ManifestStore(storage)
