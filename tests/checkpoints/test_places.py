@@ -1,17 +1,15 @@
 """Where checkpoints lie: subfolders, commits, tags, repositories, addresses, HTTP, object stores, the hub's cache."""
 
 import json
-import threading
 import urllib.request
 import warnings
-from contextlib import contextmanager
 from functools import partial
-from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+from http.server import SimpleHTTPRequestHandler
 
 import pytest
 import torch
 from hub_client import online
-from hub_server import Hub, commit, serving
+from hub_server import Hub, commit, listening, serving
 from safetensors.torch import save, save_file
 
 from trainhooks.checkpoints.audit.audit import audit_suite
@@ -192,18 +190,8 @@ class Ranged(SimpleHTTPRequestHandler):
         return self.wfile.write(data[start : last + 1])
 
 
-@contextmanager
 def http(folder, *, lists):
-    handler = partial(type("Bound", (Ranged,), {"lists": lists}), directory=str(folder))
-    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{server.server_port}"
-    finally:
-        server.shutdown()
-        server.server_close()
-        thread.join()
+    return listening(partial(type("Bound", (Ranged,), {"lists": lists}), directory=str(folder)))
 
 
 @pytest.fixture

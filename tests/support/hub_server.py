@@ -193,10 +193,15 @@ def sibling(name, data):
     return found | ({"lfs": {"sha256": entry["lfs"]["oid"], "size": len(data)}} if "lfs" in entry else {})
 
 
-@contextmanager
 def serving(hub):
     """The address a hub is served at."""
-    server = ThreadingHTTPServer(("127.0.0.1", 0), type("Bound", (Handler,), {"hub": hub}))
+    return listening(type("Bound", (Handler,), {"hub": hub}))
+
+
+@contextmanager
+def listening(handler):
+    """The address on loopback that a handler of requests listens at."""
+    server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
     server.daemon_threads = True
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.02})
     thread.start()
