@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from trainhooks.recording.recorder import Recorder
     from trainhooks.recording.timing import Cost
     from trainhooks.run_figures.draw_all import figures
-    from trainhooks.sinks import JsonLinesSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
+    from trainhooks.sinks import JsonLinesSink, LoggerSink, MemorySink, Record, Sink, StoreSink, TensorBoardSink
     from trainhooks.store import Store, Writing, open_store
     from trainhooks.store.errors import StoreError
 else:
@@ -75,7 +75,7 @@ else:
             "trainhooks.recording.recorder": "Recorder",
             "trainhooks.recording.timing": "Cost",
             "trainhooks.run_figures.draw_all": "figures",
-            "trainhooks.sinks": "JsonLinesSink MemorySink Record Sink StoreSink TensorBoardSink",
+            "trainhooks.sinks": "JsonLinesSink LoggerSink MemorySink Record Sink StoreSink TensorBoardSink",
             "trainhooks.store": "Store Writing open_store",
             "trainhooks.store.errors": "StoreError",
         },
@@ -100,6 +100,7 @@ __all__ = [
     "JsonLinesSink",
     "LeadParts",
     "LogSpaced",
+    "LoggerSink",
     "MemorySink",
     "Metric",
     "OutputEmbedding",

@@ -34,10 +34,11 @@ from tensorboard.backend.event_processing.event_file_loader import LegacyEventFi
 from tensorboard.util.tensor_util import make_ndarray
 
 from trainhooks.integrations.host import HostLog
-from trainhooks.sinks import JsonLinesSink, MemorySink, RankRowsSink, Sink, StoreSink, TensorBoardSink
+from trainhooks.sinks import JsonLinesSink, LoggerSink, MemorySink, RankRowsSink, Sink, StoreSink, TensorBoardSink
 from trainhooks.sinks.event_files import EVENTS
 from trainhooks.sinks.event_files import FINAL as FINAL_EVENTS
 from trainhooks.sinks.host_tags import HOSTS_OWN, PREFIX
+from trainhooks.sinks.logger import STEP
 from trainhooks.sinks.overview import FAMILY
 from trainhooks.store import StoreWriter, is_store, open_store
 from trainhooks.store.writing import background
@@ -157,6 +158,22 @@ def of_host_log(folder, sink):
     return Kept({step: {tag.removeprefix(PREFIX): x for tag, x in scalars.items()} for step, scalars in found})
 
 
+class Logged(LoggerSink):
+    """A logger sink, with what its function was called with."""
+
+    def __init__(self):
+        self.calls = []
+        super().__init__(lambda numbers, step: self.calls.append((step, numbers)))
+
+
+def of_logger(folder, sink):
+    assert all(numbers[STEP] == step for step, numbers in sink.calls)
+    kept = [
+        (step, {t.removeprefix(PREFIX): x for t, x in numbers.items() if t != STEP}) for step, numbers in sink.calls
+    ]
+    return Kept(dict(kept))
+
+
 CASES = {
     "StoreSink": Case(
         StoreSink, lambda folder, mode: StoreSink(folder / "run.zarr", mode=mode), of_store, matrices=True
@@ -173,6 +190,9 @@ CASES = {
     "MemorySink": Case(MemorySink, lambda folder, mode: MemorySink(), of_memory, lasts=False, matrices=True),
     "HostLog": Case(
         HostLog, lambda folder, mode: HostLog(), of_host_log, lasts=False, takes=lambda tag: tag not in HOSTS_OWN
+    ),
+    "LoggerSink": Case(
+        LoggerSink, lambda folder, mode: Logged(), of_logger, lasts=False, takes=lambda tag: tag not in HOSTS_OWN
     ),
 }
 LASTING = [name for name, case in CASES.items() if case.lasts]
