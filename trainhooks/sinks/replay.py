@@ -25,13 +25,12 @@ def replay(
 ) -> list[str]:
     """Open `sink` on a store's layout, write every record, finish and close it; returns variables that were too large.
 
-    Scalars, and labelled entries of vectors, that say nothing over the whole run (one value throughout, or NaN) are
-    left out. Records have their matrix where `matrices` fires, and the last one that there is; each is read once.
+    Records have their matrix where `matrices` fires, and the last one that there is; each is read once.
     """
     layout, steps = store_layout(store), store.steps
     live = [variable for variable in layout.variables if not variable.whole_run]
     large = [v.name for v in live if v.dims and 8 * len(steps) * _entries(layout, v) > MOST_BYTES]
-    values = {v.name: _telling(store[v.name], v) for v in live if v.name not in large}
+    values = {v.name: store[v.name] for v in live if v.name not in large}
     labels = entry_labels(layout)
     wanted = _with_matrix(store, matrices)
     sink.check()
@@ -71,20 +70,3 @@ def _with_matrix(store: Store, matrices: Schedule | None) -> frozenset[int]:
     """The steps whose matrix is read."""
     steps = store.snapshot_steps.tolist()
     return frozenset(step for step in steps if matrices is not None and (matrices(step) or step == steps[-1]))
-
-
-def _telling(values: np.ndarray, variable: Variable) -> np.ndarray:
-    """The values [record, ...] of floats, NaN where an entry is the same in all records; others as they are.
-
-    What is measured once only stays, too: it may be all that there is.
-    """
-    if values.dtype.kind != "f" or len(values) < 2 or len(variable.dims) > 1:
-        return values
-    low, high = np.nanmin(_padded(values), axis=0), np.nanmax(_padded(values), axis=0)
-    measured = np.isfinite(values).sum(axis=0)
-    return np.where((low == high) & (measured > 1), np.nan, values)
-
-
-def _padded(values: np.ndarray) -> np.ndarray:
-    """The same with 0 in columns that are nothing but NaN, of which there is no least and no largest."""
-    return np.where(np.isnan(values).all(axis=0), 0.0, values)

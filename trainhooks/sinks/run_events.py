@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import count
 from pathlib import Path
 
 import numpy as np
@@ -59,13 +60,26 @@ def write_run(
 
 
 def run_names(paths: Sequence[str | Path]) -> list[str]:
-    """A name for each store that tells it from the others: its own, else with the folders that it lies in."""
+    """A name for each store that tells it from the others: its own, else with the folders that it lies in, or a number.
+
+    Case does not tell them apart: the names become folders.
+    """
     parts = [[_SAFE.sub("_", part) for part in _parts(str(path))] for path in paths]
     depth = 1
-    while depth < max(map(len, parts), default=1) and len({_name(one, depth) for one in parts}) < len(parts):
+    while depth < max(map(len, parts), default=1) and len({_name(one, depth).casefold() for one in parts}) < len(parts):
         depth += 1
     names = [_name(one, depth) for one in parts]
-    return [f"{name}-{names[:i].count(name) + 1}" if name in names[:i] else name for i, name in enumerate(names)]
+    given = {name.casefold() for name in names}
+    return [_numbered(name, names[:i], given) for i, name in enumerate(names)]
+
+
+def _numbered(name: str, before: Sequence[str], given: set[str]) -> str:
+    """The name; where one before is the same, with the first number that nobody has, which `given` then holds."""
+    if name.casefold() not in {one.casefold() for one in before}:
+        return name
+    found = next(one for one in (f"{name}-{number}" for number in count(2)) if one.casefold() not in given)
+    given.add(found.casefold())
+    return found
 
 
 def _parts(path: str) -> list[str]:
