@@ -1,5 +1,7 @@
 """What an analysis takes is estimated from listings, and is what it then asks for."""
 
+import json
+
 import pytest
 import torch
 from analyzed import OFTEN
@@ -10,6 +12,7 @@ from safetensors.torch import save
 from trainhooks.analyze import analyze_suite
 from trainhooks.analyze.dry_run import _width, dry_run
 from trainhooks.checkpoints.suite import list_suite
+from trainhooks.cli import app
 
 STEPS = range(10, 130, 10)
 VOCAB, DIM = 60, 64
@@ -83,3 +86,16 @@ def test_what_lies_here_asks_nobody(tmp_path):
     (tmp_path / "step1").mkdir()
     with pytest.raises(ValueError, match="asks nobody"):
         dry_run(list_suite(tmp_path))
+
+
+def test_a_preset_takes_its_grid_as_the_analysis_does(tmp_path, capsys):
+    hub = Hub()
+    (_, state), *_ = states()
+    for step in (0, 1, 3, 512, 700, 1000):
+        hub.add("org/model", f"step{step}", whole(state))
+    told = tmp_path / "told.json"
+    command = ["analyze", "org/model", "--counts", "none.npz", "--out", str(tmp_path / "a.zarr"), "--preset", "pythia"]
+    with serving(hub) as address, online(address, tmp_path / "home"):
+        app([*command, "--dry-run", "--json", str(told)], result_action="return_value")
+    assert json.loads(told.read_text())["checkpoints"] == 4
+    assert "4 checkpoints" in capsys.readouterr().out

@@ -77,10 +77,45 @@ def test_branches_beside_each_other_are_asked_for(tmp_path):
     assert [entry.tokens for entry in suite.entries] == [B, 2 * B]
 
 
-def test_a_branch_that_kept_the_trunks_count_is_asked_for(tmp_path):
-    made(tmp_path, *(f"step{n}" for n in (1000, 8000, 10000)), *(f"decay-step{n}" for n in (8100, 8200, 8300)))
-    with pytest.raises(AmbiguousNames, match="branch off"):
+@pytest.mark.parametrize("branch", [(8100, 8200, 8300), (6000, 7000, 8000, 9000), (9000,), (5000, 5500)])
+def test_a_branch_that_kept_the_trunks_count_is_asked_for(tmp_path, branch):
+    trunk = range(1000, 11000, 1000)
+    made(tmp_path, *(f"step{n}" for n in trunk), *(f"decay-step{n}" for n in branch))
+    with pytest.raises(AmbiguousNames, match=r"branch off base before its end.*--stage base,decay.*--stage decay"):
         list_suite(tmp_path)
+    suite = list_suite(tmp_path, stage="base,decay")
+    before = [n for n in trunk if n < branch[0]]
+    assert suite.steps == (*before, *branch)
+    assert [entry.stage for entry in suite.entries] == [""] * len(before) + ["decay"] * len(branch)
+    left = [n for n in trunk if n >= branch[0]]
+    assert set(suite.unread) == {f"step{n}" for n in left}
+    assert f"{len(left)} checkpoints of base from there on are left out" in suite.told[0]
+    assert list_suite(tmp_path, stage="decay").steps == branch
+
+
+def test_a_stage_that_counts_anew_is_no_branch_however_sparse_it_is(tmp_path):
+    made(tmp_path, *(f"step{n}" for n in (9000, 10000, 11000)), "extension_step0001500")
+    assert list_suite(tmp_path).steps == (9000, 10000, 11000, 12500)
+    late = made(tmp_path / "late", "stage1-step1000", "stage1-step2000", "stage1-step40000", "stage2-step11931")
+    assert list_suite(late).steps == (1000, 2000, 40000, 51931)
+
+
+@pytest.mark.parametrize("names", [("160m", "410m", "1b"), ("1B", "7B", "13B"), ("0.5B.pt", "1.5B.pt", "3B.pt")])
+def test_bare_numbers_that_may_be_models_sizes_are_asked_for(tmp_path, names):
+    for name in names:
+        (tmp_path / name).mkdir()
+    with pytest.raises(AmbiguousNames, match=r"models of several sizes.*--by tokens"):
+        list_suite(tmp_path)
+    assert len(list_suite(tmp_path, by="tokens").steps) == 3
+    assert list_suite(made(tmp_path / "t", "10B", "20B", "100B", "1T")).steps == (10 * B, 20 * B, 100 * B, 1000 * B)
+
+
+def test_where_one_number_alone_differs_the_expression_for_it_is_offered(tmp_path):
+    made(tmp_path, *(f"toy_2L512W_{n:06d}" for n in (0, 512, 1024)))
+    with pytest.raises(ValueError, match="no step can be read") as asked:
+        list_suite(tmp_path)
+    offered = re.search(r"if it is the step, '([^']+)'", str(asked.value))[1]
+    assert list_suite(tmp_path, revision_pattern=offered).steps == (0, 512, 1024)
 
 
 def test_names_without_the_first_stages_prefix_are_of_it(tmp_path):

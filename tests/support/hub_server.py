@@ -24,6 +24,7 @@ class Hub:
     `lists_blobs`: a revision's description lists all its files with sizes and hashes, where that is asked for.
     `commits[repo]`, (title, files) with the newest first, are the commits of each branch; `tags` are the revisions, as
     (repo, name), that are no branches.
+    `plain[path]` are files that are no repository's, in folders that list nothing.
     `drips`, "head" or "body", makes that part of each answer come a byte at a time, for two seconds.
     """
 
@@ -40,6 +41,7 @@ class Hub:
         self.lists_blobs = False
         self.commits = {}
         self.tags = set()
+        self.plain = {}
 
     def add(self, repo, revision, files):
         self.revisions.setdefault(repo, {})[revision] = dict(files)
@@ -77,6 +79,8 @@ class Handler(BaseHTTPRequestHandler):
             return self.listing([{"id": repo} for repo in self.hub.revisions if repo.startswith(f"{author}/")])
         if match := re.fullmatch(r"/([^/]+/[^/]+)/resolve/([^/]+)/(.+)", path):
             return self.resolve(*match.groups())
+        if path in self.hub.plain:
+            return self.file(self.hub.plain[path])
         return self.answer(404, b"")
 
     def api(self, repo, what, revision):

@@ -19,7 +19,7 @@ class KnownSuite:
     `names` says how checkpoints are called. `stages` is the order in which they follow each other, `picks` (with
     `seed`) what the preset takes of runs beside each other, `by` what orders them. `ids_used` are the tokenizer's ids,
     `rows` the output embedding's (several by size), the rest of which is padding. `counts` says where token counts are,
-    `note` what to know.
+    `note` what to know; `pattern` is a regular expression for names that are not read by themselves.
     """
 
     name: str
@@ -37,6 +37,7 @@ class KnownSuite:
     counts: str = ""
     grid: str = ""
     note: str = ""
+    pattern: str = ""
 
     @property
     def command(self) -> str:
@@ -182,6 +183,11 @@ KNOWN_SUITES = (
     KnownSuite(
         "neo", ("m-a-p/neo_7b_intermediate",), "folders iter_0002384/mp_rank_NN of one revision",
         "m-a-p/neo_7b_intermediate", ("7B",),
+    ),
+    KnownSuite(
+        "neelnanda", ("NeelNanda/*",), "files checkpoints/..._000262144.pth of one revision",
+        "NeelNanda/SoLU_2L512W_C4_Code", ("1L", "2L", "3L", "4L"), pattern=r".*_(\d+)(?:\.pth)?",
+        note="in TransformerLens' own format; numbers beyond a thousand million are tokens",
     ),
     KnownSuite(
         "olmo-core", (), "addresses in the official tables: .../step1000/model_and_optim/", "OLMo-2-0425-1B.csv",

@@ -15,10 +15,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from trainhooks.checkpoints.names import ParsedName, parse_name
+from trainhooks.checkpoints.named import CheckpointRef, Named
+from trainhooks.checkpoints.names import IN_A_MANIFEST, ParsedName, parse_name
 from trainhooks.checkpoints.patterns import number_of
 from trainhooks.checkpoints.places import names_in
-from trainhooks.checkpoints.series import CheckpointRef, Named
 
 SUFFIXES = (".csv", ".tsv", ".yaml", ".yml")
 COLUMNS = ("place", "step", "tokens", "stage", "seed")
@@ -176,7 +176,7 @@ def _row(row: Mapping[str, str], *, where: str, placed: Callable[[str], str]) ->
     stage = row.get("stage", "").strip()
     ingredient = row.get("ingredient", "").strip()
     stage = "-".join(filter(None, (stage, f"ingredient{ingredient}" if ingredient else "")))
-    parsed = ParsedName(("manifest",), step, tokens, stage, row.get("seed", "").strip())
+    parsed = ParsedName(IN_A_MANIFEST, step, tokens, stage, row.get("seed", "").strip())
     return Named(text, place, parsed)
 
 

@@ -10,6 +10,8 @@ from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
 
 BASE = "base"
 """What a stage without a name is called where one is asked for."""
+IN_A_MANIFEST = ("manifest",)
+"""The form of a row, which gives its numbers by itself."""
 MOST_DIGITS = 18  # a store counts in int64
 MOST_CHARACTERS = 400
 

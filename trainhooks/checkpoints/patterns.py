@@ -78,6 +78,19 @@ def number_of(text: str) -> int | None:
     return found if found < 2**63 else None
 
 
+def pattern_for(names: Sequence[str]) -> str:
+    """A regular expression for names that differ in one number alone, whose group takes it; empty for other names."""
+    parts = [re.split(r"([0-9]+)", name) for name in names]
+    texts = {tuple(part[::2]) for part in parts}
+    if len(parts) < 2 or len(texts) != 1:
+        return ""
+    varying = [place for place in range(1, len(parts[0]), 2) if len({part[place] for part in parts}) > 1]
+    if len(varying) != 1:
+        return ""
+    groups = [r"(\d+)" if place == varying[0] else re.escape(part) for place, part in enumerate(parts[0])]
+    return "".join(groups)
+
+
 def _number(fits: re.Match[str], group: str | int, name: str) -> int:
     text = fits[group]
     number = None if text is None else number_of(text)

@@ -5,47 +5,20 @@ What several readings are possible of is not guessed: `AmbiguousNames` says what
 
 from __future__ import annotations
 
-import re
 from collections import defaultdict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
 
 from trainhooks.checkpoints.known_suites import KnownSuite, preset_of, stages_of
-from trainhooks.checkpoints.names import BASE, ParsedName
+from trainhooks.checkpoints.model_sizes import sizes_or_tokens
+from trainhooks.checkpoints.named import AmbiguousNames, Axis, CheckpointRef, Named, listed, pattern_of, sample
+from trainhooks.checkpoints.names import BASE
+from trainhooks.checkpoints.one_axis import axis_of, laid_on, no_step_twice
 from trainhooks.checkpoints.stage_order import are_parallel, known_order, order_by_counts
 
-Axis = Literal["step", "tokens", "chunk"]
 AXES = ("step", "tokens")
-_FAR = 4
 _FIRST = ("stage1", "phase1")
 ALL = "all"  # as a seed: none is picked, of a known suite neither
-
-
-@dataclass(frozen=True)
-class CheckpointRef:
-    """One checkpoint of a suite: its `step` on the suite's axis, its `location` (a path, a URL, `repository@revision`).
-
-    `own_step` is the step that its name gives, where the axis goes by tokens or counts on over stages; `tokens` seen
-    so far, `stage` and `seed` as far as they are known. `name` is what it is called where it lies.
-    """
-
-    step: int
-    location: str
-    name: str = ""
-    own_step: int | None = None
-    tokens: int | None = None
-    stage: str = ""
-    seed: str = ""
-
-
-@dataclass(frozen=True)
-class Named:
-    """A name that was read, with the place it names."""
-
-    name: str
-    place: str
-    parsed: ParsedName
 
 
 @dataclass(frozen=True)
@@ -91,16 +64,6 @@ class Choice:
         return cls(by, named, None if seed is None else str(seed), known, known is not None)
 
 
-class AmbiguousNames(ValueError):
-    """Names of which more than one series could be made; the text has the groups and an option for each. `seeds` are
-    the runs that they hold, where that is what is to be picked; `found` is what was read, to be put in a manifest."""
-
-    def __init__(self, text: str, *, seeds: Sequence[str] = ()) -> None:
-        super().__init__(text)
-        self.seeds = tuple(seeds)
-        self.found: tuple[CheckpointRef, ...] = ()
-
-
 def one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
     """The one series that these names are.
 
@@ -137,6 +100,7 @@ def _informed(found: Sequence[Named], choice: Choice) -> tuple[Choice, list[str]
 
 
 def _one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
+    picked = bool(choice.stages)
     choice, known = _informed(found, choice)
     of_seed, unread = _of_one_seed(name, found, choice)
     of_form, others = _of_one_form(name, of_seed)
@@ -144,9 +108,11 @@ def _one_series(name: str, found: Sequence[Named], choice: Choice) -> Series:
     unread += [one.name for one in (*others, *twins)]
     stages, more, notes = _in_order(name, once, choice)
     unread += [one.name for one in more]
-    axis = _axis(name, [one for stage in stages for one in stage], by=choice.by)
-    entries, counted, repeated = _laid_on(axis, stages)
-    _no_step_twice(name, entries, axis)
+    if choice.by is None and choice.known is None:
+        sizes_or_tokens(name, once)
+    axis = axis_of(name, [one for stage in stages for one in stage], by=choice.by)
+    entries, counted, repeated = laid_on(axis, stages, picked=picked)
+    no_step_twice(name, entries, axis)
     entries = sorted(entries, key=lambda entry: entry.step)
     if choice.known is not None and choice.known.unit == "chunk" and axis == "step":
         axis = "chunk"
@@ -163,7 +129,7 @@ def _of_one_seed(name: str, found: Sequence[Named], choice: Choice) -> tuple[lis
         left = [one.name for seed, names in seeds.items() if seed != choice.seed for one in names]
         return seeds[choice.seed], left
     if len(seeds) > 1:
-        shown = "; ".join(f"{seed or 'no seed'}: {_sample(names)}" for seed, names in seeds.items())
+        shown = "; ".join(f"{seed or 'no seed'}: {sample(names)}" for seed, names in seeds.items())
         picks = ", ".join(f"--seed {seed}" for seed in list(seeds)[:4] if seed)
         raise AmbiguousNames(
             f"{name} holds several runs, by their seeds: {shown}. A series is of one run: pick one ({picks}), or "
@@ -183,7 +149,7 @@ def _of_one_form(name: str, found: Sequence[Named]) -> tuple[list[Named], list[N
         # a stage's own word may be all there is: ext1000 beside step1000
         forms[one.parsed.form or (("step",) if one.parsed.stage else ())].append(one)
     if len(forms) > 1:
-        shown = "; ".join(_sample(names) for names in forms.values())
+        shown = "; ".join(sample(names) for names in forms.values())
         picks = ", ".join(f"--revision-pattern '{pattern_of(names[0])}'" for names in list(forms.values())[:4])
         raise AmbiguousNames(
             f"{name} mixes names of several patterns, perhaps of several runs: {shown}. Pick one by a regular "
@@ -238,7 +204,7 @@ def _join_unprefixed(stages: dict[str, list[Named]]) -> list[str]:
         return []
     joined = stages.pop("")
     stages[first] += [replace(one, parsed=replace(one.parsed, stage=first)) for one in joined]
-    return [f"{len(joined)} names without a stage are taken for {first}: {_listed([one.name for one in joined])}."]
+    return [f"{len(joined)} names without a stage are taken for {first}: {listed([one.name for one in joined])}."]
 
 
 def _place(one: Named) -> int:
@@ -247,147 +213,10 @@ def _place(one: Named) -> int:
 
 
 def _undecided(name: str, stages: dict[str, list[Named]]) -> AmbiguousNames:
-    shown = "; ".join(f"{stage or BASE}: {_sample(names)}" for stage, names in stages.items())
+    shown = "; ".join(f"{stage or BASE}: {sample(names)}" for stage, names in stages.items())
     picks = [f"--stage {stage or BASE}" for stage in list(stages)[:4]]
     two = [stage or BASE for stage in list(stages)[:2]]
     return AmbiguousNames(
         f"{name} holds several stages whose order its names do not tell: {shown}. Pick one ({', '.join(picks)}), or "
         f"several in their order (--stage {','.join(two)}), or write a manifest (audit --manifest-out, --manifest)."
     )
-
-
-def _axis(name: str, found: Sequence[Named], *, by: str | None) -> Axis:
-    """What the series goes by: as asked, or steps, tokens or chunks, whichever all names have."""
-    lacking = {
-        axis: [one.name for one in found if getattr(one.parsed, axis) is None] for axis in ("step", "tokens", "chunk")
-    }
-    if by is not None:
-        if lacking[by]:
-            raise ValueError(
-                f"{name} cannot go by {by}: {len(lacking[by])} names tell none ({_listed(lacking[by])}). Leave them "
-                "out (--steps, --stage), or write a manifest that has them (audit --manifest-out)."
-            )
-        return "tokens" if by == "tokens" else "step"
-    axes: tuple[Axis, ...] = ("step", "tokens", "chunk")
-    for axis in axes:
-        if not lacking[axis]:
-            return axis
-    some = [f"{axis} in {len(found) - len(lacking[axis])}: {_listed(_having(found, axis))}" for axis in axes]
-    raise AmbiguousNames(
-        f"{name}: some names tell steps and others tokens, and none is in all {len(found)} of them "
-        f"({'; '.join(some)}). Pick some by a regular expression (--revision-pattern "
-        f"'{pattern_of(found[0])}'), or write a manifest."
-    )
-
-
-def _having(found: Sequence[Named], axis: str) -> list[str]:
-    return [one.name for one in found if getattr(one.parsed, axis) is not None]
-
-
-def _laid_on(axis: Axis, stages: list[list[Named]]) -> tuple[list[CheckpointRef], list[str], list[str]]:
-    """Entries on one axis: a stage that counts anew goes on from the last of the stage before.
-
-    The first of such a stage at 0 is the last of the one before, and is left out.
-    """
-    entries: list[CheckpointRef] = []
-    notes: list[str] = []
-    repeated: list[str] = []
-    ends = {"step": -1, "tokens": -1, "chunk": -1}
-    for number, names in enumerate(stages):
-        starts = {kind: _anew(names, kind, ends[kind]) for kind in ends}
-        label = names[0].parsed.stage or BASE
-        if starts[axis] and _branches_off(names, axis):
-            raise AmbiguousNames(
-                f"stage {label} ({_sample(names)}) neither counts anew nor goes on from {axis} {ends[axis]}: does it "
-                f"branch off before? Take it alone (--stage {label}), or write a manifest with the steps you mean."
-            )
-        if number and starts[axis]:
-            notes.append(
-                f"stage {label} counts anew: its {axis} n stands at {starts[axis]} + n, after the last before it."
-            )
-        here = []
-        for one in names:
-            if number and starts[axis] and _of(one, axis) == 0:
-                repeated.append(one.name)
-                continue
-            here.append(_entry(one, axis, starts))
-        for kind in ends:
-            own = [_of(one, kind) for one in names]
-            if all(value is not None for value in own):
-                ends[kind] = starts[kind] + max(value for value in own if value is not None)
-        entries += here
-    return entries, notes, repeated
-
-
-def _anew(names: Sequence[Named], kind: str, end: int) -> int:
-    """Where a stage that counts anew begins; 0 where it goes on counting, or where not all names tell."""
-    own = [_of(one, kind) for one in names]
-    first = min((value for value in own if value is not None), default=end)
-    return end if None not in own and end > 0 and first <= end else 0
-
-
-def _branches_off(names: Sequence[Named], kind: str) -> bool:
-    """Whether a stage's own counts begin far from 0 for the way they go: a branch that kept the trunk's count."""
-    own = sorted(value for one in names if (value := _of(one, kind)) is not None)
-    return len(own) > 2 and own[0] > _FAR * (own[-1] - own[0])
-
-
-def _of(one: Named, kind: str) -> int | None:
-    value: int | None = getattr(one.parsed, kind)
-    return value
-
-
-def _entry(one: Named, axis: Axis, starts: dict[str, int]) -> CheckpointRef:
-    parsed = one.parsed
-    own = _of(one, axis)
-    assert own is not None
-    step = parsed.step if parsed.step is not None else parsed.chunk
-    tokens = None if parsed.tokens is None else starts["tokens"] + parsed.tokens
-    return CheckpointRef(
-        starts[axis] + own, one.place, one.name, own_step=step, tokens=tokens, stage=parsed.stage, seed=parsed.seed
-    )
-
-
-def _no_step_twice(name: str, entries: Sequence[CheckpointRef], axis: Axis) -> None:
-    places = defaultdict(list)
-    for entry in entries:
-        places[entry.step].append(entry)
-    twice = [(step, found) for step, found in places.items() if len(found) > 1]
-    if not twice:
-        return
-    shown = "; ".join(f"{axis} {step}: {', '.join(one.location for one in found)}" for step, found in twice[:3])
-    more = f" (and {len(twice) - 3} more)" if len(twice) > 3 else ""
-    what = "two checkpoints of one step" if axis == "step" else f"two checkpoints of the same {axis}"
-    raise ValueError(
-        f"{name} has {what}: {shown}{more}. Pick one of each by a regular expression (--revision-pattern "
-        f"'{re.escape(twice[0][1][0].name or str(twice[0][0]))}' with a group for the step)"
-        + (", or go by step, where the names tell one (--by step)." if axis == "tokens" else ".")
-    )
-
-
-def pattern_of(one: Named) -> str:
-    """A regular expression for names like this one, whose group is the number that orders it."""
-    start, end = one.parsed.span
-    unit = re.search(r"[A-Za-z]*$", one.name[start:end])
-    group = r"(\d+" + (f"{unit[0]}" if unit and unit[0] else "") + ")"
-    return (
-        re.sub(r"\d+", r"\\d+", re.escape(one.name[:start]))
-        + group
-        + re.sub(r"\d+", r"\\d+", re.escape(one.name[end:]))
-    )
-
-
-def _sample(names: Sequence[Named]) -> str:
-    return f"{', '.join(one.name for one in names[:3])} ({len(names)})"
-
-
-def _listed(names: Sequence[str], *, most: int = 5) -> str:
-    return ", ".join(names[:most]) + (" ..." if len(names) > most else "")
-
-
-def unread_note(unread: Sequence[str]) -> str:
-    """What is said of names that are in no series; empty where there are none."""
-    if not unread:
-        return ""
-    what = "1 name was" if len(unread) == 1 else f"{len(unread)} names were"
-    return f"{what} not read as steps: {_listed(unread, most=8)}"

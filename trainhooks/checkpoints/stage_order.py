@@ -31,6 +31,11 @@ def known_order(stages: list[str]) -> list[str] | None:
     return [*(numbers[number][0] for number in sorted(numbers)), *later]
 
 
+def is_numbered(stage: str) -> bool:
+    """Whether a stage has its place among the others by number (`stage2`, `phase2-ingredient1`)."""
+    return bool(_NUMBERED.match(stage))
+
+
 def _by_number(stages: Iterable[str]) -> tuple[dict[int, list[str]], list[str]]:
     """Stages by their number, 0 for those without a name, and those that have a name and no number."""
     numbers: dict[int, list[str]] = defaultdict(list)

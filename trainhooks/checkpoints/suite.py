@@ -12,23 +12,14 @@ from typing import Any, Literal
 from urllib.parse import quote, urljoin, urlsplit
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
-from trainhooks.checkpoints.known_suites import known_suite
+from trainhooks.checkpoints.known_suites import KnownSuite, known_suite
 from trainhooks.checkpoints.manifest import is_manifest, parse_manifest, read_manifest
+from trainhooks.checkpoints.named import AmbiguousNames, Axis, CheckpointRef, Named, unread_note
 from trainhooks.checkpoints.names import ParsedName, parse_name, stem_of
 from trainhooks.checkpoints.opening import is_local, open_checkpoint
-from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
+from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched, pattern_for
 from trainhooks.checkpoints.places import HubPlace, hub_place, is_remote, names_in
-from trainhooks.checkpoints.series import (
-    ALL,
-    AmbiguousNames,
-    Axis,
-    CheckpointRef,
-    Choice,
-    Named,
-    Series,
-    one_series,
-    unread_note,
-)
+from trainhooks.checkpoints.series import ALL, Choice, Series, one_series
 from trainhooks.checkpoints.sources.http_files import http_text
 from trainhooks.checkpoints.sources.hub import list_hub_revisions
 from trainhooks.checkpoints.sources.hub_listing import list_hub_commits, list_hub_entries, list_hub_repositories
@@ -138,6 +129,7 @@ def list_suite(
     """
     pattern = None if revision_pattern is None else compiled(revision_pattern)
     choice = Choice.of(by=by, stage=stage, seed=seed, preset=preset)
+    pattern = pattern or _known_pattern(choice.known)
     if manifest is not None:
         suite = _from_manifest(Path(manifest), choice, within=source)
     else:
@@ -286,6 +278,7 @@ def _from_hub(place: HubPlace, pattern: Pattern | None, choice: Choice) -> Suite
     """Branches and tags; where none of them is a step, subfolders of the revision, and the commits that led to it."""
     if choice.known is None and pattern is None:
         choice = replace(choice, known=known_suite(place.repo))
+        pattern = _known_pattern(choice.known)
     whole = not (place.revision or place.folder)
     names: Collection[str] = ()
     if whole:
@@ -360,6 +353,10 @@ def _from_repositories(text: str, pattern: Pattern | None, choice: Choice) -> Su
     return _suite(text, "hub", [(_label(repo, pattern), repo) for repo in repos], pattern, choice)
 
 
+def _known_pattern(known: KnownSuite | None) -> Pattern | None:
+    return compiled(known.pattern) if known is not None and known.pattern else None
+
+
 def _any_read(places: Places, pattern: Pattern | None) -> bool:
     return any(_parsed(label, pattern) is not None for label, _ in places)
 
@@ -384,7 +381,9 @@ def _of_series(name: str, kind: Kind, series: Series, unread: Sequence[str]) -> 
 def _nothing_found(unread: list[str], pattern: Pattern | None) -> str:
     wanted = _KNOWN_FORMS if pattern is None else repr(pattern.pattern)
     shown = f"found {', '.join(unread[:5])}" + (" ..." if len(unread) > 5 else "") if unread else "it is empty"
-    return f"no step can be read from these names ({wanted}): {shown}. {HINT}"
+    offered = pattern_for([stem_of(name) for name in unread]) if pattern is None else ""
+    hint = f"{HINT} One number alone differs: if it is the step, '{offered}'." if offered else HINT
+    return f"no step can be read from these names ({wanted}): {shown}. {hint}"
 
 
 def _selected(suite: Suite, steps: str | Iterable[int]) -> Suite:

@@ -203,8 +203,11 @@ def _say_what_it_takes(
 ) -> None:
     """The estimate of each run."""
     from trainhooks.analyze.dry_run import dry_run
+    from trainhooks.checkpoints.known_suites import preset_of
     from trainhooks.checkpoints.suite import list_runs
 
+    preset = naming["preset"]
+    steps = steps or (None if preset is None else preset_of(preset).grid or None)  # as the analysis takes them
     found = [dry_run(run, vocab_size=vocab_size) for run in list_runs(suite, seed=seed, steps=steps, **naming)]
     say("".join(one.render() for one in found), end="")
     if report is not None:
