@@ -13,8 +13,9 @@ from trainhooks.probe import (
     token_covariates,
 )
 from trainhooks.probe.baselines import beside, fit_row_norms
-from trainhooks.probe.fit import as_columns, build_rows, score
+from trainhooks.probe.fit import as_columns, build_rows
 from trainhooks.probe.rows import sum_rows
+from trainhooks.probe.scored import score
 from trainhooks.probe.solve import solve_sums
 
 

@@ -5,9 +5,10 @@ import pytest
 import torch
 from naive_probe import planted
 
-from trainhooks.probe.fit import build_rows, score
+from trainhooks.probe.fit import build_rows
 from trainhooks.probe.fold_moments import FoldMoments
 from trainhooks.probe.rows import sum_rows
+from trainhooks.probe.scored import score
 from trainhooks.probe.solve import solve_moments
 
 

@@ -18,6 +18,7 @@ from trainhooks.checkpoints.suite import CheckpointRef
 from trainhooks.lead.lead_sums import cut_index
 from trainhooks.metrics.base import State
 from trainhooks.metrics.record_info import record_values
+from trainhooks.metrics.shared_sums import want_gram
 from trainhooks.numerics.distances import squared_distances
 from trainhooks.numerics.host import to_host
 from trainhooks.numerics.norms import squared_norms
@@ -123,6 +124,7 @@ class CheckpointMeasurer:
             initial_head=None if self._initial is None or self._initial[0] == entry.step else self._initial[1],
             previous_head=None if self._previous is None else self._previous[1],
         )
+        want_gram(state)  # numbers must not depend on which checkpoint a walk began with
         values = record_values(state, loss=None, learning_rate=None, skipped=False)
         del values["skipped"]  # not known from a checkpoint
         for metric in self._metrics:

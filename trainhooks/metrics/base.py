@@ -107,6 +107,13 @@ class Metric(ABC):
         """Bytes that `enqueue` sends beside the variables for an embedding `weight`, announced before the run."""
         return 0
 
+    def takes_gram(self, step: int) -> bool:
+        """Whether the record of `step` takes the Gram of the output embedding from `trainhooks.metrics.shared_sums`.
+
+        Whoever can do without it then makes it all the same, so that it is made once.
+        """
+        return False
+
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """Bytes of references that this metric keeps by itself, "device" and "host": announced before the run."""
         return {}

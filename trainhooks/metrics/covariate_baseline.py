@@ -20,10 +20,11 @@ from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.row_blocks import zero_rows
 from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import token_covariates
-from trainhooks.probe.fit import needs_exact, product_dtype, spearman_by_fold
+from trainhooks.probe.fit import needs_exact, product_dtype
 from trainhooks.probe.projection import project_rows
 from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, sum_rows
+from trainhooks.probe.scored import spearman_by_fold
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
 from trainhooks.probe.target import as_counts
@@ -110,6 +111,10 @@ class CovariateBaseline(Metric):
                 values[f"covariates.joint_{name}"] - values[f"covariates.heldout_{name}"]
             )
         return dict(values)
+
+    def takes_gram(self, step: int) -> bool:
+        """Always: the joint fit is made of it."""
+        return True
 
     def kept_bytes(self, state: State) -> Mapping[str, int]:
         """Ids, target and covariates of each row on the embedding's device, and the covariates of all on the host."""

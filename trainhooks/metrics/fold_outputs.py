@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.core.variable import Variable
-from trainhooks.probe.fit import ProbeFit
+from trainhooks.probe.scored import ProbeFit
 
 FOLDS = 5
 HELD_OUT = f"held out, {FOLDS} folds by token id mod {FOLDS}"

@@ -22,9 +22,10 @@ from trainhooks.numerics.row_sums import RowSet
 from trainhooks.probe.baselines import RowNormFit, UnseenSums, fit_row_norms, sum_unseen
 from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import cosine_of_products
-from trainhooks.probe.fit import ProbeFit, Scored, needs_exact, product_dtype, score, squeeze
+from trainhooks.probe.fit import needs_exact, product_dtype
 from trainhooks.probe.row_selection import RowSelection
 from trainhooks.probe.rows import Rows, sum_rows
+from trainhooks.probe.scored import ProbeFit, Scored, score, squeeze
 from trainhooks.probe.solve import solve_moments
 from trainhooks.probe.target import as_counts
 

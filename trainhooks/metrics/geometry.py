@@ -148,6 +148,10 @@ class HeadGeometry(Metric):
         found = _figures({name.removeprefix(_PART): value for name, value in parts.items()})
         return values | {name: np.asarray(value) for name, value in found.items()}
 
+    def takes_gram(self, step: int) -> bool:
+        """Always: CKA is made of it."""
+        return True
+
     def sent_bytes(self, weight: Tensor) -> int:
         """The sums over rows, from a device."""
         return 0 if weight.device.type == "cpu" else 8 * 128

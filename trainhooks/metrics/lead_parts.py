@@ -14,7 +14,7 @@ from trainhooks.core.schedule import Schedule
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.cached_by_shape import CachedByShape
-from trainhooks.metrics.shared_sums import head_sums, initial_mean
+from trainhooks.metrics.shared_sums import head_mean, initial_mean
 from trainhooks.numerics.gram import kept_ids, row_slices, working_dtype
 from trainhooks.numerics.norms import accumulator
 from trainhooks.numerics.products import exact_products
@@ -141,7 +141,7 @@ class LeadParts(Metric):
         head = state.output_embedding
         rows, y = self._prepared.of(head)
         initial = head if state.initial_head is None else state.initial_head.to(head.device)
-        change = head_sums(state, rows).mean_row - initial_mean(state, rows)
+        change = head_mean(state, rows) - initial_mean(state, rows)
         parts = parts_of_ids(head, initial, y, ids=rows.ids, mean_change=change)
         return {f"lead.{name}": value for name, value in vars(parts).items()}
 

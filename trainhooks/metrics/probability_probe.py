@@ -17,10 +17,11 @@ from trainhooks.metrics.fold_outputs import FOLDS, HELD_OUT, fold_figures, fold_
 from trainhooks.model.distributed import RankGroup
 from trainhooks.probe.channels import channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
-from trainhooks.probe.fit import ProbeFit, fit_probe, squeeze
+from trainhooks.probe.fit import fit_probe
 from trainhooks.probe.positions import MAX_POSITIONS, POSITIONS_PER_SEQUENCE, HiddenSample
 from trainhooks.probe.probability import ProbabilitySums, mean_hidden_r2, probability_sums, split_half_reliability
 from trainhooks.probe.row_selection import RowSelection
+from trainhooks.probe.scored import ProbeFit, squeeze
 
 ALGEBRAIC = (
     "log P is linear in E by construction, so an untrained model reaches R^2 near 1: no evidence alone, read it beside "

@@ -14,6 +14,8 @@ from trainhooks.numerics.gram import mean_of_ids, without_rounding
 from trainhooks.numerics.row_sums import RowSet, RowSums, _nan_where, sum_head
 from trainhooks.probe.rows import SumsPass
 
+_WANTED = "gram_wanted"
+
 
 class RowsOfMask:
     """The `RowSet` of one mask, built at the first record, and again where the embedding's size or device changes."""
@@ -35,6 +37,35 @@ def head_sums(state: State, rows: RowSet) -> RowSums:
     return sums
 
 
+def want_gram(state: State, wanted: bool = True) -> None:
+    """Say, before a record's metrics are computed, whether one of them takes the Gram: then the first one makes it."""
+    state.shared[_WANTED] = wanted
+
+
+def gram_wanted(state: State) -> bool:
+    """Whether `want_gram` has said so."""
+    return bool(state.shared.get(_WANTED, False))
+
+
+def head_mean(state: State, rows: RowSet) -> Float[Tensor, "dim"]:
+    """The mean row of the record's output embedding over `rows`, without a Gram where none is there.
+
+    Not finite where one of the rows is not.
+    """
+    if _key(rows) in state.shared:
+        return head_sums(state, rows).mean_row
+    key = ("head_mean", rows.key)
+    if key not in state.shared:
+        state.shared[key] = mean_of_ids(state.output_embedding, rows.ids)
+    mean: Tensor = state.shared[key]
+    return mean
+
+
+def share_head_mean(state: State, rows: RowSet, mean: Float[Tensor, "dim"]) -> None:
+    """Leave the mean row for `head_mean`, by who has seen that all rows are finite."""
+    state.shared["head_mean", rows.key] = mean
+
+
 def share_probe_sums(state: State, rows: RowSet, *, first: SumsPass) -> None:
     """Leave what an unweighted probe's first pass over the same rows has summed for the other metrics.
 
@@ -48,7 +79,7 @@ def share_probe_sums(state: State, rows: RowSet, *, first: SumsPass) -> None:
 def initial_mean(state: State, rows: RowSet) -> Float[Tensor, "dim"]:
     """The mean row of the initial embedding over `rows`, computed once a record; the record's own at the first."""
     if state.initial_head is None:
-        return head_sums(state, rows).mean_row
+        return head_mean(state, rows)
     key = ("initial_mean", rows.key)
     if key not in state.shared:
         state.shared[key] = mean_of_ids(state.initial_head.to(state.output_embedding.device), rows.ids)

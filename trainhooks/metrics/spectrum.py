@@ -42,6 +42,10 @@ class Spectrum(Metric):
         """On a device the Gram, since `eigvalsh` would wait for it; 8 bytes x dim^2 travel."""
         return self.compute(state) if state.output_embedding.device.type == "cpu" else self.gram_values(state)
 
+    def takes_gram(self, step: int) -> bool:
+        """Always."""
+        return True
+
     def gram_values(self, state: State) -> dict[str, Tensor]:
         """What `conclude` makes the spectrum of."""
         rows, gamma = state.output_embedding, state.head.norm_scale

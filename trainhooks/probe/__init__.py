@@ -15,8 +15,9 @@ from trainhooks.probe.baselines import (
 from trainhooks.probe.ceiling import noise_ceiling, small_share
 from trainhooks.probe.channels import Channels, channels
 from trainhooks.probe.drift import slope_cosine, transfer_r2
-from trainhooks.probe.fit import ProbeFit, fit_probe, probe_sums
+from trainhooks.probe.fit import fit_probe, probe_sums
 from trainhooks.probe.row_selection import RowSelection
+from trainhooks.probe.scored import ProbeFit
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sparsity import (
     LEAST_ROTATIONS,

@@ -11,8 +11,9 @@ from jaxtyping import Bool, Float, Float64, Shaped
 from torch import Tensor
 
 from trainhooks.numerics.rank_correlation import rounding_square
-from trainhooks.probe.fit import ProbeFit, Scored, as_columns, build_rows, fit_probe
+from trainhooks.probe.fit import as_columns, build_rows, fit_probe
 from trainhooks.probe.rows import HOSTS, LINE_ELEMENTS, Rows, refuse_rows
+from trainhooks.probe.scored import ProbeFit, Scored
 
 BLOCK_ROWS = 2048
 

@@ -7,9 +7,10 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from trainhooks.numerics.products import exact_products
-from trainhooks.probe.fit import ProbeFit, as_columns, build_rows
+from trainhooks.probe.fit import as_columns, build_rows
 from trainhooks.probe.projection import project_rows
 from trainhooks.probe.rows import sum_rows
+from trainhooks.probe.scored import ProbeFit
 
 
 def slope_cosine(a: Float[Tensor, "*target dim"], b: Float[Tensor, "*target dim"]) -> Float64[Tensor, "*target"]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Bool, Float64
+from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from trainhooks.numerics.rank_correlation import rounding_square
@@ -43,14 +43,22 @@ class Coefficients:
         return self.trained_square > noise.maximum(64 * self.eps * self.square)
 
 
+class Factor(NamedTuple):
+    """L and s of moments, or a batch of them: L L' is diag(s) E'E diag(s) with a ridge, 1 on its diagonal."""
+
+    lower: Float[Tensor, "*batch dim dim"]
+    scale: Float64[Tensor, "*batch dim 1"]
+
+
 class Slope(NamedTuple):
     """A slope, or a batch of them, the rank of the first one's rows (0 where not asked for), and the smallest squared
-    pivot of all (1 without pivots).
+    pivot of all (1 without pivots); and the factor that they were solved with, if one was.
     """
 
     slope: Float64[Tensor, "*batch dim target"]
     rank: Float64[Tensor, ""]
     pivot: Float64[Tensor, ""]
+    factor: Factor | None = None
 
 
 def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coefficients:
@@ -66,10 +74,15 @@ def solve_sums(sums: ProbeSums, *, exact: bool, with_rank: bool = True) -> Coeff
 
 def solve_moments(moments: Moments, *, exact: bool, with_rank: bool = True) -> Coefficients:
     """`solve_sums` of moments of all rows and of all but each fold's, a batch [1 + fold]."""
+    return solve_with_factor(moments, exact=exact, with_rank=with_rank)[0]
+
+
+def solve_with_factor(moments: Moments, *, exact: bool, with_rank: bool = True) -> tuple[Coefficients, Factor | None]:
+    """`solve_moments`, and the factor that it was solved with: None where `exact`."""
     slope_of = least_norm_slope if exact else cholesky_slope
     found = slope_of(moments, with_rank=with_rank)
     intercept = _intercept(moments, found.slope)
-    return Coefficients(
+    coefficients = Coefficients(
         slope=found.slope[0],
         intercept=intercept[0],
         fold_slope=found.slope[1:],
@@ -82,6 +95,7 @@ def solve_moments(moments: Moments, *, exact: bool, with_rank: bool = True) -> C
         pivot=found.pivot,
         eps=moments.eps,
     )
+    return coefficients, found.factor
 
 
 def _intercept(moments: Moments, slope: Tensor) -> Tensor:
@@ -138,10 +152,10 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     slope = slope.mul_(scale).masked_fill_(failed[..., None, None], torch.nan)
     pivot = _diagonal(factor).min().square_()
     if not with_rank:
-        return Slope(slope=slope, rank=torch.zeros_like(pivot), pivot=pivot)
+        return Slope(slope, torch.zeros_like(pivot), pivot, Factor(factor, scale))
     one, still = (m.flatten(0, -n - 1)[0] if m.ndim > n else m for m, n in ((factor, 2), (constant, 1)))
     rank = _rank(torch.cholesky_inverse(one), tau=tau, constant=still)
-    return Slope(slope=slope, rank=rank.masked_fill_(failed.flatten()[0], torch.nan), pivot=pivot)
+    return Slope(slope, rank.masked_fill_(failed.flatten()[0], torch.nan), pivot, Factor(factor, scale))
 
 
 def _less_product(target: Tensor, matrix: Tensor, x: Tensor) -> Tensor:

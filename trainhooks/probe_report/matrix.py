@@ -32,8 +32,8 @@ from trainhooks.probe import (
     transfer_r2,
 )
 from trainhooks.probe.ceiling import MOST_SMALL
-from trainhooks.probe.fit import squeeze
 from trainhooks.probe.row_selection import RowSelection, rows_of_matrix
+from trainhooks.probe.scored import squeeze
 from trainhooks.probe_report.figures import Drift, Figures, FoldFigures, NeverLabelFigures, RankFigures, shows_frequency
 from trainhooks.probe_report.report import MatrixReport
 

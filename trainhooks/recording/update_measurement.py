@@ -12,6 +12,7 @@ from torch import Tensor
 from trainhooks.metrics.base import HEADS, Metric, State
 from trainhooks.metrics.group_convergence import GROUP_NORMS, sharded_group_norms
 from trainhooks.metrics.record_info import record_values
+from trainhooks.metrics.shared_sums import want_gram
 from trainhooks.model.distributed import full_tensor
 from trainhooks.model.movement_check import Mark
 from trainhooks.numerics.host import cloned
@@ -117,6 +118,7 @@ class UpdateMeasurement:
         state = self.state(step, due=due, sketch=sketch, label_counts=self._labels.total())
         if self._ranks.sharded:
             state.shared[GROUP_NORMS] = sharded_group_norms(self._tracked.groups, ranks=self._ranks)
+        want_gram(state, any(metric.takes_gram(step) for metric in due))
         snapshot = copy = None
         if self._ranks.computes_metrics:
             stored = self._metric_runner.take_snapshot(step)
