@@ -105,12 +105,12 @@ REPORTED = (
     KnownBad(
         "stanford-crfm/*gpt2*",
         (),
-        "main was checkpoint-90k or 99000 until June 2022 (sorted as text); no step is concerned",
+        "main was checkpoint-90k or 99000 until June 2022 (sorted as text, #146 too); no step is concerned",
         _MISTRAL + "182",
         repaired=True,
     ),
     KnownBad(
-        "TinyLlama/*",
+        "TinyLlama/TinyLlama-1.1B-intermediate-step-240k*",
         (240000,),
         "a user found it to work differently from 50k-105b and 480k-1T; unexplained",
         _TINYLLAMA + "41",

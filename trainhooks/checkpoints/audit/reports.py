@@ -60,10 +60,12 @@ def _said(
     """A report that leaves nothing out by itself: a finding where the contents show it, else a note."""
     where = f"steps {shortened(steps)}: " if steps else ""
     said = f"{where}{report.note} ({report.source}{', ' + REPAIRED if report.repaired else ''})"
-    shown = [step for step in steps if step in seen and step not in _not_shown(report, steps, suite, seen, own)]
+    contradicted = _not_shown(report, steps, suite, seen, own)
+    shown = [step for step in steps if step in seen and step not in contradicted]
     if report.shows == "final" and shown and suite.steps[-1] in seen and suite.steps[-1] not in shown:
         return SuiteFinding("known bad", tuple(shown), f"{said}; the contents still show it", tuple(shown)), ""
-    return None, f"reported: {said}"
+    more = f"; here the contents of {shortened(contradicted)} do not show it" if contradicted else ""
+    return None, f"reported: {said}{more}"
 
 
 def _not_shown(
