@@ -11,24 +11,46 @@ import numpy as np
 from commands import silent, trainhooks
 from measure import rounded, sparsity
 
+MANY_ROWS, POSITIONS, FEW_POSITIONS = 16_384, 4096, 1024  # a distribution over a large vocabulary costs as much more
+
 
 def real_models(folder: Path, text: Sequence[Path], out: Path) -> dict[str, Any]:
     """Every folder in `folder` with weights and a tokenizer, held against the counts of `text` under that tokenizer."""
-    return {place.name: real_model(place, text, out) for place in sorted(folder.iterdir()) if place.is_dir()}
+    places = [whole(place, out) for place in sorted(folder.iterdir()) if place.is_dir()]
+    return {place.name: real_model(place, text, out) for place in places}
+
+
+def whole(place: Path, out: Path) -> Path:
+    """The folder itself; of one that holds a GGUF file alone, that file dequantised to float32 under `out`."""
+    quantised = sorted(place.glob("*.gguf"))
+    if any(place.glob("*.safetensors")) or not quantised:
+        return place
+    folder = out / quantised[0].stem
+    if not (folder / "config.json").is_file():
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        model = AutoModelForCausalLM.from_pretrained(place, gguf_file=quantised[0].name, dtype="float32")
+        model.hf_quantizer = None  # its weights are plain by now, but transformers would refuse to save them
+        del model.config.quantization_config
+        AutoTokenizer.from_pretrained(place, gguf_file=quantised[0].name).save_pretrained(folder)
+        model.save_pretrained(folder)
+    return folder
 
 
 def real_model(place: Path, text: Sequence[Path], out: Path) -> dict[str, Any]:
     """One model: the text is not what it was trained on, which the page says."""
     tokenizer = tokenizer_of(place, out / f"{place.name}-tokenizer.json")
     counts = out / f"{place.name}-counts.npz"
-    silent("count", *text, "--tokenizer", tokenizer, "--out", counts)
+    silent("count", *text, "--tokenizer", tokenizer, "--out", counts, "--overwrite")
     found = trainhooks("probe", next(place.glob("*.safetensors")), "--counts", counts, "--tokenizer", tokenizer)
-    where = ("--text", *text, "--tokenizer", tokenizer, "--positions", 4096)
+    positions = FEW_POSITIONS if found["rows"] > MANY_ROWS else POSITIONS
+    where = ("--text", *text, "--tokenizer", tokenizer, "--positions", positions)
     steer = trainhooks("steer", place, *where, "--ratios", 2, 5)
     prune = trainhooks("prune", place, *where, "--variant", "zero", "compensated")
     return {
         "rows": found["rows"],
         "dim": found["dim"],
+        "positions": positions,
         "probe": {
             name: {key: rounded(found[name][key]) for key in ("r2", "heldout_r2", "heldout_spearman")}
             for name in ("probe", "permuted", "row_norm", "covariates")
@@ -44,9 +66,9 @@ def real_model(place: Path, text: Sequence[Path], out: Path) -> dict[str, Any]:
 
 
 def error(found: Mapping[str, Any], way: str) -> float:
-    """Median of |achieved / ratio - 1| over the edits of one direction that were feasible."""
+    """Median of |log(achieved / ratio)| over the edits of one direction that were feasible."""
     edits = [edit for edit in found["steering"]["edits"] if edit["direction"] == way and edit["feasible"]]
-    return float(np.median([abs(edit["achieved"] / edit["requested"] - 1) for edit in edits]))
+    return float(np.median([abs(np.log(edit["achieved"] / edit["requested"])) for edit in edits]))
 
 
 def largest(found: Mapping[str, Any], variant: str) -> float:

@@ -257,12 +257,30 @@ def models(kept: Kept) -> str:
         figures += [probe[which]["heldout_r2"] for which in ("probe", "permuted", "row_norm")]
         concentrated = f"{number(own['hoyer'])} ({number(own['rotated']['hoyer'])}, p = {number(own['p']['hoyer'])})"
         edits = [number(found["steering"][way], 3) for way in ("least_norm", "random_norm")]
-        gone = [number(found["deletion"][way]) for way in ("zero", "compensated")]
+        gone = [f"{found['positions']:,}"]
+        gone += [number(found["deletion"][way]) for way in ("zero", "compensated")]
         row = [name, f"{found['rows']:.0f} x {found['dim']}", *map(number, figures), concentrated, *edits, *gone]
         rows.append(row)
     heads = ["model", "rows x width", "R^2", "noise gives", "held out", "permuted", "row norm", "Hoyer (rotated)"]
-    heads += ["steering", "random move", "deletable: zero", "compensated"]
+    heads += ["steering", "random move", "positions", "deletable: zero", "compensated"]
     return table(heads, rows)
+
+
+def models_sparse(kept: Kept) -> str:
+    """How many slopes of models from elsewhere are more concentrated than their rotations."""
+    found = [one["sparsity"]["p"]["hoyer"] for one in kept.models.values()]
+    hits = sum(p <= 0.05 for p in found)
+    have = "has" if hits == 1 else "have"
+    return f"Of the {len(found)} heads that were trained elsewhere (below) {hits} {have} such a slope." if found else ""
+
+
+def models_deletable(kept: Kept) -> str:
+    """How many of them may lose 30%."""
+    shares = [one["deletion"] for one in kept.models.values()]
+    zero, refitted = (sum(share[way] >= 0.3 for share in shares) for way in ("zero", "compensated"))
+    if not shares:
+        return ""
+    return f"30% may be set to zero in {zero} of {len(shares)}, with what stays refitted in {refitted}."
 
 
 def direction(kept: Kept) -> str:
@@ -336,6 +354,7 @@ TABLES: dict[str, Callable[[Kept], str]] = {
     for make in (
         *(frequency, baselines, bins, output, sparsity, sparse_verdict, steering, steering_along, deletion),
         *(deletion_verdict, deletion_along, onsets, leads, sentences, channels, offline, models),
+        *(models_sparse, models_deletable),
         *(direction, direction_against, rows, rows_against, seen, seen_against),
     )
 }
