@@ -3,6 +3,7 @@ import io
 import subprocess
 import sys
 import threading
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -18,8 +19,10 @@ from trainhooks.plots import (
     saliency,
     scatter,
 )
-from trainhooks.plots.canvas import COLUMN, NULL, escaped, log_ticks
-from trainhooks.plots.dynamics import walk
+from trainhooks.plots.canvas import COLUMN, escaped, log_ticks
+from trainhooks.plots.colours import NULL
+from trainhooks.plots.dynamics import walk, walk_away
+from trainhooks.plots.legend import entries_of
 
 STEPS = np.array([0, 1, 10, 100])
 
@@ -55,7 +58,7 @@ def test_the_scatter_says_what_the_null_and_the_row_norm_reach():
     (ax,) = figure.axes
     np.testing.assert_array_equal(lines(ax)["tokens"].get_ydata(), true + 1)
     np.testing.assert_array_equal(lines(ax)["perfect"].get_ydata(), [3, 12])
-    assert [text.get_text() for text in ax.texts] == ["Spearman 0.88\nrow norm 0.50\npermuted -0.02"]
+    assert [text.get_text() for text in ax.texts] == ["step 7\nSpearman 0.88\nrow norm 0.50\npermuted -0.02"]
 
 
 def test_saliency_falls_beside_its_rotations():
@@ -68,6 +71,63 @@ def test_saliency_falls_beside_its_rotations():
 def test_a_random_walk_has_half_of_its_way_left_at_three_quarters():
     np.testing.assert_allclose(walk(np.array([0, 75, 100]), np.array([0.8, 0.1, 0.0])), [0.8, 0.4, 0.0])
     np.testing.assert_allclose(walk(np.array([50]), np.array([0.8])), [0.8])
+    np.testing.assert_allclose(walk_away(np.array([0, 25, 100]), np.array([0.0, 0.1, 0.8])), [0.0, 0.4, 0.8])
+    np.testing.assert_allclose(walk_away(np.array([50]), np.array([0.0])), [0.0])
+
+
+def ordered(*names):
+    return [Curve(name, STEPS, np.linspace(1, 0, 4), "ordered") for name in names]
+
+
+def test_a_legend_leaves_out_members_of_a_sequence_and_no_other():
+    curves = ordered("embedding", *(f"layers.{layer}" for layer in range(12)), "final norm", "output embedding")
+    named = [curves[place].label for place in entries_of(curves)]
+    kept = [f"layers.{layer}" for layer in (0, 3, 6, 8, 11)]
+    assert named == ["embedding", *kept, "final norm", "output embedding"]
+
+
+@pytest.mark.parametrize("scale", ["linear", "log10"])
+def test_a_legend_within_a_panel_lies_on_no_line(scale):
+    """Of lines that run through every corner too."""
+    x = np.arange(101)
+    high, low = np.full(101, 0.9), np.linspace(0.9, 0.01, 101)
+    falling = [Curve(name, x, y, "ordered") for name, y in (("whole", high), ("output embedding", low))]
+    panel = Panel("p", "x", "y", tuple(falling), y_scale=scale, y_range=(0.009, 1.0))
+    figure = draw(Drawing("n", "t", "c", (panel, panel, panel), columns=3))
+    figure.canvas.draw()
+    for ax in figure.axes:
+        box = ax.get_legend().get_window_extent()
+        for line in ax.get_lines():
+            points = ax.transData.transform(line.get_xydata())
+            assert not box.count_contains(points), (scale, line.get_label())
+
+
+def test_titles_and_words_stay_within_the_picture():
+    x = np.linspace(-1, 1, 30)
+    state = Panel("step 1,000,000\nR² 0.57 (null <0.01)", "PC 1 (37% of variance)", "PC 2 (3% of variance)", ())
+    panels = tuple(replace(state, curves=(Curve("tokens", x, x, points=True, shade=x),), step=1) for _ in range(4))
+    for drawing in (
+        Drawing("components", "t", "c", panels, columns=2),
+        dynamics(STEPS, {"probe": STEPS / 100}, {"output embedding": STEPS / 100}, null=STEPS / 1e3),
+    ):
+        figure = draw(drawing)
+        figure.canvas.draw()
+        for ax in figure.axes:
+            words = [ax.title, ax._left_title, ax.xaxis.label, ax.yaxis.label, *ax.texts]
+            for box in (word.get_window_extent() for word in words if word.get_text()):
+                assert box.x0 >= 0
+                assert box.y0 >= 0
+                assert box.x1 <= figure.bbox.x1 + 0.5
+                assert box.y1 <= figure.bbox.y1 + 0.5
+
+
+def test_a_line_with_gaps_joins_what_was_measured_and_marks_it():
+    y = np.full(101, np.nan)
+    y[::10] = np.linspace(0, 1, 11)
+    (ax,) = draw(Drawing("n", "t", "c", (Panel("p", "x", "y", (Curve("rank 1", np.arange(101), y),)),))).axes
+    (line,) = ax.get_lines()
+    assert line.get_xdata().tolist() == list(range(0, 101, 10))
+    assert line.get_marker() == "o"
 
 
 def test_the_csv_gives_every_point_back():

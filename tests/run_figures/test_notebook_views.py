@@ -28,7 +28,7 @@ def test_a_matrix_of_one_step_is_drawn(opened):
     figure = opened.plot.scatter(7)
     place = opened.steps.tolist().index(7)
     said = figure.axes[0].texts[0].get_text()
-    assert said.startswith(f"Spearman {opened['probe.heldout_spearman'][place]:.2f}")
+    assert said.startswith(f"step 7\nSpearman {opened['probe.heldout_spearman'][place]:.2f}")
     assert len(opened.plot.components(0, 40).axes) == 3  # two panels and their colours
     assert opened.plot.saliency(40).axes
     assert len(opened.plot().axes) >= 6

@@ -9,7 +9,7 @@ BLOCKS = "▁▂▃▄▅▆▇█"
 
 
 def spark(values: Sequence[float], *, width: int = 32, low: float | None = None, high: float | None = None) -> str:
-    """A line of `width` blocks at most, each the last value of its part; blank where that is not finite.
+    """A line of `width` blocks at most, each the last value that its part has; blank where it has none.
 
     Heights go from `low` to `high`, by default the least and the largest finite value.
     """
@@ -63,7 +63,8 @@ def _level(row: int, height: int, low: float, high: float) -> str:
 def _thinned(values: list[float], width: int) -> list[float]:
     if len(values) <= width:
         return values
-    return [values[(place + 1) * len(values) // width - 1] for place in range(width)]
+    parts = [values[place * len(values) // width : (place + 1) * len(values) // width] for place in range(width)]
+    return [next((value for value in reversed(part) if math.isfinite(value)), math.nan) for part in parts]
 
 
 def _block(value: float, low: float, high: float) -> str:

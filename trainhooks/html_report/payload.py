@@ -10,6 +10,7 @@ import numpy as np
 
 from trainhooks.lead.trajectory import thinned
 from trainhooks.plots import Curve, Drawing, Panel
+from trainhooks.plots.colours import colours_of
 
 MOST_POINTS = 400
 DIGITS = 5
@@ -37,8 +38,6 @@ class Payload:
         return len(self._drawings) - 1
 
     def _panel(self, panel: Panel) -> dict[str, Any]:
-        from trainhooks.plots.canvas import colours_of
-
         curves = [curve for curve in panel.curves if curve.drawn]
         return {
             "title": panel.title if panel.step is not None else "",

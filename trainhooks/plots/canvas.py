@@ -7,7 +7,6 @@ from io import BytesIO
 from typing import Any
 
 import numpy as np
-from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -15,6 +14,8 @@ from matplotlib.layout_engine import ConstrainedLayoutEngine
 from matplotlib.ticker import FixedFormatter, FixedLocator, LogFormatter, NullLocator
 
 from trainhooks.core.printable import shown
+from trainhooks.plots import legend
+from trainhooks.plots.colours import SEQUENCE, colours_of
 from trainhooks.plots.series import Curve, Drawing, Panel
 
 COLUMN = 3.35
@@ -23,16 +24,10 @@ PAGE = 7.0
 PANEL = 1.9
 DPI = 200
 SMALL, TEXT = 6.0, 7.0
-# entries of a legend: of one sequence, and in all
-# Okabe and Ito's palette, without its yellow and black
-PALETTE = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
-FREQUENCY, CONVERGENCE, BASELINE, NULL = "#0072B2", "#D55E00", "#009E73", "#767676"
-BEHIND: dict[str, Any] = {"frameon": True, "framealpha": 0.8, "edgecolor": "none"}
-"""A legend that stands within the axes: lines behind it do not cross its words."""
 DASHES: dict[str, Any] = {"null": (0, (1, 1.2)), "baseline": (0, (4, 1.5))}
-SEQUENCE, SHADES = "viridis", "viridis"
-MOST_LEGEND = 6
-MOST_SERIES = 12
+FEW = 32
+"""Points of a line that are marked, since it was measured only there."""
+MARKS = ("o", "s", "^", "D", "v", "P")
 
 
 class Plot(Figure):
@@ -42,6 +37,13 @@ class Plot(Figure):
         file = BytesIO()
         self.savefig(file, format="png", dpi=DPI)
         return file.getvalue()
+
+
+class _Plain(LogFormatter):
+    """Which ticks are named as there; 0.6 is no 6e-01."""
+
+    def __call__(self, x: float, pos: Any = None) -> str:
+        return f"{x:g}" if super().__call__(x, pos) else ""
 
 
 def draw(drawing: Drawing) -> Plot:
@@ -70,13 +72,21 @@ def draw_panel(ax: Axes, panel: Panel, *, narrow: bool = False) -> Any:
     colours = colours_of(curves)
     lines = [_draw_curve(ax, curve, colour) for curve, colour in zip(curves, colours, strict=True)]
     _axes(ax, panel, curves, narrow=narrow)
-    if not _legend(ax, curves, lines, narrow=narrow) and panel.title:
+    displaced = _legend(ax, curves, lines, narrow=narrow)
+    if panel.title and not displaced:
         ax.set_title(escaped(panel.title), fontsize=SMALL - 0.3 if narrow else TEXT, loc="left", pad=3)
-    if panel.note:
-        ax.text(
-            0.03, 0.97, escaped(panel.note), transform=ax.transAxes, fontsize=SMALL - 0.5, va="top", linespacing=1.25
-        )
+    _notes(ax, panel, displaced=displaced)
     return next((line for line, curve in zip(lines, curves, strict=True) if curve.shade is not None), None)
+
+
+def _notes(ax: Axes, panel: Panel, *, displaced: bool) -> None:
+    """The panel's note at the upper left; at the upper right which state it shows, where a legend took its title."""
+    small: dict[str, Any] = {"fontsize": SMALL - 0.5, "va": "top", "linespacing": 1.25, "transform": ax.transAxes}
+    step = f"step {panel.step:,}" if displaced and panel.step is not None else ""
+    if step and panel.note:
+        ax.text(0.03, 0.97, escaped(f"{step}\n{panel.note}"), **small)
+    elif step or panel.note:
+        ax.text(0.98 if step else 0.03, 0.97, escaped(step or panel.note), ha="right" if step else "left", **small)
 
 
 def _colour_bars(figure: Figure, axes: Any, panels: list[Panel], shaded: list[Any]) -> None:
@@ -96,39 +106,16 @@ def _colour_bars(figure: Figure, axes: Any, panels: list[Panel], shaded: list[An
         bar.outline.set_linewidth(0.4)
 
 
-def colours_of(curves: list[Curve]) -> list[str]:
-    """A colour for each: by role where there is one run, by run where there are several, by place in a sequence."""
-    several = len({curve.run for curve in curves if curve.role != "null"}) > 1
-    ordered = [curve for curve in curves if curve.role == "ordered"]
-    by_role = {"frequency": FREQUENCY, "convergence": CONVERGENCE, "baseline": BASELINE}
-    groups = 0
-    colours = []
-    for curve in curves:
-        if curve.role == "null":
-            colours.append(NULL)
-        elif curve.role == "ordered":
-            place = ordered.index(curve) / max(1, len(ordered) - 1)
-            red, green, blue, _ = colormaps[SEQUENCE](0.92 * place)
-            colours.append(f"#{round(255 * red):02x}{round(255 * green):02x}{round(255 * blue):02x}")
-        elif several or curve.role == "run":
-            colours.append(PALETTE[curve.run % len(PALETTE)])
-        elif curve.role == "convergence":
-            colours.append((CONVERGENCE, "#CC79A7", "#E69F00")[groups % 3])
-            groups += 1
-        else:
-            colours.append(by_role[curve.role])
-    return colours
-
-
 def _draw_curve(ax: Axes, curve: Curve, colour: str) -> Any:
     label = escaped(curve.label)
     if curve.points and curve.shade is not None:
         order = np.argsort(curve.shade)[::-1]  # rare tokens, which are many, below the frequent ones
         marks: dict[str, Any] = {"s": 3 if len(order) > 200 else 8, "linewidths": 0, "alpha": 0.8, "rasterized": True}
-        return ax.scatter(curve.x[order], curve.y[order], c=curve.shade[order], cmap=SHADES, label=label, **marks)
+        return ax.scatter(curve.x[order], curve.y[order], c=curve.shade[order], cmap=SEQUENCE, label=label, **marks)
     if curve.points and curve.low is not None and curve.high is not None:
         around = np.array([curve.y - curve.low, curve.high - curve.y])
-        bars: dict[str, Any] = {"fmt": "o", "ms": 3, "elinewidth": 0.9, "capsize": 2, "mew": 0.5}
+        mark = MARKS[curve.run % len(MARKS)]
+        bars: dict[str, Any] = {"fmt": mark, "ms": 3, "elinewidth": 0.9, "capsize": 2, "mew": 0.5}
         return ax.errorbar(curve.x, curve.y, yerr=around.clip(0), color=colour, label=label, **bars)
     if curve.points:
         size = 1.2 if len(curve.x) > 200 else 2.5
@@ -146,7 +133,7 @@ def _draw_curve(ax: Axes, curve: Curve, colour: str) -> Any:
 
 def _is_sparse(curve: Curve) -> bool:
     """Whether its points are few enough to be seen one by one; a reference has none to see."""
-    return curve.role not in ("null", "baseline") and np.isfinite(curve.y).sum() <= 12
+    return curve.role not in ("null", "baseline") and np.isfinite(curve.y).sum() <= FEW
 
 
 def _axes(ax: Axes, panel: Panel, curves: list[Curve], *, narrow: bool) -> None:
@@ -163,8 +150,8 @@ def _axes(ax: Axes, panel: Panel, curves: list[Curve], *, narrow: bool) -> None:
         ax.set_xlim(-0.5, len(panel.x_names) - 0.5)
     if panel.y_scale == "log10":
         ax.set_yscale("log")
-        ax.yaxis.set_major_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
-        ax.yaxis.set_minor_formatter(LogFormatter(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_major_formatter(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
+        ax.yaxis.set_minor_formatter(_Plain(labelOnlyBase=False, minor_thresholds=(2, 0.5)))
         ax.tick_params(axis="y", which="minor", labelsize=SMALL - 0.5, width=0.4, length=1.5)
     if panel.y_range is not None:
         ax.set_ylim(*panel.y_range)
@@ -189,42 +176,14 @@ def log_ticks(top: float) -> list[int]:
 
 
 def _legend(ax: Axes, curves: list[Curve], lines: list[Any], *, narrow: bool) -> bool:
-    """A legend above the axes, and whether there is one; in a `narrow` panel it is within them, below the title."""
-    entries = legend_entries(curves)
-    if len(entries) < 2 or (narrow and any(curve.points for curve in curves)):  # what its lines are: see the caption
-        return False
-    handles = [lines[entry] for entry in entries]
-    compact: dict[str, Any] = {"frameon": False, "labelspacing": 0.25, "borderpad": 0.1, "handlelength": 1.7}
+    """A legend, and whether it stands above the axes, where the title would; in a `narrow` panel it is within them."""
+    if len(legend.entries_of(curves)) < 2 or (narrow and any(curve.points for curve in curves)):
+        return False  # what its marks are: see the caption
     if narrow:
-        ax.legend(handles=handles, fontsize=SMALL - 1, loc="best", **compact | BEHIND)
-        return False
-    longest = max(len(curves[entry].label) for entry in entries)
-    columns = max(1, min(3, int((COLUMN - 0.3) / (0.33 + 0.042 * longest))))
-    bars = any(curve.low is not None and curve.points for curve in curves)
-    ax.legend(
-        handles=handles,
-        fontsize=SMALL - 0.5,
-        loc="lower left",
-        bbox_to_anchor=(-0.02, 0.99),
-        ncols=2 if columns == 3 and len(entries) == 4 else columns,
-        columnspacing=1.0,
-        numpoints=1,
-        markerscale=1 if bars else 2,
-        **compact,
-    )
-    return True
-
-
-def legend_entries(curves: list[Curve]) -> list[int]:
-    """Which curves a legend names: of a long sequence a few stand for all, what all runs have is named once."""
-    kept = [place for place, curve in enumerate(curves) if curve.shade is None]
-    first = {(curves[place].label, curves[place].role): place for place in reversed(kept)}
-    kept = [place for place in kept if first[curves[place].label, curves[place].role] == place]
-    ordered = [place for place in kept if curves[place].role == "ordered"]
-    if len(ordered) > MOST_LEGEND:
-        chosen = {ordered[place] for place in np.linspace(0, len(ordered) - 1, MOST_LEGEND - 1).round().astype(int)}
-        kept = [place for place in kept if curves[place].role != "ordered" or place in chosen]
-    return kept[:MOST_SERIES]
+        legend.within(ax, curves, lines, size=SMALL - 1)
+    else:
+        legend.above(ax, curves, lines, size=SMALL - 0.5, inches=COLUMN)
+    return not narrow
 
 
 def escaped(text: str) -> str:

@@ -40,6 +40,16 @@ def walk(
     return way
 
 
+def walk_away(
+    steps: Int[np.ndarray, "record"] | Float[np.ndarray, "record"], distance: Float[np.ndarray, "record"]
+) -> Float[np.ndarray, "record"]:
+    """The distance from its start of a random walk that comes as far as the run: d_T sqrt(t/T), t from the first."""
+    gone = np.asarray(steps, dtype=float) - float(steps[0])
+    seen = distance[np.isfinite(distance)]
+    way: Float[np.ndarray, "record"] = (float(seen[-1]) if len(seen) else np.nan) * np.sqrt(gone / max(gone[-1], 1.0))
+    return way
+
+
 def dynamics(
     steps: Int[np.ndarray, "record"],
     correlations: Mapping[str, Float[np.ndarray, "record"]],
@@ -47,11 +57,12 @@ def dynamics(
     *,
     null: Float[np.ndarray, "record"] | None = None,
     baseline: Float[np.ndarray, "record"] | None = None,
+    random_walk: Float[np.ndarray, "record"] | None = None,
     scale: Scale = "log",
     y_label: str = DISTANCE,
 ) -> Drawing:
     """One run so far: correlations by name beside `null` (permuted targets) and `baseline` (row norm), and distances
-    by group. Series that are NaN throughout are left out; y_label says what the distances are.
+    by group beside `random_walk`. Series that are NaN throughout are left out; y_label says what the distances are.
     """
     above = [Curve(name, steps, values, "frequency") for name, values in correlations.items()]
     if baseline is not None:
@@ -59,5 +70,7 @@ def dynamics(
     if null is not None:
         above.append(Curve("permuted null", steps, null, "null"))
     below = [Curve(name, steps, values, "convergence") for name, values in distances.items()]
+    if random_walk is not None:
+        below.append(Curve("random walk", steps, random_walk, "null"))
     panels = (frequency_panel(above, scale=scale), convergence_panel(below, scale=scale, y_label=y_label))
     return Drawing("dynamics", "Frequency and convergence", "", tuple(panel for panel in panels if panel.drawn))

@@ -34,7 +34,8 @@ def scatter_panel(
     )
     said = {"Spearman": spearman, "row norm": baseline, "permuted": null}
     note = "\n".join(f"{name} {value:.2f}" for name, value in said.items() if np.isfinite(value))
-    return Panel("" if step is None else f"step {step:,}", TRUE, PREDICTED, curves, step=step, note=note)
+    title = "probe" if step is None else f"probe at step {step:,}"
+    return Panel(title, TRUE, PREDICTED, curves, step=step, note=note)
 
 
 def scatter(

@@ -60,14 +60,14 @@ LEAD = (
     "are shown, not counted."
 )
 DELETION = (
-    "Deletion of output-embedding dimensions ({variant}): how far the output moves, and what the loss changes by, as "
-    "ever more dimensions go, in the orders given, on text that chose none of them; random orders are the null (mean "
-    "and range)."
+    "Deletion of output-embedding dimensions ({variant}): how far the output moves (Jensen-Shannon divergence), and "
+    "what the loss changes by, as ever more dimensions go, in the orders given, on text that chose none of them; "
+    "random orders are the null (mean and range)."
 )
 STEERING = (
-    "Steering of token frequency: achieved against requested ratio of a token's mean probability (log2), median and "
-    "quartiles over tokens, on text that did not choose the edit. Dashed: as asked; dotted grey: no effect and, where"
-    " given, random directions (null)."
+    "Steering of token frequency: achieved against requested ratio of a token's mean probability, median and quartiles"
+    " over tokens, on text that did not choose the edit; directions side by side at each ratio. Dashed: as asked; "
+    "dotted: no effect; grey marks, where given: random directions (null)."
 )
 LOSS = (
     "Training loss as the loop gave it, in nats a token, beside a uniform guess over the rows of the output embedding "

@@ -70,7 +70,7 @@ def layers_drawing(run: RunNumbers) -> Drawing:
     for name in names:
         values = run.group(name)
         if values is not None:
-            curves.append(Curve(name, run.steps, values, "ordered"))
+            curves.append(Curve(name.replace("_", " "), run.steps, values, "ordered"))
     whole = run.group("whole")
     if curves and whole is not None:
         curves.append(Curve("random walk", run.steps, walk(run.steps, whole), "null"))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +14,12 @@ from trainhooks.plots.series import Role
 from trainhooks.run_figures import captions
 
 MEASURES = {
-    "js": ("Jensen-Shannon divergence (nats)", "output moved"),
+    "js": ("JS divergence (nats)", "output moved"),
     "loss_change": ("change of the loss (nats)", "loss"),
 }
 RANDOM = "random"
+LEAST = 1e-12
+"""Of what is drawn on an axis of logarithms."""
 
 
 def intervention_drawing(path: str | Path, *, number: int = 1) -> Drawing:
@@ -59,7 +61,7 @@ def _deletion(found: Mapping[str, Any], *, suffix: str) -> Drawing:
             own = [(label.split("/", 1)[1], code) for label, code in codes if label.startswith(f"{variant}/")]
             named = [(name, code) for name, code in own if not name.startswith(RANDOM)]
             curves = [
-                Curve(f"{variant}, {name}", shares, _numbers(code[measure]), "run", run=place)
+                Curve(name.replace("_", " "), shares, _numbers(code[measure]), "run", run=place)
                 for place, (name, code) in enumerate(named)
             ]
             draws = np.array([_numbers(code[measure]) for name, code in own if name.startswith(RANDOM)])
@@ -73,29 +75,37 @@ def _deletion(found: Mapping[str, Any], *, suffix: str) -> Drawing:
 
 
 def _steering(found: Mapping[str, Any], *, suffix: str) -> Drawing:
-    """Median achieved ratio over tokens against the requested one, by direction; random directions are the null."""
+    """Median achieved ratio over tokens at each requested one, by direction; random directions are the null."""
     edits = [edit for edit in found["edits"] if edit["feasible"]]
+    ratios = sorted({float(edit["requested"]) for edit in edits})
     directions = list(dict.fromkeys(str(edit["direction"]) for edit in edits))
-    solved = [name for name in directions if RANDOM not in name]
-    curves = [_achieved(edits, name, run=solved.index(name) if name in solved else 0) for name in directions]
-    ends = np.log2([min(float(e["requested"]) for e in edits), max(float(e["requested"]) for e in edits)])
-    curves.append(Curve("as asked", ends, ends, "baseline"))
-    curves.append(Curve("no effect", ends, np.zeros(2), "null"))
-    caption = captions.STEERING
-    panel = Panel("steering", "requested ratio (log2)", "achieved ratio (log2)", tuple(curves))
-    return Drawing(f"steering{suffix}", "Steering", caption, (panel,))
+    directions.sort(key=lambda name: RANDOM in name)  # the null behind those that were solved for
+    curves = [_achieved(edits, name, ratios, place=place, of=len(directions)) for place, name in enumerate(directions)]
+    for place, ratio in enumerate(ratios):
+        curves.append(Curve("as asked", place + np.array([-0.45, 0.45]), np.full(2, ratio), "baseline"))
+    curves.append(Curve("no effect", np.array([-0.5, len(ratios) - 0.5]), np.ones(2), "null"))
+    panel = Panel(
+        "steering",
+        "requested ratio of probabilities",
+        "achieved ratio",
+        tuple(curves),
+        y_scale="log10",
+        x_names=tuple(f"{ratio:g}" for ratio in ratios),
+    )
+    return Drawing(f"steering{suffix}", "Steering", captions.STEERING, (panel,))
 
 
-def _achieved(edits: list[Mapping[str, Any]], direction: str, *, run: int) -> Curve:
-    """One direction: median and quartiles over tokens at each ratio, all as log2."""
+def _achieved(edits: list[Mapping[str, Any]], direction: str, ratios: Sequence[float], *, place: int, of: int) -> Curve:
+    """One direction: median and quartiles over tokens at each ratio, beside where the others stand."""
     own = [edit for edit in edits if edit["direction"] == direction]
-    ratios = sorted({float(edit["requested"]) for edit in own})
     reached = [[float(edit["achieved"]) for edit in own if float(edit["requested"]) == ratio] for ratio in ratios]
     low, middle, high = (
-        np.log2(np.maximum([np.quantile(one, q) for one in reached], 1e-12)) for q in (0.25, 0.5, 0.75)
+        np.array([max(float(np.quantile(one, q)), LEAST) if one else np.nan for one in reached])
+        for q in (0.25, 0.5, 0.75)
     )
+    x = np.arange(len(ratios)) + 0.8 * ((place + 0.5) / of - 0.5)
     role: Role = "null" if RANDOM in direction else "run"
-    return Curve(direction, np.log2(ratios), middle, role, run=run, low=low, high=high)
+    return Curve(direction.replace("_", " "), x, middle, role, run=place, low=low, high=high, points=True)
 
 
 def _numbers(values: list[Any]) -> np.ndarray:

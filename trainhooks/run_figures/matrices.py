@@ -80,7 +80,7 @@ def components_panel(run: RunNumbers, state: ProbedState, *, names: list[str] | 
     first, second = (f"PC {n + 1} ({one:.0%} of variance)" for n, one in enumerate(state.component_shares))
     noise = 2 / max(state.rows - 1, 1)
     null = f"{noise:.2f}" if noise > 0.005 else "<0.01"
-    title = f"step {state.step:,}: R² {state.component_r2:.2f}, null {null}"
+    title = f"step {state.step:,}\nR² {state.component_r2:.2f} (null {null})"
     shade = -state.true / np.log(10)
     curve = Curve("tokens", x, y, "frequency", points=True, shade=shade, names=names)
     return Panel(title, first, second, (curve,), shade_label="log10 frequency", step=state.step)

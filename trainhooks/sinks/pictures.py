@@ -14,7 +14,7 @@ import torch
 
 from trainhooks.core.schedule import Schedule
 from trainhooks.plots import Drawing, draw, dynamics, saliency, scatter
-from trainhooks.plots.dynamics import DISTANCE
+from trainhooks.plots.dynamics import DISTANCE, walk, walk_away
 from trainhooks.probe import frequency_target, token_mask
 from trainhooks.sinks import overview
 from trainhooks.sinks.base import Record
@@ -38,7 +38,7 @@ WHEN = PowersOfFour()
 """When pictures are drawn."""
 MOST_TOKENS = 2048
 """In a scatter; more are one cloud, and cost time."""
-SIZE, DPI = (3.7, 2.0), 200
+SIZE, DPI = (2.96, 1.6), 250
 """A card of TensorBoard's shows an image small and twice as wide as high. Inches, and dots an inch."""
 FROM_START = "distance from start"
 _NEEDED = ("probe.heldout_spearman", "probe.permuted_heldout_spearman", "probe.row_norm_spearman")
@@ -88,7 +88,10 @@ class Pictures:
         steps = np.array(self.steps[-rows:])
         held_out, permuted, norm = (np.array(self.series[tag][-rows:]) for tag in overview.CURVES)
         by_group = {tag.rsplit("/", 1)[1].replace("_", " "): values for tag, values in distances.items()}
-        drawing = dynamics(steps, {"held out": held_out}, by_group, null=permuted, baseline=norm, y_label=y_label)
+        between = walk if y_label == DISTANCE else walk_away
+        way = between(steps, list(by_group.values())[-1]) if by_group else None
+        known: dict[str, Any] = {"null": permuted, "baseline": norm, "random_walk": way}
+        drawing = dynamics(steps, {"held out": held_out}, by_group, y_label=y_label, **known)
         tags = {"frequency": overview.FREQUENCY_SO_FAR, "convergence": overview.CONVERGENCE_SO_FAR}
         for panel in drawing.panels:
             yield from self._drawn(tags[panel.title], partial(replace, drawing, panels=(panel,)))
