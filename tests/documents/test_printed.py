@@ -33,6 +33,7 @@ ELSEWHERE = {
     "make docs": "tests/documents/test_site.py builds it",
     "pip install": "the installed package is what runs here; tests/test_package.py builds and installs it",
     "python recipes/reproduce": "tests/scenarios/test_reproduce.py runs it, tests/documents/test_evidence.py its page",
+    "python recipes/": "tests/scenarios/test_recipes.py runs every recipe",
     "torchrun": "tests/scenarios/test_recipes.py runs the recipe",
 }
 ELSEWHERE_BLOCKS = {"store/runs/first.zarr": "tests/documents/test_readme.py runs it, in a process of its own"}

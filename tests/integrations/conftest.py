@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -37,9 +36,6 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if here in item.path.parents:
             for line in HOST_WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(line))
-
-
-sys.path.insert(0, str(Path(__file__).parents[2] / "recipes"))
 
 
 @dataclass(frozen=True)

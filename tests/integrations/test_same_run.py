@@ -1,16 +1,14 @@
-"""The recipes' three loops make the same run, bit for bit, and the recorder does not change it."""
+"""Three loops make the same run, bit for bit, and the recorder does not change it."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+import hosted_loops
 import numpy as np
-import pretrain_lightning
-import pretrain_plain
-import pretrain_transformers
 import pytest
 import torch
-from shared_run import Run
+from hosted_loops import Run, train_lightning, train_plain, train_transformers
 
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.store import open_store
@@ -38,7 +36,7 @@ def make_run(build_tiny, make_windows, tmp_path):
 
 
 def trajectory(run: Run):
-    store = open_store(run.store)
+    store = open_store(run.out / "run.zarr")
     labels = np.stack([store.label_counts(int(step)) for step in store.snapshot_steps])
     kept = {"snapshots": np.stack(list(store.snapshots)), "labels": labels, "sketches": store.sketch}
     return kept, store.metrics().drop_vars("recorder.milliseconds")
@@ -47,10 +45,10 @@ def trajectory(run: Run):
 @pytest.mark.parametrize("accumulate", [1, 3])
 def test_three_loops_give_one_trajectory(accumulate, make_run):
     loops = {
-        "plain-mean": pretrain_plain.train,
-        "plain-labels": lambda run: pretrain_plain.train(run, loss_scaling="labels"),
-        "lightning": pretrain_lightning.train,
-        "transformers": pretrain_transformers.train,
+        "plain-mean": train_plain,
+        "plain-labels": lambda run: train_plain(run, loss_scaling="labels"),
+        "lightning": train_lightning,
+        "transformers": train_transformers,
     }
     results = {}
     for name, train in loops.items():
@@ -94,11 +92,11 @@ def test_losses_and_weights_without_the_recorder_are_the_same_bits(make_run, mon
             self.losses.append(loss.item())
 
     recorded, bare = make_run("recorded", accumulate=2), make_run("bare", accumulate=2, metrics=[])
-    pretrain_plain.train(recorded)
-    losses["with"] = open_store(recorded.store).metrics()["loss"].values[1:].tolist()
+    train_plain(recorded)
+    losses["with"] = open_store(recorded.out / "run.zarr").metrics()["loss"].values[1:].tolist()
     with monkeypatch.context() as patch:
-        patch.setattr(pretrain_plain.th, "Recorder", Nothing)
-        pretrain_plain.train(bare)
+        patch.setattr(hosted_loops.th, "Recorder", Nothing)
+        train_plain(bare)
     assert losses["with"] == losses["without"]
     for (name, ours), theirs in zip(recorded.model.named_parameters(), bare.model.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
@@ -106,6 +104,6 @@ def test_losses_and_weights_without_the_recorder_are_the_same_bits(make_run, mon
 
 def test_another_order_of_the_data_is_another_run(make_run):
     one, other = (make_run(name, accumulate=1, metrics=[]) for name in ("one", "other"))
-    pretrain_plain.train(one)
-    pretrain_plain.train(replace(other, data=other.data.flip(0)))
+    train_plain(one)
+    train_plain(replace(other, data=other.data.flip(0)))
     assert not np.array_equal(trajectory(one)[0]["snapshots"][-1], trajectory(other)[0]["snapshots"][-1])
