@@ -3,8 +3,9 @@
     python recipes/reproduce --english texts/ --out store/runs/reproduce
 
 `texts/` is a folder of English text (the page says which was used); without it the grid is of Python's standard
-library alone. The full grid takes some hours on two cores, `--quick` minutes. What is kept of each cell is a small JSON
-file; the page and its pictures are made from these alone:
+library alone. The full grid takes some hours on two cores, `--quick` minutes. `--pythia pythia-14m --tokenizer
+tokenizer.json` trains Pythia's shapes with Pythia's vocabulary instead; the larger ones are for a GPU, which is taken
+where there is one. What is kept of each cell is a small JSON file; the page and its pictures are made from these alone:
 
     python recipes/reproduce --page docs/evidence
 
@@ -27,7 +28,7 @@ sys.path.insert(0, str(Path(__file__).parent))  # as a folder that python runs, 
 
 import torch
 from commands import trainhooks
-from grid import CODE, MAIN, Cell, full, quick
+from grid import CODE, MAIN, PYTHIA, Cell, full, pythia, quick
 from measure import MAX_RECORDS, measure, rounded
 from models import real_models
 from train import train
@@ -50,7 +51,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 def run(args: Namespace) -> None:
     """Train and measure what is missing."""
     torch.set_num_threads(args.threads)
-    cells = quick(english=bool(args.english)) if args.quick else full()
+    cells = quick(english=bool(args.english)) if args.quick else pythia(args.pythia) or full()
     if not args.english:
         cells = [cell for cell in cells if cell.text == "code" or args.quick]
     results = args.results or args.out / "results"
@@ -71,11 +72,16 @@ def parse(argv: Sequence[str] | None) -> Namespace:
     parser.add_argument("--out", type=Path, default=Path("store/runs/reproduce"), help="where the runs go")
     parser.add_argument("--results", type=Path, help="where the kept figures go (None: OUT/results, and no page)")
     parser.add_argument("--english", type=Path, nargs="+", help="English text files or folders")
+    parser.add_argument("--pythia", nargs="+", default=[], choices=sorted(PYTHIA), help="instead: shapes of Pythia")
+    parser.add_argument("--tokenizer", type=Path, help="the tokenizer.json of Pythia, which --pythia needs")
     parser.add_argument("--models", type=Path, help="a folder of models that were trained elsewhere")
     parser.add_argument("--quick", action="store_true", help="three tiny cells, in minutes")
     parser.add_argument("--threads", type=int, default=2, help="of torch")
     parser.add_argument("--page", type=Path, help="only write the page from these kept figures")
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    if args.pythia and not (args.english and args.tokenizer):
+        parser.error("--pythia trains on English with Pythia's own vocabulary: give --english and --tokenizer too")
+    return args
 
 
 def texts_of(cell: Cell, args: Namespace) -> list[Path]:
@@ -91,7 +97,7 @@ def train_cell(cell: Cell, args: Namespace) -> None:
     if (folder / "trained.json").is_file():
         return
     began, cpu = time.monotonic(), time.process_time()
-    train(cell, folder, english=args.english)
+    train(cell, folder, english=args.english, tokenizer=args.tokenizer)
     spent = {"seconds": round(time.monotonic() - began, 1), "cpu_seconds": round(time.process_time() - cpu, 1)}
     write(folder / "trained.json", spent | {"finished": time.strftime("%Y-%m-%d")})
     print(f"{cell.name}: trained in {spent['seconds']} s", flush=True)

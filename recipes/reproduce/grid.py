@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 
@@ -22,6 +23,13 @@ SIZES = {
     "large": Size(256, 6, 4),
     "quick": Size(64, 2, 2, context=32, batch=8, steps=40),
 }
+PYTHIA = {  # Biderman et al. 2023, arXiv 2304.01373; the smallest as long as the main cell, the others for a GPU
+    "pythia-14m": Size(128, 6, 4),
+    "pythia-70m": Size(512, 6, 8, context=512, batch=32, steps=1000),
+    "pythia-160m": Size(768, 12, 12, context=512, batch=32, steps=1000),
+    "pythia-410m": Size(1024, 24, 16, context=512, batch=32, steps=1000),
+}
+SIZES |= PYTHIA
 MAIN_SEEDS, OTHER_SEEDS = 5, 3
 
 
@@ -68,6 +76,11 @@ def full() -> list[Cell]:
     """English and code with five seeds, then each factor changed alone with three: those that matter most first."""
     main = [cell for pair in zip(seeds(MAIN, MAIN_SEEDS), seeds(CODE, MAIN_SEEDS), strict=True) for cell in pair]
     return main + [cell for seed in range(OTHER_SEEDS) for cell in (replace(o, seed=seed) for o in OTHERS.values())]
+
+
+def pythia(sizes: Sequence[str]) -> list[Cell]:
+    """Shapes of Pythia, whose vocabulary has 50,304 rows, over three seeds."""
+    return [cell for size in sizes for cell in seeds(Cell("english", vocab=50304, size=size), OTHER_SEEDS)]
 
 
 def quick(*, english: bool) -> list[Cell]:

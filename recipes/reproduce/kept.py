@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from grid import CODE, MAIN, OTHERS
+from grid import CODE, MAIN, OTHERS, PYTHIA, pythia
 from scipy import stats
 
 Figures = Mapping[str, Any]
@@ -55,6 +55,7 @@ def title(family: str) -> str:
     """A family in words."""
     named = {MAIN.family: "English", CODE.family: "code"}
     named |= {cell.family: f"English, {what}" for what, cell in OTHERS.items()}
+    named |= {cell.family: f"English, shape and vocabulary of {cell.size}" for cell in pythia(list(PYTHIA))}
     return named.get(family, family)
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from grid import SIZES, Cell, Size
+from grid import PYTHIA, SIZES, Cell, Size
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -25,10 +25,14 @@ STREAM_SEED = 0  # of the order in which a shuffled corpus' ids stand
 PEAK, MUON_PEAK, WARMUP = 2e-3, 2e-2, 20
 
 
-def corpus_of(cell: Cell, *, english: Sequence[Path] | None) -> Corpus:
-    """The cell's text, tokenized; `shuffled` is the text's own ids in random order, so its counts are the same."""
+def corpus_of(cell: Cell, *, english: Sequence[Path] | None, tokenizer: Path | None = None) -> Corpus:
+    """The cell's text, tokenized; `shuffled` is the text's own ids in random order, so its counts are the same.
+
+    A cell of Pythia's shape takes `tokenizer`, the others one of the cell's size that is trained on the text.
+    """
     wanted = None if cell.text == "code" or english is None else list(english)
-    corpus = load_corpus(wanted, vocab_size=cell.vocab, progress=False)
+    given = tokenizer if cell.size in PYTHIA else None
+    corpus = load_corpus(wanted, vocab_size=cell.vocab, tokenizer=given, progress=False)
     if cell.text == "shuffled":
         ids = np.random.default_rng(STREAM_SEED).permutation(np.asarray(corpus.ids))
         corpus = dataclasses.replace(corpus, ids=ids)
@@ -67,13 +71,16 @@ def optimizers(model: nn.Module, name: str) -> list[torch.optim.Optimizer]:
     return [torch.optim.Muon(list(inside), lr=MUON_PEAK, weight_decay=0.01), torch.optim.AdamW(rest, **settings)]
 
 
-def train(cell: Cell, out: Path, *, english: Sequence[Path] | None) -> None:
-    """Train the cell into `out`: `run.zarr`, every record with its matrix, and `checkpoints/step{N}`."""
-    size = SIZES[cell.size]
-    corpus = corpus_of(cell, english=english)
+def train(cell: Cell, out: Path, *, english: Sequence[Path] | None, tokenizer: Path | None = None) -> None:
+    """Train the cell into `out`: `run.zarr`, every record with its matrix, and `checkpoints/step{N}`.
+
+    On the first GPU where there is one.
+    """
+    size, device = SIZES[cell.size], torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    corpus = corpus_of(cell, english=english, tokenizer=tokenizer)
     rows = corpus.counts.vocab_size
     data = windows(corpus, size.context + 1, seed=cell.seed, minimum=size.batch)
-    model = build(cell, rows=rows)
+    model = build(cell, rows=rows).to(device)
     out.mkdir(parents=True, exist_ok=True)
     corpus.counts.save(out / "counts.npz")
     suite = CheckpointSuite(out / "checkpoints", model, corpus.tokenizer, last=size.steps)
@@ -95,7 +102,7 @@ def train(cell: Cell, out: Path, *, english: Sequence[Path] | None) -> None:
     batches = _forever(DataLoader(data, batch_size=size.batch, drop_last=True))
     with recorder:
         for step in range(size.steps):
-            ids = next(batches)
+            ids = next(batches).to(device)
             recorder.begin_step(ids[:, 1:])
             loss = model(input_ids=ids, labels=ids).loss
             loss.backward()

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tokenizers
 import torch
 from torch.utils.data import DataLoader
 
@@ -33,6 +34,35 @@ def write(folder: Path, **texts: str) -> Path:
     for name, text in texts.items():
         (folder / f"{name}.txt").write_text(text, encoding="utf-8", newline="")
     return folder
+
+
+class TestTokenizerThatIsGiven:
+    def test_it_is_taken_as_it_is(self, library: Corpus, tmp_path: Path) -> None:
+        library.tokenizer.save(str(tmp_path / "tokenizer.json"))
+        folder = write(tmp_path / "texts", a="def of(it):", b="return it")
+        found = small(tmp_path, folder, tokenizer=tmp_path / "tokenizer.json")
+        assert found.token_texts == library.token_texts
+        assert found.counts.vocab_size == 512
+        text = found.tokenizer.decode(found.ids.tolist(), skip_special_tokens=False)
+        assert text == f"def of(it):{SEPARATOR}return it{SEPARATOR}"
+
+    def test_another_one_is_not_taken_from_the_cache(self, library: Corpus, tmp_path: Path) -> None:
+        library.tokenizer.save(str(tmp_path / "tokenizer.json"))
+        folder = write(tmp_path / "texts", a="some text, and some text, and more of some text")
+        trained, given = small(tmp_path, folder), small(tmp_path, folder, tokenizer=tmp_path / "tokenizer.json")
+        assert trained.tokenizer_hash != given.tokenizer_hash
+        assert small(tmp_path, folder).tokenizer_hash == trained.tokenizer_hash
+
+    def test_what_cannot_serve_is_refused(self, tmp_path: Path) -> None:
+        folder = write(tmp_path / "texts", a="text")
+        broken = tmp_path / "broken.json"
+        broken.write_text("{}", encoding="utf-8")
+        with pytest.raises(ValueError, match=r"broken.json cannot be read as a tokenizer"):
+            small(tmp_path, folder, tokenizer=broken)
+        plain = tmp_path / "plain.json"
+        tokenizers.Tokenizer(tokenizers.models.BPE()).save(str(plain))
+        with pytest.raises(ValueError, match=r"plain.json has no token <\|endoftext\|>"):
+            small(tmp_path, folder, tokenizer=plain)
 
 
 class TestStandardLibrary:

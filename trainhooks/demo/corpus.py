@@ -82,6 +82,7 @@ def load_corpus(
     paths: Sequence[str | os.PathLike[str]] | None = None,
     *,
     vocab_size: int = 8192,
+    tokenizer: str | os.PathLike[str] | None = None,
     max_bytes: int | None = None,
     cache_dir: str | os.PathLike[str] | None = None,
     progress: bool = True,
@@ -93,23 +94,27 @@ def load_corpus(
     U+FFFD. `max_bytes` stops after the document that reaches it.
 
     A byte-level BPE (Sennrich et al. 2016, arXiv 1508.07909; bytes as in Radford et al. 2019) of at most `vocab_size`
-    ids is trained on up to 64M characters spread evenly over the text; id 0 separates documents. Tokenizer, ids and
-    counts are kept under `cache_dir`, by default `$XDG_CACHE_HOME/trainhooks`, by a hash of the text, the
-    vocabulary's size and the version of `tokenizers`; what is damaged there is made again. `progress` shows bars.
+    ids is trained on up to 64M characters spread evenly over the text; id 0 separates documents. `tokenizer` is a
+    tokenizer.json to take in its place: it must have the token `<|endoftext|>`, which then separates documents.
+    Tokenizer, ids and counts are kept under `cache_dir`, by default `$XDG_CACHE_HOME/trainhooks`, by a hash of the
+    text, the vocabulary's size or the tokenizer given, and the version of `tokenizers`; what is damaged there is made
+    again. `progress` shows bars.
 
     Raises ValueError for a path that is missing, folders without text files, a file that is not text, text that is
-    empty, and a vocabulary below 257; ImportError where `tokenizers` is missing.
+    empty, a vocabulary below 257, and a file that is no such tokenizer; ImportError where `tokenizers` is missing.
     """
+    given = None if tokenizer is None else _given(Path(tokenizer))
     if vocab_size < _MIN_VOCAB:
         raise ValueError(f"vocab_size is {vocab_size}; a byte-level tokenizer needs {_MIN_VOCAB} ids or more.")
     tokenizers = _tokenizers()
     named = frozenset(map(Path, paths or ()))
     text = _scan(_find(paths), max_bytes, named=named)
-    key = hashlib.sha256(f"1 {text.hash} {vocab_size} {tokenizers.__version__}".encode()).hexdigest()[:32]
+    which = vocab_size if given is None else hashlib.sha256(given.to_str().encode()).hexdigest()
+    key = hashlib.sha256(f"1 {text.hash} {which} {tokenizers.__version__}".encode()).hexdigest()[:32]
     folder = (_default_cache() if cache_dir is None else Path(cache_dir)) / "corpora" / key
     corpus = _load(folder, text)
     if corpus is None:
-        _build(folder, text, vocab_size=vocab_size, show=progress)
+        _build(folder, text, vocab_size=vocab_size, given=given, show=progress)
         corpus = _load(folder, text)
         if corpus is None:
             raise OSError(f"{folder} cannot be read back after writing: is the disk full, or another program at it?")
@@ -259,8 +264,21 @@ def _load(folder: Path, text: _Text) -> Corpus | None:
     return Corpus(ids, counts, tokenizer, tokenizer_hash, text.hash, texts, len(text.files))
 
 
-def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool) -> None:
-    """Trains, encodes, counts, and puts the result at `folder` in one rename."""
+def _given(file: Path) -> Any:
+    """The tokenizer in `file`."""
+    try:
+        tokenizer = _tokenizers().Tokenizer.from_file(str(file))
+    except ImportError:
+        raise
+    except Exception as error:  # `tokenizers` raises plain Exception
+        raise ValueError(f"{file} cannot be read as a tokenizer: {error}. Give a model's tokenizer.json.") from error
+    if tokenizer.token_to_id(SEPARATOR) is None:
+        raise ValueError(f"{file} has no token {SEPARATOR}, which is to stand between documents: give another one.")
+    return tokenizer
+
+
+def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool, given: Any = None) -> None:
+    """Trains a tokenizer where none is `given`, encodes, counts, and puts the result at `folder` in one rename."""
     try:
         folder.parent.mkdir(parents=True, exist_ok=True)
         partial = Path(tempfile.mkdtemp(prefix=".partial-", dir=folder.parent))
@@ -270,7 +288,7 @@ def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool) -> None:
         ) from error
     try:
         with Progress(disable=not show) as bars:
-            tokenizer = _train(text, vocab_size, bars)
+            tokenizer = given or _train(text, vocab_size, bars)
             ids = _encode(text, tokenizer, bars)
             task = bars.add_task("counting tokens", total=None)
             serialized = tokenizer.to_str()
@@ -332,6 +350,8 @@ def _encode(text: _Text, tokenizer: Any, bars: Progress) -> Shaped[np.ndarray, "
     """The whole text as one stream of ids, the separator after each document."""
     dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
     separator = np.array([tokenizer.token_to_id(SEPARATOR)], dtype=dtype)
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # a separator spelt out in the text stays text
     task = bars.add_task("encoding", total=text.characters)
     found: list[np.ndarray] = []
