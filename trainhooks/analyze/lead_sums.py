@@ -10,6 +10,7 @@ from torch import Tensor
 
 from trainhooks.analyze.job import Job
 from trainhooks.core.variable import Variable
+from trainhooks.lead.change import farthest_element
 from trainhooks.lead.draws import Columns
 from trainhooks.lead.kept_sums import VALUES, lead_sizes
 from trainhooks.lead.lead_sums import LeadAccumulator
@@ -53,33 +54,28 @@ class LeadKeeper:
     def __init__(self, job: Job, *, first: Tensor, final: Tensor, cut: Tensor | None, cut_step: int) -> None:
         mask = lead_mask(job)
         self._reader: LeadAccumulator | None = None
-        self._rows, self._cut_step = mask, cut_step
+        self._ids = None if mask is None or mask.all() else np.flatnonzero(mask)
+        self._cut_step = cut_step
         if mask is None or job.counts is None:
             return
         y = frequency_target(job.counts, mask=torch.from_numpy(mask)).numpy()[mask]
-        begin, end = self._masked(first), self._masked(final)
-        middle = None if cut is None else self._masked(cut)
-        self._farthest = FARTHEST * max(float(bound) for one in (begin, end) for bound in (one.max(), -one.min()))
+        begin, end = first.numpy(), final.numpy()
+        middle = None if cut is None else cut.numpy()
+        self._farthest = FARTHEST * max(farthest_element(one, self._ids) for one in (begin, end))
         if not all(one is None or self._is_sound(one) for one in (begin, end, middle)):
             return
         try:
-            self._reader = LeadAccumulator(begin, end, middle, targets=y)
+            self._reader = LeadAccumulator(begin, end, middle, targets=y, ids=self._ids)
         except ValueError:  # constant targets, nothing moved: no lead, as the verdict will say
             return
 
-    def _masked(self, head: Tensor) -> np.ndarray:
-        """The target's rows; no copy where these are all."""
-        rows: np.ndarray = head.numpy()
-        return rows if self._rows is None or self._rows.all() else rows[self._rows]
-
-    def _is_sound(self, rows: np.ndarray) -> bool:
-        with np.errstate(invalid="ignore"):  # not of abs(): a copy of the matrix
-            return bool(max(rows.max(), -rows.min()) <= self._farthest < np.inf)
+    def _is_sound(self, head: np.ndarray) -> bool:
+        return farthest_element(head, self._ids) <= self._farthest < np.inf
 
     def values(self, step: int, head: Tensor) -> Mapping[str, Tensor]:
         """The variables' values, float64, of the head at `step`; nothing where there is no lead."""
-        if self._reader is None or not self._is_sound(rows := self._masked(head)):
+        if self._reader is None or not self._is_sound(matrix := head.numpy()):
             return {}
-        found = self._reader.measure(rows, within_cut=step <= self._cut_step)
+        found = self._reader.measure(matrix, within_cut=step <= self._cut_step)
         found |= {"correlation": np.asarray(self._reader.correlation), "cut_step": np.asarray(float(self._cut_step))}
         return {f"lead.{name}": torch.from_numpy(np.array(value)) for name, value in found.items()}

@@ -11,7 +11,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, Int, Shaped
+
+from trainhooks.lead.change import AS_IT_IS, Change, slices
 
 # below these shares of the change's square, float32 records no longer tell a part from rounding
 LEAST_PART = 1e-12
@@ -80,64 +82,153 @@ def centred_change(
     matrix: Float[np.ndarray, "row dim"], *, first: Float[np.ndarray, "row dim"]
 ) -> Float[np.ndarray, "row dim"]:
     """D: the matrix minus the first one, its mean row taken off (a shift of all rows moves no probability)."""
-    change: np.ndarray = matrix - first
-    change -= np.full(len(change), 1.0 / len(change), dtype=np.float32) @ change
-    return change
+    return Change(matrix, first=first).whole()
 
 
 class Decomposition:
     """Measures one record after another against the last.
 
-    `first` and `last` are the ends' matrices, `labellings` centred unit vectors. `weights` [row, draw] adds, for the
-    first labelling, one bootstrap sample of the rows a column. Products run in float32, sums over them in float64.
+    `first` and `last` are the ends' matrices, `labellings` centred unit vectors over their rows, or those of `ids`.
+    `weights` [row, draw] adds, for the first labelling, one bootstrap sample of the rows a column: how often each
+    comes up. Changes are taken times `scale`. Products run in float32, sums over them in float64; no matrix is copied.
     """
 
     def __init__(
         self,
-        first: Float[np.ndarray, "row dim"],
-        last: Float[np.ndarray, "row dim"],
+        first: Float[np.ndarray, "vocab dim"],
+        last: Float[np.ndarray, "vocab dim"],
         *,
         labellings: Float[np.ndarray, "row labelling"],
-        weights: Float[np.ndarray, "row draw"] | None = None,
+        weights: Shaped[np.ndarray, "row draw"] | None = None,
+        ids: Int[np.ndarray, "row"] | None = None,
+        scale: np.float32 = AS_IT_IS,
     ) -> None:
-        self.first = first
-        self.final_change = centred_change(last, first=first)
-        self.weights = np.empty((len(first), 0)) if weights is None else weights
-        self._count = labellings.shape[1]
-        columns = [labellings.astype(np.float32), *_resampled_columns(labellings[:, 0], self.weights)]
-        self._columns = np.concatenate(columns, axis=1)
-        self._final_products = self._products(self.final_change)
+        self._first, self._ids, self._scale = first, ids, scale
+        self._labellings = np.ascontiguousarray(labellings, dtype=np.float32)
+        self._samples = None if weights is None else Samples.of(labellings[:, 0], weights)
+        self._final = self.change_to(last)
+        found = walked(self._final, [self])[0]
+        self._final_products = found.products()
 
-    def _products(self, change: np.ndarray) -> np.ndarray:
-        products: np.ndarray = (change.T @ self._columns).astype(np.float64)
-        return products
+    def change_to(self, matrix: Float[np.ndarray, "vocab dim"]) -> Change:
+        """D of a record."""
+        return Change(matrix, first=self._first, ids=self._ids, scale=self._scale)
 
-    def measure(self, matrix: Float[np.ndarray, "row dim"]) -> dict[str, np.ndarray]:
+    def measure(self, matrix: Float[np.ndarray, "vocab dim"]) -> dict[str, np.ndarray]:
         """The record's row of each array of `Products`."""
-        change = centred_change(matrix, first=self.first)
-        products = self._products(change)
-        inner = np.einsum("dk,dk->k", products, self._final_products)
-        square = np.einsum("dk,dk->k", products[:, : self._count], products[:, : self._count])
-        rows = np.einsum("vd,vd->v", change, self.final_change).astype(np.float64)
-        part, mean = np.split(inner[self._count :], 2)
-        change -= self.final_change
+        return self.figures(walked(self.change_to(matrix), [self])[0])
+
+    def figures(self, found: Walk) -> dict[str, np.ndarray]:
+        """`measure`, of what a walk over the record's change has found."""
+        products, rows, count = found.products(), found.rows, self._labellings.shape[1]
+        inner = np.einsum("kd,kd->k", products, self._final_products)
+        part, mean = np.split(inner[count:], 2)
         return {
-            "inner": inner[: self._count],
-            "square": square,
+            "inner": inner[:count],
+            "square": np.einsum("kd,kd->k", products[:count], products[:count]),
             "total": rows.sum(),
-            "apart": np.einsum("vd,vd->v", change, change).sum(dtype=np.float64),
+            "apart": found.apart,
             "resampled_inner": part,
-            "resampled_total": rows @ self.weights - mean,
+            "resampled_total": (np.empty(0) if self._samples is None else self._samples.sums(rows)) - mean,
         }
 
+    def begin(self) -> Walk:
+        """A walk over a change that has not seen a row."""
+        return Walk(self._final, self._labellings, self._samples)
 
-def _resampled_columns(labelling: np.ndarray, weights: np.ndarray) -> list[np.ndarray]:
-    """For each sample, the weighted unit labelling and the weighted mean, both as columns to multiply D with."""
-    rows = len(labelling)
-    centred = labelling[:, None] - labelling @ weights / rows
-    norms = np.sqrt(np.einsum("vk,vk,vk->k", weights, centred, centred))
-    part = np.divide(weights * centred, norms, out=np.zeros_like(centred), where=norms > 0.0)
-    return [part.astype(np.float32), (weights / np.sqrt(rows)).astype(np.float32)]
+
+class Walk:
+    """What is summed over the rows of one D(t): D(t)'y of every column, <D(t), D(T)> by row, |D(t) - D(T)|^2."""
+
+    def __init__(self, final: Change, labellings: np.ndarray, samples: Samples | None) -> None:
+        dims = final.shape[1]
+        self._final, self._labellings, self._samples = final.blocks(), labellings, samples
+        self._sums = np.zeros((labellings.shape[1], dims), dtype=np.float32)
+        self._sampled = np.zeros((0 if samples is None else samples.columns, dims), dtype=np.float32)
+        self._buffer = np.empty_like(max(self._sums, self._sampled, key=len))
+        self.rows, self.apart = np.empty(len(final)), np.zeros(())
+
+    def add(self, where: slice, block: Float[np.ndarray, "block dim"]) -> None:
+        """Add the next block of rows of D(t)."""
+        self._add_product(self._sums, self._labellings[where], block)
+        if self._samples is not None:
+            self._add_product(self._sampled, self._samples.block(where), block)
+        _, end = next(self._final)
+        self.rows[where] = np.einsum("vd,vd->v", block, end)
+        np.subtract(block, end, out=end)
+        self.apart += np.einsum("vd,vd->v", end, end).sum(dtype=np.float64)
+
+    def _add_product(self, sums: np.ndarray, columns: np.ndarray, block: np.ndarray) -> None:
+        sums += np.matmul(columns.T, block, out=self._buffer[: len(sums)])
+
+    def products(self) -> Float[np.ndarray, "column dim"]:
+        """Those of the labellings, then those of the samples' two columns, float64."""
+        found = [self._sums.astype(np.float64)]
+        if self._samples is not None:
+            found += self._samples.products(self._sampled.astype(np.float64))
+        return np.concatenate(found)
+
+
+def walked(change: Change, parts: Sequence[Decomposition]) -> list[Walk]:
+    """One pass over a change for several ends at once: they must have the same rows, first record and scale."""
+    walks = [part.begin() for part in parts]
+    for where, block in change.blocks():
+        for walk in walks:
+            walk.add(where, block)
+    return walks
+
+
+@dataclass(frozen=True)
+class Samples:
+    """Bootstrap samples of the rows, for one labelling y: `weights` say how often each comes up in each.
+
+    With m and s the mean and norm of y in a sample of n rows, its labelling is w (y - m) / s and its mean w / sqrt n:
+    both come from products with w y and w, so that a sample costs two columns and a byte a row.
+    """
+
+    labelling: Float[np.ndarray, "row"]
+    weights: Shaped[np.ndarray, "row draw"]
+    means: Float[np.ndarray, "draw"]
+    norms: Float[np.ndarray, "draw"]
+
+    @classmethod
+    def of(cls, labelling: Float[np.ndarray, "row"], weights: Shaped[np.ndarray, "row draw"]) -> Samples:
+        """The samples that these weights draw."""
+        rows, y = len(labelling), np.asarray(labelling, dtype=np.float64)
+        means = weighted_sums(y, weights) / rows
+        squares = sum(
+            (np.einsum("vk,vk->k", weights[b], np.square(y[b, None] - means)) for b in slices(rows)),
+            np.zeros(len(means)),
+        )
+        return cls(y.astype(np.float32), weights, means, np.sqrt(squares))
+
+    @property
+    def columns(self) -> int:
+        """How many columns `block` has."""
+        return 2 * len(self.means)
+
+    def block(self, where: slice) -> Float[np.ndarray, "block column"]:
+        """w y and w of a block of rows, side by side."""
+        weights = self.weights[where].astype(np.float32)
+        return np.concatenate([weights * self.labelling[where, None], weights], axis=1)
+
+    def products(self, found: Float[np.ndarray, "column dim"]) -> list[np.ndarray]:
+        """D'w (y - m) / s and D'w / sqrt n of each sample, from the products with `block`; 0 where y is constant."""
+        along, plain = np.split(found, 2)
+        along = along - self.means[:, None] * plain
+        norms = self.norms[:, None]
+        part = np.divide(along, norms, out=np.zeros_like(along), where=norms > 0.0)
+        return [part, plain / np.sqrt(len(self.labelling))]
+
+    def sums(self, rows: Float[np.ndarray, "row"]) -> Float[np.ndarray, "draw"]:
+        """A sum over rows, in each sample."""
+        return weighted_sums(rows, self.weights)
+
+
+def weighted_sums(rows: Float[np.ndarray, "row"], weights: Shaped[np.ndarray, "row draw"]) -> Float[np.ndarray, "draw"]:
+    """The sum of `rows` in each sample, float64, without a float64 copy of the weights."""
+    zero = np.zeros(weights.shape[1])
+    return sum((rows[where] @ weights[where].astype(np.float64) for where in slices(len(rows))), zero)
 
 
 def _split(inner: np.ndarray, total: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

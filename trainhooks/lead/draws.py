@@ -10,11 +10,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
+from numpy.random import Generator
 from scipy.stats import rankdata
 
+from trainhooks.lead.change import Rows
 from trainhooks.lead.labellings import (
     Coordinates,
     SingularBasis,
@@ -31,6 +34,7 @@ NULLS = tuple(TWINS)
 """The nulls whose largest p counts."""
 PERMUTATIONS = "permutations"
 DRAWS, BIN_DRAWS = 99, 19
+SIGNS = np.array([-1.0, 1.0])
 
 
 @dataclass(frozen=True)
@@ -92,29 +96,36 @@ def bin_counts(rows: int) -> list[int]:
 def twins_of(
     labelling: Float[np.ndarray, "row"],
     *,
-    change: Float[np.ndarray, "row dim"],
+    change: Rows,
     basis: SingularBasis,
     draws: int,
-    rng: np.random.Generator,
+    rng: Generator,
 ) -> Float[np.ndarray, "row column"]:
     """A labelling and the draws of each null, in the order of `Twins`; float32.
 
-    `change` is the whole centred change, `basis` its singular basis. Each draw has the labelling's norm, leading
-    coefficient and size outside the column space.
+    `change` is the whole centred change [row, dim], `basis` its singular basis. Each draw has the labelling's norm,
+    leading coefficient and size outside the column space.
     """
+    columns = np.empty((len(labelling), Twins.from_column(0, draws=draws).stop), dtype=np.float32)
+    _fill_twins(columns, labelling, change=change, basis=basis, draws=draws, rng=rng)
+    return columns
+
+
+def _fill_twins(
+    columns: np.ndarray, labelling: np.ndarray, *, change: Rows, basis: SingularBasis, draws: int, rng: Generator
+) -> None:
     at = Coordinates.of(labelling, change=change, basis=basis)
-    parts = [labelling[:, None].astype(np.float32)]
-    for draw in TWINS.values():
-        within = basis.combine(change, draw(at.coefficients, draws=draws, rng=rng))
-        signs = rng.choice(np.array([-1.0, 1.0]), size=draws)
-        parts.append((within + at.outside[:, None] * signs).astype(np.float32))
-    return np.concatenate(parts, axis=1)
+    drawn = [(draw(at.coefficients, draws=draws, rng=rng), rng.choice(SIGNS, size=draws)) for draw in TWINS.values()]
+    coefficients, signs = (np.concatenate(part, axis=-1) for part in zip(*drawn, strict=True))
+    columns[:, 0] = labelling
+    for where, within in basis.combined_blocks(change, coefficients):
+        columns[where, 1:] = within + at.outside[where, None] * signs
 
 
 def draw_labellings(
     targets: Float[np.ndarray, "row"],
     *,
-    change: Float[np.ndarray, "row dim"],
+    change: Rows,
     basis: SingularBasis,
     draws: int,
     seed: int,
@@ -122,11 +133,12 @@ def draw_labellings(
     """All columns, in the order of `Columns.of`; float32. The same seed gives the same draws."""
     rng = np.random.default_rng(seed)
     labelling, ranks = unit_labelling(targets), unit_labelling(rankdata(targets))
-    parts = [
-        twins_of(labelling, change=change, basis=basis, draws=draws, rng=rng),
-        permuted_labellings(labelling, draws=draws, rng=rng).astype(np.float32),
-    ]
-    for count in bin_counts(len(labelling)):
-        parts.append(permuted_labellings(labelling, draws=BIN_DRAWS, rng=rng, bins=count).astype(np.float32))
-    parts.append(twins_of(ranks, change=change, basis=basis, draws=draws, rng=rng))
-    return np.concatenate(parts, axis=1)
+    at = Columns.of(len(labelling), draws=draws)
+    drawn = np.empty((len(labelling), at.ranks.stop), dtype=np.float32)
+    settings: dict[str, Any] = {"change": change, "basis": basis, "draws": draws, "rng": rng}
+    _fill_twins(drawn[:, : at.targets.stop], labelling, **settings)
+    drawn[:, at.permutations] = permuted_labellings(labelling, draws=draws, rng=rng)
+    for count, span in at.bins.items():
+        drawn[:, span] = permuted_labellings(labelling, draws=BIN_DRAWS, rng=rng, bins=count)
+    _fill_twins(drawn[:, at.ranks.column :], ranks, **settings)
+    return drawn

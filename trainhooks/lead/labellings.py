@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float
+from jaxtyping import Float, UInt8
 
-BLOCK = 8192
+from trainhooks.lead.change import Blocks, Rows, blocks_of
 
 
 def unit_labelling(targets: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
@@ -39,38 +39,37 @@ class SingularBasis:
     right: Float[np.ndarray, "dim rank"]
     values: Float[np.ndarray, "rank"]
 
-    def coefficients(
-        self, change: Float[np.ndarray, "row dim"], labelling: Float[np.ndarray, "row"]
-    ) -> Float[np.ndarray, "rank"]:
+    def coefficients(self, change: Rows, labelling: Float[np.ndarray, "row"]) -> Float[np.ndarray, "rank"]:
         """The labelling's products with D's left singular vectors."""
         within = np.zeros(change.shape[1])
-        for start in range(0, len(change), BLOCK):  # a copy of the whole in float64 would be two more matrices
-            within += labelling[start : start + BLOCK] @ change[start : start + BLOCK].astype(np.float64)
+        for where, block in blocks_of(change):
+            within += labelling[where] @ block.astype(np.float64)
         products: np.ndarray = (self.right.T @ within) / self.values
         return products
 
-    def combine(
-        self, change: Float[np.ndarray, "row dim"], coefficients: Float[np.ndarray, "rank draw"]
-    ) -> Float[np.ndarray, "row draw"]:
+    def combine(self, change: Rows, coefficients: Float[np.ndarray, "rank draw"]) -> Float[np.ndarray, "row draw"]:
         """Left singular vectors times `coefficients`, made from D without keeping the left vectors."""
-        directions = self.right @ (coefficients / self.values[:, None])
-        labellings = np.empty((len(change), directions.shape[1]))
-        for start in range(0, len(change), BLOCK):
-            np.matmul(
-                change[start : start + BLOCK].astype(np.float64), directions, out=labellings[start : start + BLOCK]
-            )
+        labellings = np.empty((len(change), coefficients.shape[1]))
+        for where, part in self.combined_blocks(change, coefficients):
+            labellings[where] = part
         return labellings
 
+    def combined_blocks(self, change: Rows, coefficients: Float[np.ndarray, "rank draw"]) -> Blocks:
+        """`combine` a block of rows at a time, float64."""
+        directions = self.right @ (coefficients / self.values[:, None])
+        for where, block in blocks_of(change):
+            yield where, block.astype(np.float64) @ directions
 
-def singular_basis(change: Float[np.ndarray, "row dim"]) -> SingularBasis:
-    """The singular basis of a centred change, from its Gram matrix in float64.
+
+def singular_basis(change: Rows) -> SingularBasis:
+    """The singular basis of a centred change [row, dim], from its Gram matrix in float64.
 
     Values below 1e-6 of the largest count as zero. Raises ValueError where the change is zero.
     """
     gram = np.zeros((change.shape[1], change.shape[1]))
-    for start in range(0, len(change), BLOCK):
-        block = change[start : start + BLOCK].astype(np.float64)
-        gram += block.T @ block
+    for _, block in blocks_of(change):
+        wide = block.astype(np.float64)
+        gram += wide.T @ wide
     squares, vectors = np.linalg.eigh(gram)
     values = np.sqrt(np.clip(squares[::-1], 0.0, None))
     if not values[0] > 0.0:
@@ -90,9 +89,7 @@ class Coordinates:
     outside: Float[np.ndarray, "row"]
 
     @classmethod
-    def of(
-        cls, labelling: Float[np.ndarray, "row"], *, change: Float[np.ndarray, "row dim"], basis: SingularBasis
-    ) -> Coordinates:
+    def of(cls, labelling: Float[np.ndarray, "row"], *, change: Rows, basis: SingularBasis) -> Coordinates:
         """Of a labelling over the rows of `change`, whose basis is given."""
         coefficients = basis.coefficients(change, labelling)
         return cls(coefficients, labelling - basis.combine(change, coefficients[:, None])[:, 0])
@@ -146,15 +143,17 @@ def permuted_labellings(
 
     Within bins it is no null: byte-pair ids follow merges, so frequency survives at the scale of a bin.
     """
-    bin_of_row = np.arange(len(labelling)) * bins // len(labelling)
-    order = np.argsort(rng.random((len(labelling), draws)) + bin_of_row[:, None], axis=0)
-    return labelling[order]
+    keys = rng.random((len(labelling), draws))
+    keys += (np.arange(len(labelling)) * bins // len(labelling))[:, None]
+    drawn = np.empty(keys.shape, dtype=labelling.dtype)
+    for draw in range(draws):  # the order of all draws at once would be one more table
+        drawn[:, draw] = labelling[np.argsort(keys[:, draw])]
+    return drawn
 
 
-def resampling_weights(rows: int, *, draws: int, rng: np.random.Generator) -> Float[np.ndarray, "row draw"]:
+def resampling_weights(rows: int, *, draws: int, rng: np.random.Generator) -> UInt8[np.ndarray, "row draw"]:
     """How often each row comes up when `rows` rows are drawn with replacement (the bootstrap of tokens)."""
-    picks = rng.integers(rows, size=(draws, rows))
-    counts = np.zeros((rows, draws))
-    for draw, pick in enumerate(picks):
-        counts[:, draw] = np.bincount(pick, minlength=rows)
+    counts = np.zeros((rows, draws), dtype=np.uint8)  # the chance that a row comes up 256 times is below 1 / 256!
+    for draw in range(draws):
+        counts[:, draw] = np.bincount(rng.integers(rows, size=rows), minlength=rows)
     return counts

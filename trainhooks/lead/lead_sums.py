@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float, Int
 
-from trainhooks.lead.decomposition import Decomposition, Products, centred_change
+from trainhooks.lead.change import Change
+from trainhooks.lead.decomposition import Decomposition, Products, walked
 from trainhooks.lead.draws import DRAWS, Columns, draw_labellings, twins_of
 from trainhooks.lead.labellings import resampling_weights, singular_basis, unit_labelling
 from trainhooks.lead.trajectory import unit_scale
@@ -49,55 +51,55 @@ def cut_index(steps: Sequence[int] | Int[np.ndarray, "record"]) -> int | None:
 class LeadAccumulator:
     """Measures records, one after another, against the run's ends.
 
-    `first`, `last` and `cut` (the last record within 3/4 of the run, None without one) are the masked rows of the
-    output embedding, float32; `targets` are those rows' (-log frequency). Kept: the ends, some 900 labellings of the
-    rows, `resamples` bootstrap samples of them. The same settings and matrices give the same numbers.
+    `first`, `last` and `cut` (the last record within 3/4 of the run, None without one) are output embeddings, float32,
+    and `ids` the rows of them that count (None: all); `targets` are those rows' (-log frequency). Kept: references to
+    the ends, some 900 labellings of the rows, `resamples` bootstrap samples of them. The same settings and matrices
+    give the same numbers.
 
     Raises ValueError for constant targets, and where nothing moved between the ends.
     """
 
     def __init__(
         self,
-        first: Float[np.ndarray, "row dim"],
-        last: Float[np.ndarray, "row dim"],
-        cut: Float[np.ndarray, "row dim"] | None,
+        first: Float[np.ndarray, "vocab dim"],
+        last: Float[np.ndarray, "vocab dim"],
+        cut: Float[np.ndarray, "vocab dim"] | None,
         *,
         targets: Float[np.ndarray, "row"],
+        ids: Int[np.ndarray, "row"] | None = None,
         draws: int = DRAWS,
         seed: int = 0,
         resamples: int = RESAMPLES,
     ) -> None:
         labelling = unit_labelling(targets)
-        self._scale = unit_scale(first, last)
-        first, last = first * self._scale, last * self._scale
-        change = centred_change(last, first=first)
+        ends: dict[str, Any] = {"first": first, "ids": ids, "scale": unit_scale(first, last, ids=ids)}
+        change = Change(last, **ends)
         basis = singular_basis(change)
         weights = resampling_weights(len(targets), draws=resamples, rng=np.random.default_rng([seed, 1]))
         columns = draw_labellings(targets, change=change, basis=basis, draws=draws, seed=seed)
         self.columns, self.dims = Columns.of(len(targets), draws=draws), first.shape[1]
         self.correlation = abs(float(basis.coefficients(change, labelling)[0]))
-        self._whole = Decomposition(first, last, labellings=columns, weights=weights)
-        del last, change, columns  # each as large as the matrix: the cut run's come next
-        self._until_cut = None if cut is None else self._cut(first, cut, labelling, draws=draws, seed=seed)
+        self._whole = Decomposition(last=last, labellings=columns, weights=weights, **ends)
+        self._until_cut = None if cut is None else _until_cut(cut, labelling, draws=draws, seed=seed, **ends)
 
-    def _cut(
-        self, first: np.ndarray, cut: np.ndarray, labelling: np.ndarray, *, draws: int, seed: int
-    ) -> Decomposition | None:
-        change = centred_change(cut * self._scale, first=first)
-        if not change.any():
-            return None
-        rng = np.random.default_rng([seed, 2])
-        twins = twins_of(labelling, change=change, basis=singular_basis(change), draws=draws, rng=rng)
-        return Decomposition(first, cut * self._scale, labellings=twins)
-
-    def measure(self, matrix: Float[np.ndarray, "row dim"], *, within_cut: bool) -> dict[str, np.ndarray]:
+    def measure(self, matrix: Float[np.ndarray, "vocab dim"], *, within_cut: bool) -> dict[str, np.ndarray]:
         """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too."""
-        scaled = matrix * self._scale
-        values = self._whole.measure(scaled)
-        if within_cut and self._until_cut is not None:
-            cut = self._until_cut.measure(scaled)
-            values |= {CUT + name: cut[name] for name in CUT_PARTS}
-        return values
+        until_cut = self._until_cut if within_cut else None
+        parts = [self._whole] if until_cut is None else [self._whole, until_cut]
+        whole, *cut = [
+            part.figures(walk) for part, walk in zip(parts, walked(self._whole.change_to(matrix), parts), strict=True)
+        ]
+        return whole | {CUT + name: one[name] for one in cut for name in CUT_PARTS}
+
+
+def _until_cut(cut: np.ndarray, labelling: np.ndarray, *, draws: int, seed: int, **ends: Any) -> Decomposition | None:
+    """The run up to the cut, with twins of its own; None where nothing has moved by then."""
+    change = Change(cut, **ends)
+    if not any(block.any() for _, block in change.blocks()):
+        return None
+    rng = np.random.default_rng([seed, 2])
+    twins = twins_of(labelling, change=change, basis=singular_basis(change), draws=draws, rng=rng)
+    return Decomposition(last=cut, labellings=twins, **ends)
 
 
 def gathered(

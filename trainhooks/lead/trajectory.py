@@ -8,6 +8,8 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from trainhooks.lead.change import Change, farthest_element
+
 FARTHEST = 1e6
 """A record with elements that many times those of both ends is broken, and alone would decide every onset."""
 
@@ -139,21 +141,26 @@ def matrices(
         yield matrix
 
 
-def unit_scale(first: Float[np.ndarray, "row dim"], last: Float[np.ndarray, "row dim"]) -> np.float32:
+def unit_scale(
+    first: Float[np.ndarray, "vocab dim"],
+    last: Float[np.ndarray, "vocab dim"],
+    *,
+    ids: Int[np.ndarray, "row"] | None = None,
+) -> np.float32:
     """The power of two that brings the largest element of `last` - `first` near 1: squares stay within float32.
 
-    A product with it is exact, and no progress, lead or p depends on it. 1 where nothing moved.
+    Over the rows of `ids` (None: all). A product with it is exact, and no progress, lead or p depends on it. 1 where
+    nothing moved.
 
     Raises ValueError where all rows moved alike, up to rounding: what moves probabilities is their difference.
     """
     with np.errstate(over="ignore", invalid="ignore"):
-        change = last - first
-        largest = float(np.abs(change).max())
-        change -= change.mean(axis=0, dtype=np.float64).astype(np.float32)
+        change = Change(last, first=first, ids=ids)
+        largest, centred = (max(float(np.abs(b).max()) for _, b in of) for of in (change.moved(), change.blocks()))
     if largest == 0.0:
         return np.float32(1.0)
-    rounding = np.finfo(np.float32).eps * max(float(np.abs(first).max()), float(np.abs(last).max()))
-    if float(np.abs(change).max()) <= rounding:
+    rounding = np.finfo(np.float32).eps * max(farthest_element(first, ids), farthest_element(last, ids))
+    if centred <= rounding:
         raise ValueError(
             "the first and the last record are the same up to one shift of all rows and rounding, so nothing moved; "
             "check that they come from different checkpoints."
