@@ -1,8 +1,10 @@
 """How often a hub is asked, and for how many bytes, counted at a server on loopback: checkpoints of 30 shards."""
 
 import json
+import pickle
 import re
 from collections import Counter, defaultdict
+from concurrent.futures import Executor, Future
 
 import huggingface_hub
 import huggingface_hub.constants
@@ -83,8 +85,8 @@ def hub(monkeypatch, tmp_path):
     huggingface_hub.close_session()
 
 
-def fill(hub, config, without=()):
-    for step in STEPS:
+def fill(hub, config, without=(), steps=STEPS):
+    for step in steps:
         kept = {name: data for name, data in files(step, config).items() if name not in without}
         hub.add(REPO, f"step{step}", kept)
 
@@ -133,6 +135,29 @@ def test_an_analysis_with_its_audit(hub, tmp_path):
     assert kinds["tree"] == len(STEPS), "the audit's listing serves the analysis"
     assert kinds["head"] == 2 * len(STEPS)
     assert kinds.total() <= 8 * len(STEPS)
+
+
+class OtherProcesses(Executor):
+    """Does at once what a worker process would, with a job that has travelled as it does there."""
+
+    def submit(self, call, /, *given):
+        done = Future()
+        done.set_result(call(*pickle.loads(pickle.dumps(given))))
+        return done
+
+
+@pytest.mark.parametrize("steps", [(0,), (0, 10, 20)], ids=["1 revision", "3 revisions"])
+@pytest.mark.parametrize("workers", [1, 2])
+def test_workers_ask_for_no_more_than_one_process(hub, tmp_path, steps, workers):
+    fill(hub, CONFIGS["a class that is known"], steps=steps)
+    pool = {} if workers == 1 else {"executor": OtherProcesses()}
+    report = analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=workers, **pool)
+    assert report.steps == steps
+    kinds = asked(hub)
+    for_all = {"refs": 1, "config.json": 1, "model.safetensors.index.json": 1}
+    of_each = {"tree": 1, "head": 2, "other shard": 1}  # whose norm lies right behind its header
+    assert kinds == for_all | {kind: count * len(steps) for kind, count in of_each.items()}
+    assert kinds.total() <= 8 * len(steps)
 
 
 def test_all_parameters_are_all_read(hub, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 from trainhooks.lead.change import BLOCK, Change, blocks_of, farthest_element
 from trainhooks.lead.lead_sums import LeadAccumulator
 
-ROWS, DIMS = BLOCK + 300, 5
+ROWS, DIMS = BLOCK + 600, 5
 
 
 def ends(seed=0):
@@ -27,7 +27,7 @@ def test_blocks_make_up_the_centred_change(ids, scale):
     expected -= expected.mean(axis=0)
     np.testing.assert_allclose(change.whole(), expected, atol=1e-5 * scale)
     covered = [where for where, _ in change.blocks()]
-    assert [where.stop for where in covered] == [BLOCK, len(expected)]
+    assert [where.stop for where in covered] == sorted({min(BLOCK, len(expected)), len(expected)})
     assert len(change) == len(expected)
 
 
@@ -36,7 +36,7 @@ def test_neither_matrix_is_written_to():
     for one in (first, last):
         one.flags.writeable = False
     for _, block in Change(last, first=first).blocks():
-        block += 1.0
+        block.fill(1.0)
     array = np.arange(12, dtype=np.float32).reshape(6, 2)
     np.testing.assert_array_equal(np.concatenate([block for _, block in blocks_of(array)]), array)
 

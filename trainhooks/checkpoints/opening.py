@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,7 @@ from trainhooks.checkpoints.kept_begin import KeptBegin
 from trainhooks.checkpoints.places import hub_place, is_remote
 from trainhooks.checkpoints.sources.byte_source import LocalFile, read_json
 from trainhooks.checkpoints.sources.http_files import HttpFile
-from trainhooks.checkpoints.sources.hub import HubFile, list_hub_folder
+from trainhooks.checkpoints.sources.hub import HubFile, HubFolder, list_hub_folder
 from trainhooks.checkpoints.sources.local_folder import LocalFolder
 from trainhooks.checkpoints.sources.object_files import ObjectFile
 from trainhooks.checkpoints.sources.remote import open_remote_folder
@@ -110,6 +110,7 @@ def open_checkpoint(
     commit: str | None = None,
     cache: TensorCache | None = None,
     transposed: str | None = None,
+    listings: MutableMapping[str, HubFolder] | None = None,
 ) -> Checkpoint:
     """A checkpoint's tensors, from headers alone: no weight is read.
 
@@ -119,7 +120,8 @@ def open_checkpoint(
     resuming needs is left out, and one that has no weights itself is looked into at most two folders down. `transposed`
     is the key of a matrix that is stored [dim, vocab]; heads whose names say so are seen as [vocab, dim] without it.
     `cache` keeps what was fetched from a hub (default: `TensorCache.default()`), `commit` is what the revision stands
-    for, where that is known. Of the files of an index those at a hub are opened when one of their tensors is asked for;
+    for, where that is known; `listings` are those of a hub's places, taken where they are there and kept where they are
+    not. Of the files of an index those at a hub are opened when one of their tensors is asked for;
     one that is not there leaves its tensors absent. Raises CheckpointError; ImportError where a hub is named and
     huggingface_hub is absent, or a format's own package.
     """
@@ -135,9 +137,14 @@ def open_checkpoint(
         folder, held = open_remote_folder(where), cache
     else:
         held = cache or TensorCache.default()
-        folder = list_hub_folder(hub.repo, revision=revision or hub.revision or None, commit=commit, under=where)
+        place_at = str(replace(hub, revision=revision or hub.revision, folder=where))
+        folder = None if listings is None else listings.get(place_at)
+        if folder is None:
+            folder = list_hub_folder(hub.repo, revision=revision or hub.revision or None, commit=commit, under=where)
         if isinstance(folder, Path):
             return _turned(_open_local(folder / file), transposed)
+        if listings is not None:
+            listings[place_at] = folder
         folder = replace(folder, opened_as=lambda file: KeptBegin(file, held))
     config, contents, weights = _contents_of_file(folder, file) if file else _contents(folder)
     found = FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)

@@ -21,7 +21,7 @@ from trainhooks.checkpoints.patterns import HINT, check_units, compiled, matched
 from trainhooks.checkpoints.places import HubPlace, hub_place, is_remote, names_in
 from trainhooks.checkpoints.series import ALL, Choice, Series, one_series
 from trainhooks.checkpoints.sources.http_files import http_text
-from trainhooks.checkpoints.sources.hub import list_hub_revisions
+from trainhooks.checkpoints.sources.hub import HubFolder, list_hub_revisions
 from trainhooks.checkpoints.sources.hub_listing import list_hub_commits, list_hub_entries, list_hub_repositories
 from trainhooks.checkpoints.sources.remote import list_remote
 from trainhooks.checkpoints.steps import parse_steps
@@ -48,7 +48,8 @@ class Suite:
     (None: all that there are). `axis` says what the steps are: updates, tokens seen, or chunks of data. `unread` are
     names that are in no step, `notes` what was done to make one series, in words. `transposed` is the key of a matrix
     that the checkpoints store as [dim, vocab]. `commits` are those that a hub listed
-    with its revisions, by location. What was opened of a hub stays open (headers only): a revision is listed once.
+    with its revisions, by location. What was opened of a hub stays open (headers only): a revision is listed once, and
+    its listing goes with the suite to another process.
     """
 
     name: str
@@ -61,6 +62,7 @@ class Suite:
     transposed: str | None = None
     commits: Mapping[str, str] = field(default_factory=dict, compare=False, repr=False)
     _opened: dict[str, Checkpoint] = field(default_factory=dict, compare=False, repr=False)
+    _listings: dict[str, HubFolder] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def steps(self) -> tuple[int, ...]:
@@ -89,7 +91,9 @@ class Suite:
             return open_checkpoint(location, transposed=self.transposed)
         if location not in self._opened:
             commit = self.commits.get(location)
-            self._opened[location] = open_checkpoint(location, commit=commit, transposed=self.transposed)
+            self._opened[location] = open_checkpoint(
+                location, commit=commit, transposed=self.transposed, listings=self._listings
+            )
         return self._opened[location]
 
     def __getstate__(self) -> dict[str, Any]:

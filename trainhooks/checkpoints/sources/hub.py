@@ -161,6 +161,10 @@ class _Progress:
         self.filled += len(chunk)
 
 
+def _as_it_is(file: HubFile) -> ByteSource:
+    return file
+
+
 @dataclass(frozen=True)
 class HubFolder:
     """The files of a repository's revision, by name, at the commit the revision had when it was listed: of its root,
@@ -177,7 +181,7 @@ class HubFolder:
     folders: tuple[str, ...] = ()
     path: str = ""
     further: Mapping[str, HubFile] | None = None
-    opened_as: Callable[[HubFile], ByteSource] = field(default=lambda file: file, compare=False)
+    opened_as: Callable[[HubFile], ByteSource] = field(default=_as_it_is, compare=False)
 
     @property
     def name(self) -> str:
