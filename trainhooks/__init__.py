@@ -13,6 +13,7 @@ from trainhooks.core.lazy import lazy_names
 if TYPE_CHECKING:
     from trainhooks.analyze.average_probability import AverageProbabilityResult, average_probability
     from trainhooks.analyze.run import analyze_suite
+    from trainhooks.analyze.several import analyze_suites
     from trainhooks.checkpoints.audit.audit import audit_suite
     from trainhooks.checkpoints.suite import list_suite
     from trainhooks.core.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
@@ -49,6 +50,7 @@ else:
         homes={
             "trainhooks.analyze.average_probability": "AverageProbabilityResult average_probability",
             "trainhooks.analyze.run": "analyze_suite",
+            "trainhooks.analyze.several": "analyze_suites",
             "trainhooks.checkpoints.audit.audit": "audit_suite",
             "trainhooks.checkpoints.suite": "list_suite",
             "trainhooks.core.schedule": "Every EveryStep LogSpaced Schedule Steps",
@@ -124,6 +126,7 @@ __all__ = [
     "Writing",
     "analyze_store",
     "analyze_suite",
+    "analyze_suites",
     "audit_suite",
     "average_probability",
     "count_corpus",

@@ -95,6 +95,7 @@ def write_staged(folder: Path, *, vocab: int = 40) -> None:
         head = start + 0.1 * way * drift
         (folder / "STAGED" / name / "model.safetensors").write_bytes(save({"lm_head.weight": head}))
         (folder / "STAGED" / name / "config.json").write_text('{"tie_word_embeddings": false}')
+    (folder / "OTHER").symlink_to(folder / "STAGED")
     th.TokenCounts(np.arange(vocab, 0, -1) ** 2).save(folder / "staged.npz")
 
 

@@ -6,7 +6,7 @@ import json as json_format
 import re
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, NamedTuple
 
 from trainhooks.cli.base import FOUND, Flag, Positive, command
 from trainhooks.core.printable import plain_console, say, sayer
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 @command
 def analyze(
     suite: str,
-    *,
+    *others: str,
     counts: Path,
     out: Path,
     steps: str | None = None,
@@ -50,16 +50,19 @@ def analyze(
 ) -> None:
     """Measure a checkpoint suite and write its trajectory to a store; run again, it goes on where it stopped.
 
-    Exit code 2 where a checkpoint failed and was passed over.
+    Several suites are one job: with --scheduler the cluster's workers have checkpoints of all of them. Exit code 2
+    where a checkpoint, or one of several suites, failed and was passed over.
 
     Parameters
     ----------
     suite
         A folder of checkpoints, a store, a hub repository (owner/name, hf://...), or a text file of places.
+    others
+        More suites, with the same options.
     counts
         Token counts (.npz, .npy or .csv) of the corpus.
     out
-        Path of the store to write.
+        Path of the store to write; of several suites the folder for their stores, NAME.zarr each.
     steps
         Which ones: 0,1,2,4 or 0:143000:1000 (last included), log, pythia, or several with commas.
     params
@@ -119,10 +122,8 @@ def analyze(
     trainhooks analyze checkpoints/ --counts counts.npz --out suite.zarr
     trainhooks analyze EleutherAI/pythia-14m --preset pythia --counts pile.npz --out pythia.zarr --workers 4
     trainhooks analyze checkpoints/ --counts counts.npz --out suite.zarr --text held_out.txt --json report.json
+    trainhooks analyze runs/a runs/b --counts counts.npz --out stores/ --scheduler tcp://10.0.0.1:8786
     """
-    from rich.progress import Progress
-
-    from trainhooks.analyze import analyze_suite as run
     from trainhooks.analyze.text import CONTEXT_LENGTH, MAX_POSITIONS
     from trainhooks.core.token_counts import TokenCounts
 
@@ -130,7 +131,7 @@ def analyze(
         raise FileNotFoundError(f"{json.parent} is no folder; the report cannot be written there.")
     naming = {"revision_pattern": revision_pattern, "by": by, "stage": stage, "manifest": manifest, "preset": preset}
     if dry_run:
-        _say_what_it_takes(suite, json, seed=seed, steps=steps, vocab_size=vocab_size, naming=naming)
+        _say_what_it_takes([suite, *others], json, seed=seed, steps=steps, vocab_size=vocab_size, naming=naming)
         return
     settings: dict[str, Any] = {
         "counts": TokenCounts.load(counts),
@@ -158,16 +159,82 @@ def analyze(
         "preset": preset,
         "mode": "overwrite" if overwrite else "resume",
     }
-    failed = False
-    for one, place, report_file in _runs(suite, seed, out, json, naming):
-        with Progress(console=plain_console(stderr=True)) as bar:
-            report = run(suite, seed=one, out=place, **settings, **_heard(bar))
-        if report_file is not None:
-            report_file.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
-        say(report.render(), end="")
-        failed |= bool(report.failed)
+    runs = _all_runs([suite, *others], seed, out, json, naming)
+    failed = _as_one_job(runs, settings) if len(runs) > 1 else _alone(runs[0], settings)
     if failed:
         sys.exit(FOUND)
+
+
+class _Run(NamedTuple):
+    """One suite, the seed taken of it, its store and its report."""
+
+    suite: str
+    seed: str | None
+    out: Path
+    report: Path | None
+
+
+def _alone(run: _Run, settings: dict[str, Any]) -> bool:
+    """Analyse one; whether a checkpoint failed."""
+    from rich.progress import Progress
+
+    from trainhooks.analyze import analyze_suite
+
+    with Progress(console=plain_console(stderr=True)) as bar:
+        report = analyze_suite(run.suite, seed=run.seed, out=run.out, **settings, **_heard(bar))
+    _keep(report, run.report)
+    say(report.render(), end="")
+    return bool(report.failed)
+
+
+def _as_one_job(runs: list[_Run], settings: dict[str, Any]) -> bool:
+    """Analyse several; whether one of them, or a checkpoint of one, failed."""
+    from rich.progress import Progress
+
+    from trainhooks.analyze.several import analyze_suites
+
+    wanted = {run.out: {"suite": run.suite, "seed": run.seed} for run in runs}
+    with Progress(console=plain_console(stderr=True)) as bar:
+        found = analyze_suites(wanted, **settings, **_heard(bar))
+    for run in runs:
+        if run.out in found.reports:
+            _keep(found.reports[run.out], run.report)
+    say(found.render(), end="")
+    return bool(found.failed) or any(report.failed for report in found.reports.values())
+
+
+def _keep(report: Any, path: Path | None) -> None:
+    if path is not None:
+        path.write_text(json_format.dumps(report.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def _all_runs(
+    suites: list[str], seed: str | None, out: Path, report: Path | None, naming: dict[str, Any]
+) -> list[_Run]:
+    """Each run that is analysed; those of several suites in the folder `out`. Makes that folder."""
+    if len(suites) == 1:
+        return [_Run(suites[0], *run) for run in _runs(suites[0], seed, out, report, naming)]
+    if out.suffix or (out.exists() and not out.is_dir()):
+        raise ValueError(f"{out} would be one store for {len(suites)} suites: with several give a folder (--out DIR).")
+    labels = [_label(suite) for suite in suites]
+    if len(set(labels)) < len(labels):
+        twice = next(label for label in labels if labels.count(label) > 1)
+        raise ValueError(
+            f"two of the suites would be {out / twice}.zarr: analyse them one by one, each with its --out."
+        )
+    out.mkdir(parents=True, exist_ok=True)
+    runs = []
+    for suite, label in zip(suites, labels, strict=True):
+        told = None if report is None else report.with_name(f"{report.stem}-{label}{report.suffix}")
+        runs += [_Run(suite, *run) for run in _runs(suite, seed, out / f"{label}.zarr", told, naming)]
+    return runs
+
+
+def _label(suite: str) -> str:
+    """What a suite's store is called: the last part of a path, else all of its name."""
+    local = Path(suite)
+    text = local.absolute().name if local.exists() else re.sub(r"^[a-z0-9+.-]+://", "", suite)
+    return re.sub(r"[^\w.-]+", "-", text).strip("-.").removesuffix(".zarr") or "suite"
 
 
 def _runs(
@@ -193,7 +260,7 @@ def _runs(
 
 
 def _say_what_it_takes(
-    suite: str,
+    suites: list[str],
     report: Path | None,
     *,
     seed: str | None,
@@ -208,7 +275,8 @@ def _say_what_it_takes(
 
     preset = naming["preset"]
     steps = steps or (None if preset is None else preset_of(preset).grid or None)  # as the analysis takes them
-    found = [dry_run(run, vocab_size=vocab_size) for run in list_runs(suite, seed=seed, steps=steps, **naming)]
+    runs = [run for suite in suites for run in list_runs(suite, seed=seed, steps=steps, **naming)]
+    found = [dry_run(run, vocab_size=vocab_size) for run in runs]
     say("".join(one.render() for one in found), end="")
     if report is not None:
         told = [one.to_dict() for one in found]
