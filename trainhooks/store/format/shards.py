@@ -85,7 +85,7 @@ def write_shard(
     at once, for up to `shape.inner_rows` rows; with one thread it is the caller's. What has no value yet is NaN, the
     fill value. `spent` hears the CPU seconds of other threads.
 
-    Memory: about two raw inner chunks a thread, and their compressed bytes; whatever `tiles` holds comes on top.
+    Memory: about three raw inner chunks a thread, and their compressed bytes; whatever `tiles` holds comes on top.
 
     Raises ValueError where sizes do not fit; what `tiles` and `file` raise passes through, and the file is then not
     whole.
@@ -239,18 +239,20 @@ def _snapshots_last(
     tile: Iterable[np.ndarray], shape: ShardShape, *, steps: int, rows: int
 ) -> Float32[np.ndarray, "row dim snapshot"]:
     """A whole inner chunk [row, dim, snapshot]; NaN where there is no snapshot or no row."""
-    chunk = np.empty(shape.chunk_shape, dtype=_ITEM)
-    if steps < shape.block or rows < shape.inner_rows:
-        chunk.fill(np.nan)
     given = 0
-    # one snapshot after the other: 2.7 times as fast as one transposed copy of the tile
+    # one matrix after the other, and turned around at once: a quarter of the time of a strided copy of each
+    stacked = np.empty((shape.block, rows, shape.dim), dtype=_ITEM)
     for given, matrix in enumerate(tile, start=1):
         if given > steps or matrix.shape != (rows, shape.dim) or matrix.dtype != _ITEM:
             raise ValueError(
                 f"snapshot {given} of a tile is {matrix.dtype} {matrix.shape}; needed {steps} of float32 "
                 f"({rows}, {shape.dim})."
             )
-        chunk[:rows, :, given - 1] = matrix
+        stacked[given - 1] = matrix
     if given < steps:
         raise ValueError(f"a tile has {given} snapshots, needed {steps}.")
+    stacked[steps:].fill(np.nan)
+    chunk = np.empty(shape.chunk_shape, dtype=_ITEM)
+    chunk[:rows].reshape(-1, shape.block)[...] = stacked.reshape(shape.block, -1).T
+    chunk[rows:].fill(np.nan)
     return chunk
