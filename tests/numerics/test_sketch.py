@@ -222,6 +222,27 @@ def test_nan_stays_in_its_group():
     assert well.isfinite().all()
 
 
+def test_the_same_pass_gives_the_groups_norms():
+    named = {"a": draw(60, 300), "b": draw(7).bfloat16(), "c": draw(0), "d": draw(4001, 1021, seed=3).T}
+    groups = {"whole": list(named.items()), "one": [("a", named["a"])], "rest": list(named.items())[1:], "none": []}
+    sketcher = Sketcher(groups)
+    sketch, norms = sketcher.sketch_and_norms(groups)
+    assert torch.equal(sketch, sketcher.sketch(groups))
+    exact = [math.hypot(*(float(t.double().norm()) for _, t in members)) for members in groups.values()]
+    np.testing.assert_allclose(norms.numpy(), exact, rtol=3e-7)
+    named["a"][3, 4] = math.inf
+    assert sketcher.sketch_and_norms(groups)[1].isfinite().tolist() == [False, False, True, True]
+
+
+def test_the_pass_gives_no_norms_that_would_not_be_exact(monkeypatch):
+    tied, wide = draw(5), draw(5).double()
+    for held in ([("a", tied), ("b", tied)], [("a", tied), ("b", wide)]):
+        groups = {"whole": held}
+        assert Sketcher(groups).sketch_and_norms(groups)[1] is None
+    monkeypatch.setattr("trainhooks.numerics.sketch.HOSTS", ())
+    assert Sketcher({"whole": [("a", tied)]}).sketch_and_norms({"whole": [("a", tied)]})[1] is None
+
+
 @pytest.fixture
 def in_lists(monkeypatch):
     """Sketches are made as on a device, in buffers of few rows."""

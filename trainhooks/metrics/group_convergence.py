@@ -230,7 +230,8 @@ def _check_steps(sketches: Tensor, steps: Tensor) -> None:
         raise ValueError("the steps of the records must rise: sort the records by step and keep each step once.")
 
 
-GROUP_NORMS = "group_norms"  # in `State.shared` where the model is sharded: the norms over all ranks
+GROUP_NORMS = "group_norms"
+"""In `State.shared` where they are known: over all ranks of a sharded model, or left by the pass that sketches."""
 
 
 def sharded_group_norms(

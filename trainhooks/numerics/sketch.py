@@ -10,10 +10,11 @@ from math import isqrt
 from typing import NamedTuple
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Float64
 from torch import Tensor
 
 from trainhooks.numerics.hashing import splitmix64_stream
+from trainhooks.numerics.products import exact_products
 from trainhooks.numerics.segments import gathered_sums, segment_sums
 
 DEFAULT_SIZE = 1021
@@ -22,6 +23,7 @@ ROW_PERIOD = 1 << 16
 CHUNK = 1 << 20
 DEVICE_CHUNKS = 16
 HOSTS = ("cpu",)
+FLOAT32_HOLDS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _TILE = 16
 _SIGN_SEED = 0x5BF0_3635
 _ROW_SEED = 0x2545_F491
@@ -85,6 +87,7 @@ class Sketcher:
         cells = {home: index for index, home in enumerate(dict.fromkeys(tuple(home) for home in homes.values()))}
         self._cell_of = {name: cells[tuple(home)] for name, home in homes.items()}
         self._cells_in = [[c for home, c in cells.items() if g in home] for g in range(len(groups))]
+        self._norms: Tensor | None = None  # what the last pass has found of them
 
     @torch.no_grad()
     def sketch(
@@ -109,6 +112,21 @@ class Sketcher:
         return self.sketch_slices(held, device=device)
 
     @torch.no_grad()
+    def sketch_and_norms(
+        self, groups: Mapping[str, NamedTensors]
+    ) -> tuple[Float[Tensor, "group sketch"], Float64[Tensor, "group"] | None]:
+        """`sketch`, and each group's exact norm where the same pass gives it: None where it would not be that.
+
+        It gives it on the host, where reading the parameters is what both cost, for types that float32 holds.
+        """
+        self._norms = None
+        sketch = self.sketch(groups)
+        tensors = {name: tensor for members in groups.values() for name, tensor in members}.values()
+        each_once = len(set(map(id, tensors))) == len(tensors)
+        held = all(tensor.dtype in FLOAT32_HOLDS for tensor in tensors)
+        return sketch, self._norms if each_once and held else None
+
+    @torch.no_grad()
     def sketch_slices(
         self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
     ) -> Float[Tensor, "group sketch"]:
@@ -125,6 +143,8 @@ class Sketcher:
         total = here.total()
         for sums in by_device.values():
             total = total if sums is here else total + sums.total().to(device)
+        squares = here.squares if len(by_device) == 1 else None
+        self._norms = None if squares is None else gathered_sums(squares, self._cells_in).sqrt()
         return gathered_sums(total, self._cells_in)
 
 
@@ -141,16 +161,17 @@ class _CellSums:
 
     Runs wait until a buffer's rows are full, of `size` columns each; then all are copied into it, each from a row of
     its own on, multiplied by their signs, and the rows of each cell added up. The buffer has 4 MB on the host, which
-    stay in a cache, and up to 64 MB on a device, where what counts is the number of operations. There a cell's rows
-    are added `_TILE` at a time first: many short sums keep a device busy where few long ones do not.
+    stay in a cache, and up to 64 MB on a device, where what counts is the number of operations. A cell's rows are added
+    `_TILE` at a time first: many short sums keep a device busy where few long ones do not, and on the host they are
+    products with the signs, which round no more than one long sum. There `squares` adds up the squares of each cell.
     """
 
     def __init__(self, cells: int, *, size: int, device: torch.device) -> None:
         self._size, self._device = size, device
         self._on_host = device.type in HOSTS
-        self._tile = 1 if self._on_host else _TILE
         self._most_rows = _chunk_rows(size) * (1 if self._on_host else DEVICE_CHUNKS)
         self._total = torch.zeros(cells, size, dtype=torch.float32, device=device)
+        self.squares = torch.zeros(cells, dtype=torch.float64, device=device) if self._on_host else None
         self._grid = torch.empty(0, dtype=torch.float32, device=device)
         self._runs: list[_Run] = []
         self._signed: list[tuple[int, int, int]] = []  # first row sign, rows, cell
@@ -185,7 +206,7 @@ class _CellSums:
             self._flush()
 
     def _end_tile(self) -> None:
-        if gap := -self._rows % self._tile:
+        if gap := -self._rows % _TILE:
             self._signed.append((0, gap, self._signed[-1][2]))
             self._rows += gap
 
@@ -197,11 +218,17 @@ class _CellSums:
         if self._grid.numel() < count:
             self._grid = torch.empty(count, dtype=torch.float32, device=self._device)
         self._fill(self._grid[:count])
-        plan = _row_plan(tuple(self._signed), self._tile, self._size, self._device)
-        tiles = self._grid[:count].view(self._rows, self._size).mul_(plan.signs)
-        if self._tile > 1:
-            tiles = tiles.view(-1, self._tile, self._size).sum(1)
-        self._total[plan.first_cell : plan.first_cell + len(plan.tiles)] += segment_sums(tiles, plan.tiles)
+        plan = _row_plan(tuple(self._signed), self._size, self._device)
+        cells = slice(plan.first_cell, plan.first_cell + len(plan.tiles))
+        rows = self._grid[:count].view(-1, _TILE, self._size)
+        if self.squares is None:
+            tiles = rows.mul_(plan.signs).sum(1)
+        else:
+            with exact_products(self._device.type):
+                tiles = torch.bmm(plan.signs.view(-1, 1, _TILE), rows).squeeze(1)
+            norms = torch.linalg.vector_norm(rows.view(-1, self._size), dim=1).double()
+            self.squares[cells] += segment_sums(norms.square_().view(-1, _TILE).sum(1), plan.tiles)
+        self._total[cells] += segment_sums(tiles, plan.tiles)
         self._runs, self._signed, self._rows = [], [], 0
 
     def _fill(self, grid: Tensor) -> None:
@@ -213,7 +240,8 @@ class _CellSums:
         if self._on_host:  # a list is no kernel there: one pass, and zeros only where there is no run
             ends = [0, *(run.begin + run.values.numel() for run in runs)]
             for end, begin in zip(ends, [*(run.begin for run in runs), len(grid)], strict=True):
-                grid[end:begin].zero_()
+                if end < begin:
+                    grid[end:begin].zero_()
             for run, pool, place in zip(runs, pools, places, strict=True):
                 torch.mul(run.values, pool, out=place)
             return
@@ -227,13 +255,13 @@ class _CellSums:
 class _RowPlan(NamedTuple):
     """What a buffer's rows are: their signs, and the number of tiles of each cell from `first_cell` on."""
 
-    signs: Float[Tensor, "row 1"]
+    signs: Float[Tensor, "tile row 1"]
     first_cell: int
     tiles: tuple[int, ...]
 
 
 @lru_cache(maxsize=1 << 12)
-def _row_plan(signed: tuple[tuple[int, int, int], ...], tile: int, size: int, device: torch.device) -> _RowPlan:
+def _row_plan(signed: tuple[tuple[int, int, int], ...], size: int, device: torch.device) -> _RowPlan:
     """The plan of rows given as (first row sign, rows, cell)."""
     _, pool = _pools(device, size)
     with torch.inference_mode(False):
@@ -243,7 +271,7 @@ def _row_plan(signed: tuple[tuple[int, int, int], ...], tile: int, size: int, de
     of_cell = [0] * (last - first + 1)
     for _, rows, cell in signed:
         of_cell[cell - first] += rows
-    return _RowPlan(signs, first, tuple(rows // tile for rows in of_cell))
+    return _RowPlan(signs.view(-1, _TILE, 1), first, tuple(rows // _TILE for rows in of_cell))
 
 
 def distance(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"]) -> Float[Tensor, "*batch"]:

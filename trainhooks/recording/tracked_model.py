@@ -114,14 +114,17 @@ class TrackedModel:
             ranks=self.ranks,
         )
 
-    def sketch(self, sketcher: Sketcher | None) -> Tensor | None:
-        """The groups' sketches [group, sketch], of a sharded model collective; None without a sketcher."""
+    def sketch(self, sketcher: Sketcher | None) -> tuple[Tensor | None, Tensor | None]:
+        """The groups' sketches [group, sketch], of a sharded model collective; None without a sketcher.
+
+        And the groups' norms, where the same pass gives them.
+        """
         if sketcher is None:
-            return None
+            return None, None
         if not self.ranks.sharded:
-            return sketcher.sketch(self.groups)
+            return sketcher.sketch_and_norms(self.groups)
         device = self.head.weight.device
-        return self.ranks.all_reduce_sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device))
+        return self.ranks.all_reduce_sum(sketcher.sketch_slices(self.ranks.slices(self.groups), device=device)), None
 
     def full_head(self) -> Tensor:
         """The output embedding [vocab, dim] as it is, of a sharded one collective; copy what is to be kept."""

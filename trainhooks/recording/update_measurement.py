@@ -108,16 +108,18 @@ class UpdateMeasurement:
         """Take the model in as what later records compare with, without a record."""
         if self._ranks.computes_metrics:
             _, head = self._copy_head(stored=False)
-            self.references.advance(head=head, sketch=self._tracked.sketch(self._sketcher), needs=self._needs)
+            self.references.advance(head=head, sketch=self._tracked.sketch(self._sketcher)[0], needs=self._needs)
 
     @torch.no_grad()
     def record(self, step: int, *, said: Said) -> None:
         """Measure the model after `step` updates and send the record off; collective where it is sharded."""
         due = self._metric_runner.metrics_due("after_update", step)
-        sketch = self._tracked.sketch(self._sketcher) if self._ranks.computes_metrics else None
+        sketch, norms = self._tracked.sketch(self._sketcher) if self._ranks.computes_metrics else (None, None)
         state = self.state(step, due=due, sketch=sketch, label_counts=self._labels.total())
         if self._ranks.sharded:
-            state.shared[GROUP_NORMS] = sharded_group_norms(self._tracked.groups, ranks=self._ranks)
+            norms = sharded_group_norms(self._tracked.groups, ranks=self._ranks)
+        if norms is not None:
+            state.shared[GROUP_NORMS] = norms
         want_gram(state, any(metric.takes_gram(step) for metric in due))
         snapshot = copy = None
         if self._ranks.computes_metrics:
