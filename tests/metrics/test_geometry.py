@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from metric_states import Tiny, make_state
 from naive_metrics import centred, cka, draw, rotation, unbiased_hsic
 
+from trainhooks.metrics import geometry
 from trainhooks.metrics.geometry import HeadGeometry, mean_row_norm, movement, row_cosines, row_norms
 from trainhooks.numerics import gram
 from trainhooks.numerics.binning import count_bins, mean_by_bin
@@ -199,3 +200,25 @@ def test_metric_says_what_lengths_are_wrong():
 def test_metric_of_an_embedding_without_any_token_counted():
     result = HeadGeometry(counts=torch.zeros(60, dtype=torch.int64)).compute(make_state(vocab=60))
     assert not any("by_count" in name for name in result)
+
+
+@pytest.mark.parametrize("between", [1, 3])
+def test_one_pass_compares_whatever_lies_between_two_records(between, monkeypatch):
+    passes = []
+    compare = geometry.compare
+    monkeypatch.setattr(geometry, "compare", lambda *a, **k: passes.append(1) or compare(*a, **k))
+    model = Tiny(300, 12)
+    heads = [draw(300, 12, seed=step).float() + 2 for step in range(between + 1)]
+    metric = HeadGeometry()
+
+    def computed(by, step, **references):
+        with torch.no_grad():
+            model.head.weight.copy_(heads[step])
+        return by.compute(replace(make_state(model=model, step=step), **references))
+
+    computed(metric, 0)
+    references = {"initial_head": heads[0], "previous_head": heads[between - 1]}
+    found = computed(metric, between, **references)
+    assert len(passes) == 2, "one of each record"
+    for name, value in computed(HeadGeometry(), between, **references).items():
+        assert float(found[name]) == pytest.approx(float(value), rel=1e-6), name

@@ -134,6 +134,10 @@ class ProductSum:
         """The sum so far of products A'A, float64 and exactly symmetric."""
         return mirrored(self.total())
 
+    def energy_total(self) -> Tensor:
+        """`square_total`, symmetric up to rounding alone on a device, where making it so takes operations."""
+        return self.total() if self._at_once else self.square_total()
+
     def _flush(self) -> None:
         if self._rows == 0:
             return

@@ -120,7 +120,7 @@ def _cosine(dot: Tensor, norm: Tensor, other: Tensor) -> Tensor:
 class Comparison:
     """One matrix against several: |x|, then |y|, |x - y| and <x, x - y> of all, by row; X'Y of the last if asked for.
 
-    `last_gram` is Y'Y of that last one, not mirrored, where asked for; `previous` its sums, where they are known.
+    `last_gram` is Y'Y of that last one where asked for; `previous` its sums, where they are known.
     """
 
     stacked: Float[Tensor, "quantity row"]
@@ -167,13 +167,14 @@ def compare(
         for where, blocks in centred_blocks(*heads, ids=ids, means=means):
             x, *others = (block.to(like.dtype) for block in blocks)
             torch.linalg.vector_norm(x, dim=1, out=norms[0][where])
-            for product, left in zip(products, (x, others[-1]), strict=True):
-                if product is not None:
-                    product.add(left, others[-1])
+            if products[0] is not None:
+                products[0].add(x, others[-1])
+            if products[1] is not None:
+                products[1].add_square(others[-1])
             for i, y in enumerate(others):
                 torch.linalg.vector_norm(y, dim=1, out=norms[i + 1][where])
                 difference = torch.sub(x, y, out=y)
                 torch.linalg.vector_norm(difference, dim=1, out=distances[i][where])
                 torch.sum(difference.mul_(x), dim=1, out=along[i][where])
-    xy, yy = (None if product is None else product.total() for product in products)
-    return Comparison(stacked, cross=xy, last_gram=yy)
+    xy = None if products[0] is None else products[0].total()
+    return Comparison(stacked, cross=xy, last_gram=None if products[1] is None else products[1].energy_total())
