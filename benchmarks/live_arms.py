@@ -235,6 +235,15 @@ class Clock:
         return [1000 * (after - before) for before, after in pairs]
 
 
+def as_in_the_demo(counts: np.ndarray, texts: list[str]) -> list[Any]:
+    """The demo's metrics at the demo's times: what costs most at every tenth step."""
+    metrics = th.default_metrics(counts, token_texts=texts)
+    for metric in metrics:
+        if type(metric).__name__ in ("Spectrum", "HeadGeometry", "CovariateBaseline"):
+            metric.schedule = th.Every(10)
+    return metrics
+
+
 def make_arms(setting: Setting, folder: Path, *, only: list[str] | None) -> list[Arm]:
     """The arms asked for; what needs a package that is missing is left out with a line."""
     ids = setting.ids()
@@ -250,6 +259,7 @@ def make_arms(setting: Setting, folder: Path, *, only: list[str] | None) -> list
         "snapshot": lambda: Recorded("snapshot", settings={"metrics": []}, **common),
         "everything": lambda: Recorded("everything", settings={"counts": counts, "metrics": chosen}, **common),
         "defaults": lambda: Recorded("defaults", settings=every, **common),
+        "demo": lambda: Recorded("demo", settings={**every, "metrics": as_in_the_demo(counts, texts)}, **common),
         "torch.save": lambda: TorchSave("torch.save", **common),
         "tensorboard": lambda: Histogram("tensorboard", **common),
         "lightning": lambda: Lightning("lightning", saving=False, **common),

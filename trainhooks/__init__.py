@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from trainhooks.analyze.several import analyze_suites
     from trainhooks.checkpoints.audit.audit import audit_suite
     from trainhooks.checkpoints.suite import list_suite
-    from trainhooks.core.schedule import Every, EveryStep, LogSpaced, Schedule, Steps
+    from trainhooks.core.schedule import Every, EveryStep, LogSpaced, Schedule, Steps, Thinned
     from trainhooks.core.token_counts import TokenCounts
     from trainhooks.core.variable import Variable
     from trainhooks.corpora.counting import count_corpus
@@ -53,7 +53,7 @@ else:
             "trainhooks.analyze.several": "analyze_suites",
             "trainhooks.checkpoints.audit.audit": "audit_suite",
             "trainhooks.checkpoints.suite": "list_suite",
-            "trainhooks.core.schedule": "Every EveryStep LogSpaced Schedule Steps",
+            "trainhooks.core.schedule": "Every EveryStep LogSpaced Schedule Steps Thinned",
             "trainhooks.core.token_counts": "TokenCounts",
             "trainhooks.core.variable": "Variable",
             "trainhooks.corpora.counting": "count_corpus",
@@ -121,6 +121,7 @@ __all__ = [
     "StoreError",
     "StoreSink",
     "TensorBoardSink",
+    "Thinned",
     "TokenCounts",
     "Variable",
     "Writing",

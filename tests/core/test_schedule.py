@@ -1,6 +1,7 @@
 import pytest
 
 import trainhooks as th
+from trainhooks.core.schedule import in_words
 
 
 def test_log_spaced_is_pythias_grid():
@@ -18,6 +19,12 @@ def test_log_spaced_is_pythias_grid():
         (th.Steps([5, 2]), [2, 5]),
         (th.Every(4) | th.Steps([1]), [0, 1, 4]),
         (th.Every(4) | th.Steps([1]) | th.Steps([7]), [0, 1, 4, 7]),
+        (th.Thinned(3), [0, 1, 2, 3, 6]),
+        (th.Thinned(3).within(th.EveryStep(), last=7), [0, 1, 2, 3, 6, 7]),
+        (th.Thinned(3).within(th.Steps([1, 4, 5]), last=None), [1, 4]),
+        (th.Thinned(3).within(th.Steps([1, 4, 5]), last=5), [1, 4, 5]),
+        (th.Thinned(3).within(th.Steps([1, 4]), last=7), [1, 4]),
+        (th.Thinned(1), list(range(8))),
     ],
 )
 def test_steps(schedule, expected):
@@ -34,10 +41,31 @@ def test_steps(schedule, expected):
         th.LogSpaced(until=64, every=1),
         th.Steps([5, 2, 900]),
         th.Every(4) | th.Steps([1]),
+        th.Thinned(),
+        th.Thinned().within(th.EveryStep(), last=67),
+        th.Thinned().within(th.Every(3), last=66),
+        th.Thinned().within(th.Every(3), last=67),
+        th.Thinned(7).within(th.LogSpaced(until=64, every=5), last=2500),
+        th.Thinned().within(th.Every(4) | th.Steps([1]), last=60),
     ],
 )
 def test_counting_needs_no_list(schedule):
     assert all(schedule.count(last) == len(schedule.steps(last)) for last in (0, 1, 2, 5, 6, 7, 63, 64, 513, 2500))
+
+
+def test_thinning_leaves_none_out_of_records_that_are_apart():
+    for apart in (th.LogSpaced(), th.Every(10), th.Every(25), th.Steps([3, 13, 29])):
+        assert th.Thinned().within(apart, last=None).steps(3000) == apart.steps(3000)
+
+
+def test_schedules_say_in_words_when_they_fire():
+    class Odd(th.Schedule):
+        def __call__(self, step):
+            return step % 2 == 1
+
+    assert in_words(th.EveryStep() | th.EveryStep()) == "EveryStep()"
+    assert in_words(th.Thinned().within(th.Every(2), last=7) | Odd()) == "Thinned(n=10) | Odd"
+    assert len(in_words(th.Steps(range(1000)))) <= 120
 
 
 def test_counting_takes_no_longer_for_a_long_run():
@@ -45,7 +73,14 @@ def test_counting_takes_no_longer_for_a_long_run():
 
 
 @pytest.mark.parametrize(
-    "make", [lambda: th.Every(0), lambda: th.Steps([]), lambda: th.Steps([-1]), lambda: th.Steps([True])]
+    "make",
+    [
+        lambda: th.Every(0),
+        lambda: th.Steps([]),
+        lambda: th.Steps([-1]),
+        lambda: th.Steps([True]),
+        lambda: th.Thinned(0),
+    ],
 )
 def test_what_cannot_fire_is_refused(make):
     with pytest.raises(ValueError, match=r"never fires|whole number"):

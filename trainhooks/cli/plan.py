@@ -56,6 +56,7 @@ def plan(
     trainhooks plan --vocab 50304 --dim 768 --steps 10000
     trainhooks plan --vocab 50304 --dim 768 --steps 10000 --schedule log --precision bfloat16 --json
     """
+    from trainhooks.core.schedule import Thinned
     from trainhooks.store import Layout
     from trainhooks.store.maintenance.planning import plan_store
 
@@ -66,9 +67,11 @@ def plan(
         sketch_size=sketch_size,
         precision=int(precision) if precision.isdecimal() else precision,
     )
-    taken = parse_schedule(schedule).count(steps)
+    fires = parse_schedule(schedule)
+    taken, costly = fires.count(steps), Thinned().within(fires, last=steps).count(steps)
     planned = plan_store(layout, records=taken, snapshots=taken, total_steps=steps, milliseconds=ms_per_step)
-    say(json_format.dumps(planned.to_dict(), indent=2) if json else _render(planned))
+    found = {**planned.to_dict(), "costly_records": costly}
+    say(json_format.dumps(found, indent=2) if json else _render(planned, costly=costly))
 
 
 def parse_schedule(text: str) -> Schedule:
@@ -88,12 +91,13 @@ def parse_schedule(text: str) -> Schedule:
     raise ValueError(f"schedule {text!r} is not known; use every:N, log, or steps:0,10,100.")
 
 
-def _render(planned: StorePlan) -> str:
+def _render(planned: StorePlan, *, costly: int) -> str:
     from trainhooks.core.formatting import human
 
     estimate, rate = planned.estimated_bytes, planned.bytes_per_second
     lines = {
         "records with a matrix": str(planned.snapshots),
+        "with spectrum and CKA": f"{costly} (th.default_metrics(counts, costly=None): all)",
         "disk, at most": human(planned.disk_bytes),
         "disk, estimated": "not measured" if estimate is None else f"{human(estimate)} (ratio of consecutive steps)",
         "files": str(planned.files),

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import operator
+import textwrap
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import SupportsIndex
 
 
@@ -137,6 +139,52 @@ class Steps(Schedule):
 
 
 @dataclass(frozen=True)
+class Thinned(Schedule):
+    """Of a recorder's own records fewer: all below step `n`, then the first of every `n` updates, and the run's last.
+
+    For a metric that costs more than the others. It asks for no record of its own: in a recorder it fires among the
+    steps of the recorder's `schedule` (`of`), and at the last one where the run's length is known (`last`). So of
+    records that are `n` updates apart or more it leaves none out. Outside a recorder `of` is every step.
+
+    Raises ValueError where n is not a positive whole number.
+
+    >>> Thinned(10).steps(42)
+    [0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 20, 30, 40]
+    >>> Thinned(10).within(Every(4), last=42).steps(42)
+    [0, 4, 8, 12, 20, 32, 40]
+    """
+
+    n: int = 10
+    of: Schedule = field(default_factory=EveryStep, repr=False)
+    last: int | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        if isinstance(self.n, bool) or operator.index(self.n) < 1:
+            raise ValueError(f"Thinned({self.n!r}): n must be a whole number of 1 or more.")
+
+    def within(self, schedule: Schedule, *, last: int | None) -> Thinned:
+        """The same among the steps of `schedule`, in a run of `last` updates (None: not known)."""
+        return replace(self, of=schedule, last=last)
+
+    def __call__(self, step: int) -> bool:
+        """Whether `step` is one of `of`, and below n, the first of its n updates, or the last."""
+        if not self.of(step):
+            return False
+        return step < self.n or step == self.last or not any(map(self.of, range(step - step % self.n, step)))
+
+    def count(self, last: int) -> int:
+        """See `Schedule.count`."""
+        if isinstance(self.of, EveryStep):
+            blocks = last // self.n
+        else:
+            ends = [self.of.count(min(end, last)) for end in range(self.n - 1, last + self.n, self.n)]
+            blocks = sum(before < after for before, after in pairwise(ends))
+        ended = self.last is not None and self.n <= self.last <= last and self(self.last)
+        is_more = ended and not replace(self, last=None)(self.last or 0)
+        return self.of.count(min(last, self.n - 1)) + blocks + is_more
+
+
+@dataclass(frozen=True)
 class Union(Schedule):
     """Fires where any of its parts does."""
 
@@ -145,3 +193,16 @@ class Union(Schedule):
     def __call__(self, step: int) -> bool:
         """Whether any part fires at `step`."""
         return any(part(step) for part in self.parts)
+
+    def __repr__(self) -> str:
+        return " | ".join(dict.fromkeys(map(in_words, self.parts)))
+
+
+def in_words(schedule: Schedule) -> str:
+    """A schedule as one writes it, cut where it is long; one without words of its own has its class's name.
+
+    >>> in_words(Every(4) | Steps([1]))
+    'Every(n=4) | Steps([1])'
+    """
+    has_words = type(schedule).__repr__ is not object.__repr__
+    return textwrap.shorten(repr(schedule), 120, placeholder=" ...") if has_words else type(schedule).__name__

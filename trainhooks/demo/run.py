@@ -11,18 +11,11 @@ import torch
 from rich.console import Console
 
 from trainhooks.core.printable import plain_console, sayer
-from trainhooks.core.schedule import Every
 from trainhooks.demo.checkpoints import CheckpointSuite, clear_models, save_model
 from trainhooks.demo.corpus import Corpus, load_corpus, windows
 from trainhooks.demo.loops import LOOPS, Training
 from trainhooks.demo.models import PRESETS, Preset, build_model
 from trainhooks.demo.results import print_results
-from trainhooks.metrics.base import Metric
-from trainhooks.metrics.covariate_baseline import CovariateBaseline
-from trainhooks.metrics.defaults import default_metrics
-from trainhooks.metrics.geometry import HeadGeometry
-from trainhooks.metrics.spectrum import Spectrum
-from trainhooks.model import find_output_embedding
 from trainhooks.sinks import TensorBoardSink
 from trainhooks.store import Store, check_place, open_store
 
@@ -64,7 +57,7 @@ def run_demo(
     for stale in (out / "events").glob("events.out.tfevents.*"):  # else TensorBoard draws two runs as one curve
         stale.unlink()
     about = {"size": size, "loop": loop, "seed": seed, "steps": training.steps, "batch": training.batch}
-    recorder = LOOPS[loop](model, data, training, _hooks(model, corpus, out=out, about=about))
+    recorder = LOOPS[loop](model, data, training, _hooks(corpus, out=out, about=about))
     save_model(out / "model", model=model, tokenizer=corpus.tokenizer)
     store = open_store(out / "run.zarr")
     print_results(store, cost=recorder.cost, out=out, suite=checkpoints, console=console)
@@ -83,30 +76,18 @@ def _training(preset: Preset, *, steps: int | None, device: str) -> Training:
     )
 
 
-def _hooks(model: torch.nn.Module, corpus: Corpus, *, out: Path, about: Mapping[str, object]) -> dict[str, Any]:
+def _hooks(corpus: Corpus, *, out: Path, about: Mapping[str, object]) -> dict[str, Any]:
     """What every loop's recorder is given."""
     return {
         "store": out / "run.zarr",
         "counts": corpus.counts,
         "vocab_size": corpus.counts.vocab_size,
-        "metrics": _metrics(corpus, rows=len(find_output_embedding(model).weight)),
         "precision": "bfloat16",
         "sinks": [TensorBoardSink(out / "events")],
         "mode": "overwrite",
         "token_texts": corpus.token_texts,
         "provenance": about,
     }
-
-
-def _metrics(corpus: Corpus, *, rows: int) -> list[Metric]:
-    """Probe and convergence at every step; spectrum, geometry and covariates, which cost more, at every tenth."""
-    counts = corpus.counts.for_rows(rows, vocab_size=corpus.counts.vocab_size)
-    texts = corpus.token_texts + [""] * (rows - len(corpus.token_texts))
-    metrics = default_metrics(counts, token_texts=texts)
-    for metric in metrics:
-        if isinstance(metric, (Spectrum, HeadGeometry, CovariateBaseline)):
-            metric.schedule = Every(10)
-    return metrics
 
 
 def _device(wanted: str) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trainhooks.core.schedule import EveryStep, Schedule, Union
+from trainhooks.core.schedule import EveryStep, Schedule, Thinned, Union
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.model.distributed import Announcement, RankGroup
@@ -25,8 +25,9 @@ class MetricRunner:
     """Says of each step which metrics are due, and whether a snapshot is.
 
     `schedule` holds for metrics that have none of their own (None: every step), and for snapshots where
-    `snapshot_schedule` is None. `budget` is the share of the loop's time that recording may take, None for any. What
-    is due depends on steps and on what rank 0 says in `review`, so all ranks agree.
+    `snapshot_schedule` is None; a `Thinned` one is among its steps, in a run of `total_steps` updates (None: unknown).
+    `budget` is the share of the loop's time that recording may take, None for any. What is due depends on steps and on
+    what rank 0 says in `review`, so all ranks agree.
     """
 
     def __init__(
@@ -38,14 +39,19 @@ class MetricRunner:
         budget: float | Budget | None,
         ranks: RankGroup,
         faults: Faults,
+        total_steps: int | None = None,
     ) -> None:
         self.metrics = list(metrics)
         self._faults = faults
         self._ranks = ranks
         self._schedule = EveryStep() if schedule is None else schedule
         self._snapshot_schedule = snapshot_schedule or self._schedule
-        own = (metric.schedule for metric in metrics if metric.schedule)
-        self._records = Union((self._schedule, self._snapshot_schedule, *own))
+        own = [metric.schedule for metric in metrics]
+        asking = (when for when in own if when is not None and not isinstance(when, Thinned))
+        self._records = Union((self._schedule, self._snapshot_schedule, *asking))
+        self._own = [
+            when.within(self._schedule, last=total_steps) if isinstance(when, Thinned) else when for when in own
+        ]
         parts = [*(type(metric).__name__ for metric in metrics), "snapshots"]
         budget = budget if budget is None or isinstance(budget, Budget) else Budget(budget)
         self._controller = None if budget is None else BudgetController(budget, parts=parts)
@@ -54,7 +60,7 @@ class MetricRunner:
     @property
     def schedules(self) -> dict[str, Schedule]:
         """By what they are of: "records", "snapshots", and each metric that has its own."""
-        own = {type(metric).__name__: metric.schedule for metric in self.metrics if metric.schedule is not None}
+        own = {type(m).__name__: when for m, when in zip(self.metrics, self._own, strict=True) if when is not None}
         return {"records": self._records, **own, "snapshots": self._snapshot_schedule}
 
     def agree(self, first: int, **more: object) -> None:
@@ -168,5 +174,6 @@ class MetricRunner:
             self._controller.load_state_dict(state)
 
     def _is_due(self, metric: Metric, step: int) -> bool:
-        scheduled = not self._faults.has(metric) and (metric.schedule or self._schedule)(step)
-        return scheduled and (self._controller is None or self._controller.allows(self.metrics.index(metric), step))
+        part = self.metrics.index(metric)
+        scheduled = not self._faults.has(metric) and (self._own[part] or self._schedule)(step)
+        return scheduled and (self._controller is None or self._controller.allows(part, step))

@@ -6,14 +6,14 @@ import math
 import os
 import shutil
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from trainhooks.core.formatting import human
-from trainhooks.core.schedule import LogSpaced, Schedule
+from trainhooks.core.schedule import LogSpaced, Schedule, in_words
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
 from trainhooks.recording.staging import (
@@ -53,7 +53,8 @@ class Plan:
     block and the end of the run are in it, and what a store loads. `queue_bytes` of them fill only where the disk is
     slower than training. `device_bytes` of a model on the CPU come on top. `mapped_bytes` is no such memory: files that
     are mapped while they are read, a block of the journal or all sketches. The system shows them among the process'
-    resident memory, and takes them back at need.
+    resident memory, and takes them back at need. `fewer` has the metrics that are in fewer records: in how many, or
+    when, where the run's length is not known.
     """
 
     records: int | None
@@ -66,6 +67,7 @@ class Plan:
     mapped_bytes: int = 0
     queue_bytes: int = 0
     reference_bytes: int = 0
+    fewer: Mapping[str, int | str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
@@ -78,8 +80,19 @@ class Plan:
         mapped = f", beside {human(self.mapped_bytes)} of mapped files that can be dropped" if self.mapped_bytes else ""
         return (
             f"{length}: at most {human(self.disk_bytes)} on disk, {human(self.device_bytes)} on the model's "
-            f"device{gathered} and {human(self.host_bytes)} of host memory{host}{mapped}"
+            f"device{gathered} and {human(self.host_bytes)} of host memory{host}{mapped}{self._sparser()}"
         )
+
+    def _sparser(self) -> str:
+        """Which metrics are in fewer records than there are."""
+        alike: dict[int | str, list[str]] = {}
+        for name, times in self.fewer.items():
+            alike.setdefault(times, []).append(name)
+        said = [
+            f"{', '.join(names)} {f'in {times} of them' if isinstance(times, int) else f'by {times}'}"
+            for times, names in alike.items()
+        ]
+        return f"; {'; '.join(said)}" if said else ""
 
 
 def plan_run(
@@ -124,6 +137,11 @@ def plan_run(
         pinned_bytes=staging_plan.pinned_bytes,
         reference_bytes=staging_plan.reference_bytes,
         queue_bytes=queue_bytes,
+        fewer={
+            what: in_words(schedules[what]) if times is None else times
+            for what, times in fires.items()
+            if what not in ("records", "snapshots") and (times is None or records is None or times < records)
+        },
         host_bytes=matrix_bytes
         + staging_plan.pinned_bytes
         + queue_bytes

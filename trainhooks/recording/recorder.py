@@ -66,9 +66,10 @@ class Recorder:
     - `counts`: the corpus' token counts, for the frequency probe; shorter than the output embedding where that is
       padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` rare ones.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
-    - `metrics`: instances; None takes `default_metrics`. Given ones choose their own rows: `min_count` and `exclude`
-      beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the step, and
-      its values are NaN from there on; `strict=True` raises instead.
+    - `metrics`: instances; None takes `default_metrics`, of which spectrum, geometry and covariates are in each of the
+      first ten records and then the first of every ten updates. Given ones choose their own rows: `min_count` and
+      `exclude` beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the
+      step, and its values are NaN from there on; `strict=True` raises instead.
     - `precision`: of the stored matrices: "float32", "bfloat16" or a number of kept mantissa bits (1-23).
     - `head`: the output embedding's module name, where it cannot be found. `groups`: more parameter groups, by globs.
     - `total_steps`: the run's updates; then the plan is exact and free disk is checked; `force` begins all the same.
@@ -139,6 +140,7 @@ class Recorder:
             budget=budget,
             ranks=self._ranks,
             faults=Faults(strict=strict, ranks=self._ranks),
+            total_steps=total_steps,
         )
         to_store = None if store is None else StoreSink(store, mode=mode, writing=writing)
         self._sink_group = SinkGroup(sinks, store=to_store, ranks=self._ranks, overwrite=mode == "overwrite")
@@ -390,7 +392,8 @@ class Recorder:
         self._watch.set_device_timer(device_clock(self._device))
 
     def _layout(self) -> Layout:
-        return self._run.layout(self._tracked, self._sketcher, variables=self._metric_runner.variables)
+        runner = self._metric_runner
+        return self._run.layout(self._tracked, self._sketcher, variables=runner.variables, schedules=runner.schedules)
 
     def _record(self, said: Said) -> None:
         with self._tracked.no_autocast(), self._tracked.full_params():

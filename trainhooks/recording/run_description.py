@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from trainhooks.core.schedule import Schedule, in_words
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.arguments import checked_counts, checked_rows, known_of_counts, padded_texts
@@ -78,8 +79,12 @@ class RunDescription:
         sketcher: Sketcher | None,
         *,
         variables: Sequence[Variable],
+        schedules: Mapping[str, Schedule],
     ) -> Layout:
-        """The store's layout: the record's own variables, these, and with sketches what needs the last record."""
+        """The store's layout: the record's own variables, these, and with sketches what needs the last record.
+
+        `schedules` by what they are of are among the attributes, in words.
+        """
         head = tracked.head
         return Layout(
             vocab=self.vocab,
@@ -88,7 +93,12 @@ class RunDescription:
             sketch_size=0 if sketcher is None else sketcher.size,
             variables=(*RECORD_VARIABLES, *variables, *(() if sketcher is None else FINAL_VARIABLES)),
             precision=self.precision,
-            attributes={**self.attributes, "output_embedding": head.name, "tied": head.tied},
+            attributes={
+                **self.attributes,
+                "output_embedding": head.name,
+                "tied": head.tied,
+                "schedules": {what: in_words(schedule) for what, schedule in schedules.items()},
+            },
             token_count=self.token_count,
             token_text=self.token_text,
         )

@@ -1,0 +1,94 @@
+"""When the default metrics that need the Gram are computed, and that what they say does not depend on it."""
+
+import numpy as np
+import pytest
+import torch
+from loops import COUNTS, TinyLM, batches, train
+
+import trainhooks as th
+
+UPDATES = 23
+GRAM = [*range(11), 20]  # of records at every step
+
+
+def run(path, *, updates=UPDATES, **settings):
+    torch.manual_seed(0)
+    model = TinyLM()
+    with th.Recorder(model, store=path, **({"counts": COUNTS} | settings)) as recorder:
+        train(model, batches(updates), recorder)
+    return recorder, th.open_store(path)
+
+
+def measured(store, name):
+    values = np.asarray(store[name], dtype=np.float64).reshape(len(store.steps), -1)
+    return store.steps[np.isfinite(values).any(axis=1)].tolist()
+
+
+@pytest.fixture(scope="module")
+def known_length(tmp_path_factory):
+    return run(tmp_path_factory.mktemp("run") / "run.zarr", total_steps=UPDATES)
+
+
+@pytest.fixture(scope="module")
+def all_of_them(tmp_path_factory):
+    metrics = th.default_metrics(COUNTS, costly=None)
+    return run(tmp_path_factory.mktemp("all") / "run.zarr", total_steps=UPDATES, metrics=metrics, counts=COUNTS)
+
+
+def test_the_first_ten_then_every_tenth_and_the_last(known_length, all_of_them):
+    _, store = known_length
+    assert measured(store, "spectrum.singular_values") == [*GRAM, UPDATES]
+    assert measured(store, "geometry.row_norm") == [*GRAM, UPDATES]
+    assert measured(store, "geometry.cka_to_previous") == [*GRAM, UPDATES][1:]
+    assert measured(store, "probe.heldout_r2") == store.steps.tolist() == list(range(UPDATES + 1))
+    assert measured(store, "convergence.norm") == store.steps.tolist()
+    assert measured(all_of_them[1], "spectrum.singular_values") == list(range(UPDATES + 1))
+
+
+def test_what_is_measured_is_the_same_whenever_it_is(known_length, all_of_them):
+    _, thinned = known_length
+    _, full = all_of_them
+    for name in thinned.names:
+        if name.startswith(("spectrum.", "geometry.", "probe.", "convergence.")):
+            some, every = (np.asarray(store[name], dtype=np.float64) for store in (thinned, full))
+            there = np.isin(thinned.steps, [*GRAM, UPDATES]) if name[:3] in ("spe", "geo") else slice(None)
+            np.testing.assert_allclose(some[there], every[there], rtol=1e-6, atol=1e-9, err_msg=name)
+
+
+def test_the_plan_and_the_store_say_so(known_length, all_of_them):
+    recorder, store = known_length
+    assert str(recorder.plan()).endswith("; Spectrum, HeadGeometry in 13 of them")
+    assert store.attributes["schedules"] == {
+        "records": "EveryStep()",
+        "Spectrum": "Thinned(n=10)",
+        "HeadGeometry": "Thinned(n=10)",
+        "snapshots": "EveryStep()",
+    }
+    assert "of them" not in str(all_of_them[0].plan())
+    assert str(th.Recorder(TinyLM(), counts=COUNTS).plan()).endswith("; Spectrum, HeadGeometry by Thinned(n=10)")
+
+
+def test_no_record_is_made_for_them_and_of_sparse_ones_none_is_left_out(tmp_path):
+    _, store = run(tmp_path / "log.zarr", schedule=th.LogSpaced(), snapshot_schedule=th.Steps([0, 7]))
+    assert store.steps.tolist() == [0, 1, 2, 4, 7, 8, 16]
+    assert measured(store, "spectrum.stable_rank") == [0, 1, 2, 4, 8, 16]
+
+
+def test_a_run_that_goes_on_keeps_their_times(tmp_path, all_of_them):
+    torch.manual_seed(0)
+    model = TinyLM()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+    data = batches(UPDATES)
+    recorder = th.Recorder(model, store=tmp_path / "run.zarr", counts=COUNTS)
+    train(model, data[:15], recorder, optimizer=optimizer)
+    state = recorder.state_dict()
+    recorder.close()
+    again = th.Recorder(model, store=tmp_path / "run.zarr", counts=COUNTS, mode="resume", total_steps=UPDATES)
+    again.load_state_dict(state)
+    train(model, data[15:], again, optimizer=optimizer)
+    again.close()
+    store = th.open_store(tmp_path / "run.zarr")
+    assert measured(store, "spectrum.stable_rank") == [*GRAM, UPDATES]
+    np.testing.assert_allclose(
+        store["geometry.cka_to_previous"][[20, 23]], all_of_them[1]["geometry.cka_to_previous"][[20, 23]], rtol=1e-6
+    )
