@@ -107,11 +107,38 @@ def test_the_parts_of_blocks_are_joined_or_refused(tmp_path):
     assert torch.equal(checkpoint.read("language_model.encoder.final_norm.weight"), torch.ones(32))
     for rank in range(2):
         model = {"output_layer.weight": HEAD.chunk(2)[rank], "strange.weight": INNER, "x.linear_fc2.weight": INNER}
-        save(tmp_path / "other" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt", {"model": model})
+        told = {"model": model, "args": {"tensor_model_parallel_size": 2}}
+        save(tmp_path / "other" / f"mp_rank_{rank:02d}" / "model_optim_rng.pt", told)
     other = open_checkpoint(tmp_path / "other")
     assert torch.equal(other.read("x.linear_fc2.weight"), torch.cat([INNER, INNER], dim=1))
     with pytest.raises(CheckpointError, match="how they are joined is not known"):
         other.read("strange.weight")
+
+
+def four_ranks(folder, *, dense, told=None, found=2):
+    """The first of four ranks of Megatron-LM, whose arguments nobody saved."""
+    for rank in range(found):
+        model = {"embedding": {"word_embeddings": {"weight": INPUT[rank * 15 : rank * 15 + 15].clone()}}}
+        if dense is not None:
+            model["transformer"] = {"layers.0.attention.dense.weight": torch.ones(*dense)}
+        saved = {"model": {"language_model": model}, **({} if told is None else {"args": told})}
+        save(folder / f"mp_rank_{rank:02d}" / "model_optim_rng.pt", saved)
+    return folder
+
+
+@pytest.mark.parametrize("found", [1, 2])
+def test_ranks_that_are_missing_at_the_end_are_no_smaller_vocabulary(tmp_path, found):
+    with pytest.raises(CheckpointError, match=f"{found} tensor ranks of 4: fetch the others"):
+        open_checkpoint(four_ranks(tmp_path / "dense", dense=(32, 8), found=found))
+    with pytest.raises(CheckpointError, match=f"{found} tensor ranks hold {15 * found} rows for 60 ids"):
+        open_checkpoint(four_ranks(tmp_path / "ids", dense=None, told={"vocab_size": 60}, found=found))
+    whole = open_checkpoint(four_ranks(tmp_path / "whole", dense=(32, 32 // found), found=found))
+    assert whole.tensors["language_model.embedding.word_embeddings.weight"].shape == (15 * found, 32)
+
+
+def test_several_ranks_of_which_nothing_says_that_they_are_all(tmp_path):
+    with pytest.raises(CheckpointError, match=r"nothing in them says whether these are all: .*give the joined"):
+        open_checkpoint(four_ranks(tmp_path, dense=None))
 
 
 def test_copies_on_every_rank_are_joined_by_no_guess(tmp_path):

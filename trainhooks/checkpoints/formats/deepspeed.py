@@ -11,6 +11,7 @@ from trainhooks.checkpoints.formats.stored_tensor import StoredTensor, renamed
 from trainhooks.checkpoints.formats.tensor_parallel import joined_ranks
 from trainhooks.checkpoints.formats.torch_zip import Saved
 
+WORLD = "mp_world_size"
 OF_A_RANK = re.compile(r"mp_rank_(?P<rank>\d{2,4})_model_states\.pt")
 
 
@@ -21,12 +22,12 @@ def _files(folder: Folder) -> list[str]:
 def _read(folder: Folder) -> Contents:
     files = _files(folder)
     opened = [Saved.read(folder.open(file), file=file) for file in files]
-    told = opened[0].field("mp_world_size")
+    told = opened[0].field(WORLD)
     if files != [f"mp_rank_{rank:02d}_model_states.pt" for rank in range(len(files))] or told not in (None, len(files)):
         raise CheckpointError(
             f"{folder.name} holds {', '.join(files[:8])} of {told or 'more'} tensor ranks: a rank's file is missing."
         )
-    settings = saved_settings(opened[0].field("args"))
+    settings = saved_settings(opened[0].field("args")) | ({WORLD: told} if isinstance(told, int) else {})
     ranks = [saved.tensors(saved.field("module")) for saved in opened]
     if not any(ranks):
         raise CheckpointError(f"{folder.name}/{files[0]} holds no tensors under module; its weights lie elsewhere.")

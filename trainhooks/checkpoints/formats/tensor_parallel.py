@@ -15,6 +15,10 @@ BY_ROWS = (
     "query_key_value", "linear_qkv", "dense_h_to_4h", "linear_fc1", "query", "key_value", "q_proj", "k_proj", "v_proj",
     "gate_proj", "up_proj", "wq", "wk", "wv", "w1", "w3",
 )  # fmt: skip
+OUTPUTS = ("dense", "linear_proj", "o_proj", "wo")
+"""Of these an attention's has [hidden, hidden / ranks]."""
+COUNTS = ("tensor_model_parallel_size", "model_parallel_size", "mp_world_size", "padded_vocab_size")
+"""Settings that say, or by which it was checked, how many ranks there are."""
 BY_COLUMNS = ("dense", "linear_proj", "dense_4h_to_h", "linear_fc2", "o_proj", "down_proj", "wo", "w2")
 
 
@@ -38,7 +42,46 @@ def joined_ranks(
             found[key] = unreadable(key, what=what, shape=(), file=pieces[0].entry.file)
         else:
             found[key] = _whole(key, pieces, name=name, settings=settings)
+    rows = max((one.entry.shape[0] for key, one in found.items() if is_vocabulary(key) and one.entry.shape), default=0)
+    if rows and not by_columns:
+        _check_count(ranks, rows, name=name, settings=settings)
     return found
+
+
+def _check_count(ranks: Sequence[Tensors], rows: int, *, name: str, settings: Mapping[str, object]) -> None:
+    """That the last ranks are not missing, where no setting says how many there are: by the ids, which need a row each
+    of the joined `rows`, or by the attention's matrices.
+
+    Raises CheckpointError where these say another number, and where nothing says that several ranks are all.
+    """
+    if any(isinstance(settings.get(setting), int) for setting in COUNTS):
+        return
+    ids = [size for key in ("vocab_size", "orig_vocab_size") if isinstance(size := settings.get(key), int)]
+    if ids and rows < min(ids):
+        raise CheckpointError(
+            f"{name}: its {len(ranks)} tensor ranks hold {rows} rows for {min(ids)} ids: fetch the others."
+        )
+    if ids:
+        return
+    told = {count for key, stored in ranks[0].items() if (count := _ranks_of(key, stored.entry)) is not None}
+    if told == {len(ranks)} or (not told and len(ranks) == 1):
+        return
+    if len(told) == 1:
+        raise CheckpointError(f"{name} holds {len(ranks)} tensor ranks of {told.pop()}: fetch the others' files.")
+    raise CheckpointError(
+        f"{name} holds {len(ranks)} tensor ranks, and nothing in them says whether these are all: their "
+        "arguments are not saved. Join them with the tool of their framework, and give the joined file."
+    )
+
+
+def _ranks_of(key: str, entry: TensorEntry) -> int | None:
+    """Among how many ranks an attention's output matrix was split; None for another tensor."""
+    module, _, leaf = key.rpartition(".")
+    above, _, last = module.rpartition(".")
+    attention = leaf == "weight" and last in OUTPUTS and "att" in above.rpartition(".")[2].lower()
+    if not attention or len(entry.shape) != 2 or not entry.shape[1] or entry.shape[0] % entry.shape[1]:
+        return None
+    return entry.shape[0] // entry.shape[1]
 
 
 def is_vocabulary(key: str) -> bool:
