@@ -4,7 +4,8 @@ import json
 import urllib.request
 import warnings
 from functools import partial
-from http.server import SimpleHTTPRequestHandler
+from http.server import BaseHTTPRequestHandler, SimpleHTTPRequestHandler
+from urllib.parse import parse_qs, unquote, urlsplit
 
 import pytest
 import torch
@@ -20,6 +21,7 @@ from trainhooks.checkpoints.sources import http_files
 from trainhooks.checkpoints.suite import list_suite
 
 KEY = "lm_head.weight"
+DATE = "Mon, 01 Jan 2024 00:00:00 GMT"
 
 
 def weights(value):
@@ -296,3 +298,62 @@ def test_a_bucket(tmp_path, monkeypatch):
             list_suite("s3://absent/run")
     finally:
         server.stop()
+
+
+class Bucket(BaseHTTPRequestHandler):
+    """Google's XML interface for one bucket: listings by prefix, and ranges."""
+
+    held: dict
+
+    def log_message(self, *_):
+        pass
+
+    def do_GET(self):
+        parts = urlsplit(self.path)
+        asked = {key: value[0] for key, value in parse_qs(parts.query).items()}
+        if "list-type" in asked:
+            return self.answer(200, self.listing(asked.get("prefix", "")).encode(), {"Content-Type": "application/xml"})
+        data = self.held.get(unquote(parts.path).removeprefix("/suites/"))
+        start, last = map(int, self.headers["Range"].removeprefix("bytes=").split("-"))
+        told = {"Content-Range": f"bytes {start}-{last}/{len(data)}", "ETag": '"1"', "Last-Modified": DATE}
+        return self.answer(206, data[start : last + 1], told)
+
+    def listing(self, prefix):
+        inside = {name: name[len(prefix) :] for name in self.held if name.startswith(prefix)}
+        folders = sorted({rest.split("/")[0] for rest in inside.values() if "/" in rest})
+        below = "".join(f"<CommonPrefixes><Prefix>{prefix}{name}/</Prefix></CommonPrefixes>" for name in folders)
+        files = "".join(
+            f"<Contents><Key>{name}</Key><Size>{len(self.held[name])}</Size><ETag>1</ETag>"
+            "<LastModified>2024-01-01T00:00:00.000Z</LastModified></Contents>"
+            for name, rest in inside.items()
+            if "/" not in rest
+        )
+        return f"<ListBucketResult><Prefix>{prefix}</Prefix>{files}{below}</ListBucketResult>"
+
+    def answer(self, status, body, headers):
+        self.send_response(status)
+        for name, value in {**headers, "Content-Length": str(len(body))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        self.wfile.write(body)
+
+
+def test_a_bucket_of_google(tmp_path, monkeypatch):
+    pytest.importorskip("obstore", reason="buckets are read through obstore")
+    monkeypatch.setattr("huggingface_hub.constants.HF_HOME", str(tmp_path))
+    held = {name: data for step in (1000, 20) for name, data in files(step, f"run/step{step}/").items()}
+    with listening(type("Bound", (Bucket,), {"held": held})) as address:
+        key = {
+            "gcs_base_url": address,
+            "disable_oauth": True,
+            "client_email": "",
+            "private_key": "",
+            "private_key_id": "",
+        }
+        (tmp_path / "key.json").write_text(json.dumps(key))
+        monkeypatch.setenv("GOOGLE_SERVICE_ACCOUNT", str(tmp_path / "key.json"))
+        monkeypatch.setenv("AWS_ENDPOINT_URL", address)  # a client goes without TLS where this says http
+        suite = list_suite("gs://suites/run")
+        assert suite.kind == "url"
+        assert values(suite) == [(20, 20), (1000, 1000)]
+        assert suite.open(suite.entries[0]).config == {}
