@@ -312,6 +312,20 @@ def test_compare_agrees_with_its_slow_twin(dtype, monkeypatch):
     assert pair.cosine == pytest.approx((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-10)
 
 
+@pytest.mark.parametrize(("size", "mean"), [(1.0, 0.5), (1e-3, 100.0), (1e-22, 0.0), (1e25, 0.0)])
+def test_compare_of_large_matrices_loses_no_digits_that_count(size, mean, monkeypatch):
+    monkeypatch.setattr("trainhooks.checkpoints.audit.continuity._LARGE", 1)
+    a, step = torch.randn(2, 3000, 40, generator=torch.Generator().manual_seed(3)) * size
+    a += mean
+    b = a + 0.1 * step
+    x, y = (m.double().numpy() - m.double().numpy().mean(axis=0) for m in (a, b))
+    x, y = x / size, y / size
+    pair = compare([a], [b])
+    assert pair.distance == pytest.approx(np.linalg.norm(x - y) * size, rel=1e-7)
+    assert pair.cosine == pytest.approx((x * y).sum() / np.linalg.norm(x) / np.linalg.norm(y), rel=1e-8)
+    assert compare([a], [a.clone()]).distance == 0
+
+
 def test_compare_knows_answers_and_ignores_the_mean_row():
     a = torch.randn(30, 4, generator=torch.Generator().manual_seed(4))
     assert compare([a], [a]).distance == 0

@@ -12,6 +12,7 @@ from torch import Tensor
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.group_convergence import HORIZON
 from trainhooks.numerics.binning import count_bins, mean_by_bin
+from trainhooks.numerics.gram import mean_of_ids
 from trainhooks.numerics.movement import RowPairs, compare
 from trainhooks.numerics.norms import ratio
 from trainhooks.numerics.row_sums import RowSet
@@ -91,13 +92,19 @@ class FinalRows:
 
 @torch.no_grad()
 def head_to_final(
-    head: Float[Tensor, "vocab dim"], final: Float[Tensor, "vocab dim"], rows: FinalRows
+    head: Float[Tensor, "vocab dim"],
+    final: Float[Tensor, "vocab dim"],
+    rows: FinalRows,
+    *,
+    final_mean: Float[Tensor, "dim"] | None = None,
 ) -> dict[str, Tensor]:
     """Values for `rows.variables`, float64. One pass; equal matrices give distance 0 and cosine 1.
 
-    NaN where an element is not finite. Source of the by-bin figures: arXiv 2509.26643 (frequent tokens converge first).
+    `final_mean` is the mean of these rows of `final` by `mean_of_ids`, where it is known. NaN where an element is not
+    finite. Source of the by-bin figures: arXiv 2509.26643 (frequent tokens converge first).
     """
-    pair = compare(head, [final], ids=rows.ids, means=None).pairs[0]
+    means = None if final_mean is None else [mean_of_ids(head, rows.ids), final_mean]
+    pair = compare(head, [final], ids=rows.ids, means=means).pairs[0]
     whole = pair.movement()
     values = {
         "convergence.head_distance_to_final": ratio(whole.distance, whole.reference_norm),

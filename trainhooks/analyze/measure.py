@@ -20,6 +20,7 @@ from trainhooks.metrics.base import State
 from trainhooks.metrics.record_info import record_values
 from trainhooks.metrics.shared_sums import want_gram
 from trainhooks.numerics.distances import squared_distances
+from trainhooks.numerics.gram import mean_of_ids
 from trainhooks.numerics.host import to_host
 from trainhooks.numerics.norms import squared_norms
 from trainhooks.numerics.sketch import sketch_parameter
@@ -42,6 +43,8 @@ class CheckpointMeasurer:
         self._initial: tuple[int, Tensor] | None = None
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
+        self._final_mean: Tensor | None = None
+        self._final_squares: dict[str, Tensor] = {}
         self._fit: Fit | None = None
         self._lead: LeadKeeper | None = None
 
@@ -129,7 +132,9 @@ class CheckpointMeasurer:
         del values["skipped"]  # not known from a checkpoint
         for metric in self._metrics:
             values |= metric.compute(state)
-        values |= head_to_final(weight, self._final, self._rows)
+        if self._final_mean is None:
+            self._final_mean = mean_of_ids(self._final, self._rows.ids)
+        values |= head_to_final(weight, self._final, self._rows, final_mean=self._final_mean)
         self._initial = self._initial or (entry.step, weight)
         values |= self._lead_values(entry, weight)
         self._previous = (entry.step, weight)
@@ -168,7 +173,9 @@ class CheckpointMeasurer:
             if now.dtype != then.dtype:
                 now, then = now.float(), then.float()
             apart = squared_distances([now], [then])[0]
-            sums[:, index] = torch.stack([*squared_norms([now]), *squared_norms([then]), apart])
+            if name not in self._final_squares:
+                self._final_squares[name] = squared_norms([then])[0]
+            sums[:, index] = torch.stack([*squared_norms([now]), self._final_squares[name], apart])
             cells.add(name, now)
         at = {name: index for index, name in enumerate(names)}
         picked = [[at[name] for name in members] for members in self._job.groups.values()]
