@@ -30,7 +30,7 @@ def read_lines(vocab_size: int) -> tuple[list[list[int]], list[list[bool]], list
     text = "".join(file.read_text(encoding="utf-8") for file in files)
     lines = [re.findall(r"\w+|\s+|[^\w\s]", line) for line in text.splitlines() if "#" in line[1:]]
     common = Counter(word for line in lines for word in line).most_common(vocab_size - 2)
-    texts = ["<pad>", "<rare>", *(word for word, _ in common)]
+    texts = ["<pad>", "<rare>", *sorted(word for word, _ in common)]
     ids = {word: number for number, word in enumerate(texts)}
     commented = [[number > line.index("#") for number in range(len(line))] for line in lines]
     return [[ids.get(word, 1) for word in line] for line in lines], commented, texts

@@ -25,7 +25,7 @@ def read_words(vocab_size: int) -> tuple[Tensor, list[str]]:
     """Source text of Python's own library as ids of words, and the text of each id; 0 stands for rare words."""
     files = sorted(Path(os.__file__).parent.glob("[a-c]*.py"))
     words = re.findall(r"\w+|\s+|[^\w\s]", "".join(file.read_text(encoding="utf-8") for file in files))
-    texts = ["<rare>", *(word for word, _ in Counter(words).most_common(vocab_size - 1))]
+    texts = ["<rare>", *sorted(word for word, _ in Counter(words).most_common(vocab_size - 1))]
     ids = {word: number for number, word in enumerate(texts)}
     return torch.tensor([ids.get(word, 0) for word in words]), texts
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib.util
 import os
+import re
 import runpy
 import subprocess
 import sys
@@ -203,6 +204,38 @@ def test_a_recipe_can_be_copied(recipe):
     modules |= {name.name for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Import) for name in node.names}
     assert not modules & set(NAMES), "a recipe leans on no other"
     assert not any(module.startswith("trainhooks.demo") for module in modules)
+
+
+FENCE = re.compile(r"^```(\w+)\n(.*?)^```$", re.MULTILINE | re.DOTALL)
+PAGES = {
+    "nanogpt": "pretrain_nanogpt",
+    "accelerate": "pretrain_accelerate",
+    "fabric": "pretrain_fabric",
+    "trl": "finetune_trl",
+    "fsdp2": "pretrain_fsdp",
+    "labels": "masked_labels",
+}
+
+
+def printed_lines(page):
+    blocks = FENCE.findall((RECIPES.parent / "docs" / "howto" / f"{page}.md").read_text(encoding="utf-8"))
+    return [line for language, text in blocks if language == "text" for line in text.splitlines()]
+
+
+@pytest.mark.parametrize("page", PAGES)
+def test_what_a_page_shows_of_a_recipe_stands_in_it(page):
+    recipe = (RECIPES / f"{PAGES[page]}.py").read_text(encoding="utf-8").splitlines()
+    beside = "model.model.register_forward_hook"  # what TRL's page adds
+    missing = [line for line in printed_lines(page) if line not in recipe and not line.startswith(beside)]
+    assert not missing
+    assert len(printed_lines(page)) > 3
+
+
+def test_what_the_loggers_page_shows_stands_in_the_recipes():
+    recipes = [
+        (RECIPES / f"log_to_{name}.py").read_text(encoding="utf-8").splitlines() for name in ("wandb", "trackio")
+    ]
+    assert all(any(line in recipe for recipe in recipes) for line in printed_lines("loggers"))
 
 
 def test_every_recipe_is_run():
