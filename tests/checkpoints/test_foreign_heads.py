@@ -105,6 +105,23 @@ def test_a_head_that_is_no_matrix_of_numbers_is_said(keys, told):
         )
 
 
+@pytest.mark.parametrize("beside", ["weight_scale", "weight_scale_inv", "SCB", "weight.absmax", "weight.quant_map"])
+def test_a_quantised_input_embedding_is_no_tied_head(beside):
+    listed = Listed(
+        dict.fromkeys(("embed_tokens.weight", f"embed_tokens.{beside}"), WIDE), {"tie_word_embeddings": True}
+    )
+    for key in (None, "embed_tokens.weight"):
+        with pytest.raises(CheckpointError, match=r"quantised .*Dequantise the model"):
+            head_key(listed, key=key)
+
+
+@pytest.mark.parametrize("dtype", [torch.float8_e4m3fn, torch.float8_e5m2, torch.int8])
+def test_an_input_embedding_of_few_bits_is_no_tied_head(tmp_path, dtype):
+    save_file({"model.embed_tokens.weight": torch.ones(12, 4).to(dtype)}, tmp_path / "model.safetensors")
+    with pytest.raises(CheckpointError, match=r"quantised .*Dequantise the model"):
+        head_key(open_checkpoint(tmp_path / "model.safetensors"))
+
+
 @pytest.mark.parametrize("bias", ["cls.predictions.bias", "lm_head.bias", "generator_lm_head.bias"])
 def test_a_tied_head_keeps_its_bias(bias):
     inside = {"encoder.layer.0.output.dense.bias": (64,), "encoder.layer.0.output.bias": (8,)}

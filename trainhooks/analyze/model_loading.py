@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from trainhooks.checkpoints.base import CheckpointError
-from trainhooks.checkpoints.opening import HUB_PLACE
+from trainhooks.checkpoints.places import hub_place
 from trainhooks.checkpoints.suite import Suite
 
 
@@ -37,7 +37,8 @@ def check_models(suite: Suite) -> None:
 
 def load_model(place: str | os.PathLike[str]) -> nn.Module:
     """The causal LM at `place`, in float32 and evaluation mode."""
-    source, revision = model_source(place)
+    source, revision, folder = model_source(place)
+    within = {"subfolder": folder} if folder else {}
     try:
         from transformers import AutoModelForCausalLM
     except ImportError as error:
@@ -45,7 +46,12 @@ def load_model(place: str | os.PathLike[str]) -> nn.Module:
     try:
         with _no_progress_bar():
             model, report = AutoModelForCausalLM.from_pretrained(
-                source, revision=revision, dtype=torch.float32, trust_remote_code=False, output_loading_info=True
+                source,
+                revision=revision,
+                dtype=torch.float32,
+                trust_remote_code=False,
+                output_loading_info=True,
+                **within,
             )
     except ImportError:
         raise
@@ -62,19 +68,19 @@ def load_model(place: str | os.PathLike[str]) -> nn.Module:
     return loaded
 
 
-def model_source(place: str | os.PathLike[str]) -> tuple[str, str | None]:
-    """What `from_pretrained` takes: a folder, or a repository and its revision."""
+def model_source(place: str | os.PathLike[str]) -> tuple[str, str | None, str]:
+    """What `from_pretrained` takes: a folder, or a repository, its revision and a folder in it ("" for none)."""
     path = Path(place)
     if path.is_dir() and (path / "config.json").is_file():
-        return str(path), None
-    hub = None if os.path.lexists(path) else HUB_PLACE.fullmatch(os.fspath(place))
+        return str(path), None, ""
+    hub = None if os.path.lexists(path) else hub_place(os.fspath(place))
     if hub is None:
         found = "a folder without config.json" if path.is_dir() else "a file" if path.exists() else "not there"
         raise CheckpointError(
             f"{place} is {found}; a text needs a whole model, which a state dict (Lightning, torch.save, DCP) does not "
             "describe. Save it with `save_pretrained`, or leave the text out."
         )
-    return hub[1], hub[2]
+    return hub.repo, hub.revision or None, hub.folder
 
 
 def tokenizer_file(place: str | os.PathLike[str]) -> Path:
@@ -87,13 +93,15 @@ def tokenizer_file(place: str | os.PathLike[str]) -> Path:
         if not (path / "tokenizer.json").is_file():
             raise CheckpointError(f"{place} holds no tokenizer.json. {advice}")
         return path / "tokenizer.json"
-    hub = HUB_PLACE.fullmatch(os.fspath(place))
+    hub = hub_place(os.fspath(place))
     if hub is None:
         raise CheckpointError(f"{place} is neither here nor a hub repository, org/name[@revision]. {advice}")
     from huggingface_hub import hf_hub_download
 
     try:
-        return Path(hf_hub_download(hub[1], "tokenizer.json", revision=hub[2]))
+        return Path(
+            hf_hub_download(hub.repo, "tokenizer.json", revision=hub.revision or None, subfolder=hub.folder or None)
+        )
     except Exception as error:  # the HTTP client's types depend on its version
         told = str(error).strip().splitlines() or [type(error).__name__]
         raise CheckpointError(f"{place}: its tokenizer.json cannot be fetched: {told[0]} {advice}") from error

@@ -53,7 +53,7 @@ def head_key(checkpoint: Checkpoint, *, key: str | None = None) -> HeadKey:
     if key is not None:
         if key not in tensors or len(tensors[key].shape) != 2:
             raise CheckpointError(f"{checkpoint.name} has no matrix {key!r}. {_matrices(tensors)}")
-        refuse_unreadable(checkpoint, {key: "weight"})
+        refuse_unreadable(checkpoint, _leaves_of(checkpoint, key))
         return _found(key, checkpoint, tied=bool(says_tied(checkpoint.config)), why="the key that was given")
     if SNAPSHOT in tensors:
         return HeadKey(SNAPSHOT, None, False, "the store's own")
@@ -82,6 +82,7 @@ def _tied_to_input(checkpoint: Checkpoint, *, declared: Declared | None, said: b
         several = f" {len(inputs)} could be the input embedding: {', '.join(inputs)}." if inputs else ""
         raise _undecided(checkpoint, nothing + several)
     (key,) = inputs
+    refuse_unreadable(checkpoint, _leaves_of(checkpoint, key))
     if said:
         return _found(key, checkpoint, tied=True, why="the configuration says that it is tied", declared=declared)
     if doubt := getattr(checkpoint, "doubt", ""):
@@ -180,6 +181,13 @@ def _head_leaves(checkpoint: Checkpoint, declared: Declared | None) -> dict[str,
         if own and not (_is_inner(key) or _is_beside(key.replace("lora_", ""))):
             found[key] = ".".join(parts[ends[-1] :])
     return found
+
+
+def _leaves_of(checkpoint: Checkpoint, key: str) -> dict[str, str]:
+    """A matrix' key and what lies beside it in its module: `weight_scale`, `SCB`, `weight.absmax`."""
+    module = f"{_module(key)}."
+    beside = {other: other.removeprefix(module) for other in checkpoint.tensors if other.startswith(module)}
+    return {**beside, key: "weight"}
 
 
 def _ending_with(name: str, checkpoint: Checkpoint) -> list[str]:
