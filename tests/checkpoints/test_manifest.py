@@ -1,8 +1,10 @@
 """One series out of many places: manifests read, written, and refused with the row that is wrong."""
 
+import tracemalloc
+
 import pytest
 
-from trainhooks.checkpoints.manifest import manifest_text
+from trainhooks.checkpoints.manifest import manifest_text, parse_manifest
 from trainhooks.checkpoints.suite import AmbiguousNames, list_runs, list_suite
 from trainhooks.cli import app
 
@@ -137,3 +139,29 @@ def test_rows_without_a_stage_beside_a_first_stage(tmp_path):
     assert [(one.step, one.stage) for one in list_suite(table).entries] == [
         (1, ""), (2, ""), (10, "stage1"), (20, "stage1"),
     ]  # fmt: skip
+
+
+HOSTILE = {
+    "lines.csv": "place\n" + "a\n" * 3_000_000,
+    "returns.csv": "place\r" + "a\r" * 3_000_000,
+    "cells.csv": "place" + "," * 3_000_000,
+    "tabs.tsv": "place" + "\t" * 3_000_000,
+    "number.csv": "place,step\na," + "9" * 100_000,
+    "exponent.csv": "place,step\na,1e999",
+    "negative.csv": "place,step\na,-1",
+    "dashes.yaml": "- " * 400_000,
+    "deep.yaml": "[" * 400_000,
+    "long.yaml": "- place: x\n" * 300_000,
+    "shared.yaml": "a: &a [x,x]\n" + "".join(f"b{i}: &b{i} [*a,*a,*a]\n" for i in range(300)),
+}
+
+
+@pytest.mark.parametrize("name", HOSTILE)
+def test_a_manifest_that_is_made_to_harm_is_one_error(name):
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=name):
+            parse_manifest(HOSTILE[name], name=name, placed=str)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()

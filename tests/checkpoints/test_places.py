@@ -1,6 +1,7 @@
 """Where checkpoints lie: subfolders, commits, tags, repositories, addresses, HTTP, object stores, the hub's cache."""
 
 import json
+import tracemalloc
 import urllib.request
 import warnings
 from functools import partial
@@ -233,6 +234,40 @@ def test_folders_behind_http_whose_names_need_quoting(served):
 def test_a_link_that_is_no_address_is_passed_over():
     assert http_files._inside("http://host/run/", "http://[") == ""
     assert http_files._inside("http://host/run/", "step1/") == "step1/"
+
+
+MEGA = 1 << 20
+LISTINGS = {
+    "links": ("text/html", b"<a href=x>" * MEGA),
+    "tags": ("text/html", b"<b>" * MEGA),
+    "attributes": ("text/html", b"<a " + b"a=1 " * (MEGA // 2) + b">"),
+    "a long link": ("text/html", b"<a href='" + b"../" * MEGA + b"'>x</a>"),
+    "never closed": ("text/html", b"<a href='" + b"x" * 3 * MEGA),
+    "objects": ("application/json", b"[" + b'{"a":1},' * MEGA + b"{}]"),
+    "depth": ("application/json", b"[" * MEGA),
+    "a number": ("application/json", b"[" + b"9" * 4 * MEGA + b"]"),
+}
+
+
+@pytest.mark.parametrize("name", LISTINGS)
+def test_a_listing_that_is_made_to_harm_is_one_error(monkeypatch, name):
+    monkeypatch.setattr(http_files, "http_text", lambda url: LISTINGS[name])
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match="http://host/run/"):
+            http_files.list_http("http://host/run/")
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
+
+
+def test_names_that_lead_out_of_a_listing_are_passed_over(monkeypatch):
+    odd = ["..", ".", "../x", "/etc", "a/b", "http://other/x", "step1"]
+    as_json = json.dumps([{"name": name, "type": "directory"} for name in odd]).encode()
+    as_html = "".join(f"<a href='{name}/'>{name}</a>" for name in odd).encode()
+    for kind, body in (("application/json", as_json), ("text/html", as_html)):
+        monkeypatch.setattr(http_files, "http_text", lambda url, told=(kind, body): told)
+        assert http_files.list_http("http://host/run/") == ([], ["step1"])
 
 
 def test_files_with_one_etag_are_told_apart(served, monkeypatch):

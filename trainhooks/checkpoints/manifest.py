@@ -10,6 +10,7 @@ import csv
 import importlib
 import io
 import os
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +23,12 @@ from trainhooks.checkpoints.places import names_in
 
 SUFFIXES = (".csv", ".tsv", ".yaml", ".yml")
 COLUMNS = ("place", "step", "tokens", "stage", "seed")
-MOST_BYTES = 64 << 20
-MOST_ROWS = 1_000_000
+MOST_BYTES = 32 << 20
+MOST_YAML = 2 << 20
+MOST_ROWS = 200_000
+MOST_COLUMNS = 64
+_NESTED = re.compile(r"(?:[\[{]\s*){5}|(?:[-?:]\s+){5}")
+_LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _CALLED = {
     "place": ("place", "location", "path", "url", "checkpoint", "checkpoint directory", "checkpoint path", "directory"),
     "step": ("step", "steps", "training step", "iteration"),
@@ -61,6 +66,7 @@ def read_manifest(path: str | os.PathLike[str], *, placed: Callable[[str], str])
 
 def parse_manifest(text: str, *, name: str, placed: Callable[[str], str]) -> Manifest:
     """A manifest's text; `name` says by its suffix whether it is YAML."""
+    _check_size(text, name)
     rows = _yaml_rows(text, name) if name.lower().endswith((".yaml", ".yml")) else _csv_rows(text, name)
     if not rows:
         raise ValueError(f"{name} has no rows. A manifest has columns {', '.join(COLUMNS)}, one row a checkpoint.")
@@ -70,6 +76,22 @@ def parse_manifest(text: str, *, name: str, placed: Callable[[str], str]) -> Man
     stages = dict.fromkeys(one.parsed.stage for one in named)
     given = any("stage" in row for row in rows)
     return Manifest(tuple(named), tuple(stages) if given and len(stages) > 1 else ())
+
+
+def _check_size(text: str, name: str) -> None:
+    """Raises ValueError for a text that would be taken apart into more than is read; nothing of it is yet."""
+    if name.lower().endswith((".yaml", ".yml")):
+        if len(text) > MOST_YAML:
+            raise ValueError(f"{name} has {len(text)} characters; YAML of up to {MOST_YAML} is read: write it as CSV.")
+        if _NESTED.search(text):
+            raise ValueError(f"{name} is no YAML that is read: it is nested too deep for a table.")
+        return
+    lines = sum(text.count(end) for end in _LINE_ENDS)
+    if len(text) > MOST_BYTES or lines > 2 * MOST_ROWS:
+        raise ValueError(f"{name} has {lines} lines; up to {MOST_ROWS} rows and {MOST_BYTES} characters are read.")
+    cells = text.count(",") + text.count("\t")
+    if cells > MOST_COLUMNS * (lines + 1):
+        raise ValueError(f"{name} has {cells} cells in {lines + 1} lines; a row has up to {MOST_COLUMNS}.")
 
 
 def manifest_text(entries: Sequence[CheckpointRef], *, name: str) -> str:

@@ -25,6 +25,7 @@ TIMEOUT_SECONDS = 20.0
 MOST_SECONDS, SLOWEST = 60.0, 20_000  # of a request, and a second more for each 20 kB
 MOST_LISTING = 16 << 20
 MOST_ENTRIES = 200_000
+MOST_PAGE, MOST_TAG, MOST_LINK = 4 << 20, 1 << 16, 2048  # of a listing in HTML
 RETRIES = 4
 WAIT_SECONDS = 0.5
 PASSING = (408, 429, 500, 502, 503, 504)
@@ -143,10 +144,23 @@ def list_http(url: str) -> tuple[list[str], list[str]] | None:
         return _json_names(body, url)
     if "html" not in kind:
         return None
+    _check_page(body, url)
     parser = _Links()
     parser.feed(body.decode("utf-8", "replace"))
     names = {name for link in parser.links if (name := _inside(url, link))}
     return sorted(n for n in names if not n.endswith("/")), sorted(n[:-1] for n in names if n.endswith("/"))
+
+
+def _check_page(body: bytes, url: str) -> None:
+    """Raises CheckpointError for a page that the parser would take seconds and gigabytes for."""
+    tags = body.count(b"<")
+    if len(body) > MOST_PAGE or tags > 2 * MOST_ENTRIES:
+        raise CheckpointError(
+            f"{url} has {len(body)} bytes and {tags} tags; a listing of up to {MOST_PAGE >> 20} MiB and "
+            f"{MOST_ENTRIES} names is read. Give a manifest."
+        )
+    if max(map(len, body.split(b"<"))) > MOST_TAG:
+        raise CheckpointError(f"{url} is no listing: it has a tag or a text of more than {MOST_TAG} bytes.")
 
 
 def http_text(url: str) -> tuple[str, bytes]:
@@ -164,6 +178,8 @@ def http_text(url: str) -> tuple[str, bytes]:
 
 def _json_names(body: bytes, url: str) -> tuple[list[str], list[str]]:
     """nginx's own JSON index: objects with a name and a type."""
+    if body.count(b"{") > MOST_ENTRIES:
+        raise CheckpointError(f"{url} lists more than {MOST_ENTRIES} names.")
     try:
         entries = load_json(body)
     except ValueError as error:
@@ -199,7 +215,7 @@ class _Links(HTMLParser):
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         """Collect an `href`."""
         if tag == "a" and len(self.links) < MOST_ENTRIES:
-            self.links += [value for key, value in attrs if key == "href" and value]
+            self.links += [value for key, value in attrs if key == "href" and value and len(value) <= MOST_LINK]
 
 
 class _AbsentError(CheckpointError):
