@@ -53,10 +53,8 @@ def train(args: Namespace) -> nn.Module:
     device = "cuda" if torch.cuda.is_available() else "cpu"
     ids, texts = read_words(args.vocab)
     model: nn.Module = GPT(args.vocab, context=args.context).to(device)
-    if args.compile:
-        model = torch.compile(
-            model, backend=args.compile
-        )  # before the recorder, and the recorder before the first pass
+    if args.compile:  # before the recorder is made, and the recorder before the first pass
+        model = torch.compile(model, backend=args.compile)
     optimizer = torch.optim.AdamW(model.parameters(), lr=args.lr, betas=(0.9, 0.95), weight_decay=0.1)
     counts = th.TokenCounts.count(ids.numpy(), vocab_size=args.vocab)
     settings = {"store": args.out / "run.zarr", "counts": counts, "token_texts": texts, "total_steps": args.steps}
