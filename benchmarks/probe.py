@@ -2,6 +2,7 @@
 
     python benchmarks/probe.py --vocab 50304 --dim 768 --repeats 7
     python benchmarks/probe.py --dim 2048 --threads 1 --against v0.1.0   # two versions in turns, by CPU time
+    python benchmarks/probe.py --threads 1 --moving 1e-4   # records of a head in training, and what is read a record
 
 Runs are interleaved; medians, and ratios of medians to `E.T @ E`. Memory is what a call adds
 to the process' resident set at its peak, read from /proc. All head metrics are those of one
@@ -14,12 +15,14 @@ import argparse
 import statistics
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import against
 import numpy as np
 import torch
+from moving_head import trained_heads, zipf_counts
 from torch import Tensor, nn
 
 from trainhooks.metrics.base import State
@@ -39,7 +42,7 @@ except ImportError:  # versions before the move, run with --against
 def make(vocab: int, dim: int) -> tuple[np.ndarray, Tensor]:
     """Zipf counts and an embedding that holds some of their logarithm."""
     generator = torch.Generator().manual_seed(0)
-    counts = np.random.default_rng(0).permutation((1e8 / np.arange(1, vocab + 1)).astype(np.int64) + 1)
+    counts = zipf_counts(vocab)
     y = frequency_target(counts)
     embedding = torch.randn(vocab, dim, generator=generator)
     embedding += 0.05 * (y - y.mean()).float()[:, None] * torch.randn(dim, generator=generator)
@@ -124,6 +127,52 @@ def serve_rounds(counts: np.ndarray, embedding: Tensor) -> None:
     against.serve(measured)
 
 
+def follow(args: argparse.Namespace) -> None:
+    """A probe at every step of a head in training beside one product E'E, and its figures beside a new probe's."""
+    from trainhooks.metrics import frequency_probe
+
+    read: list[int] = []
+    plain = frequency_probe.refine
+
+    def counted(*given: Any) -> Any:
+        found = plain(*given)
+        read.append(0 if found is None else found.passes)
+        return found
+
+    frequency_probe.refine = counted
+    counts = zipf_counts(args.vocab)
+    metric, ratios, passes, apart = FrequencyProbe(counts), [], [], {"slope": 0.0, "other": 0.0}
+    for step, head in enumerate(trained_heads(counts, dim=args.dim, learning_rate=args.moving, steps=args.steps)):
+        state = State(step, nn.Linear(1, 1), OutputEmbedding(head, "lm_head.weight", nn.Linear(1, 1)), groups={})
+        bare = processor_ms(lambda head=head: head.T @ head)
+        read.clear()
+        ratios.append(processor_ms(lambda state=state: metric.compute(state)) / bare)
+        passes.append(read[0] if read else 0)
+        if passes[-1] and step % 8 == 5:
+            difference(metric.compute(state), FrequencyProbe(counts).compute(state), into=apart)
+    warm = [ratio for ratio, number in zip(ratios, passes, strict=True) if number]
+    print(f"{args.vocab} x {args.dim}, learning rate {args.moving}, processor time, {torch.get_num_threads()} threads")
+    print(
+        f"{len(warm)} of {len(ratios) - 1} records after the first without a Gram: {statistics.median(warm):.3f} x E'E"
+    )
+    print(f"all records after the first, on average: {statistics.mean(ratios[1:]):.3f} x E'E")
+    print(f"passes over the rows a record (0: a Gram): {passes[1:]}")
+    print(
+        f"against a new probe: slopes {apart['slope']:.1e} of themselves, other figures {apart['other']:.1e}, at most"
+    )
+
+
+def difference(values: Mapping[str, Any], expected: Mapping[str, Any], *, into: dict[str, float]) -> None:
+    """Add to the largest differences; rank's and pivot's age is another matter, and drift needs a past."""
+    for name, value in expected.items():
+        if name in ("probe.pivot", "probe.drift"):
+            continue
+        found, wanted = (torch.as_tensor(v).double() for v in (values[name], value))
+        what = "slope" if "slope" in name else "other"
+        scale = wanted.norm() if what == "slope" else max(1.0, float(wanted.abs().max()))
+        into[what] = max(into[what], float(torch.dist(found, wanted) / scale))
+
+
 def processor_ms(call: Callable[[], object]) -> float:
     """Processor time of one call, all threads together."""
     start = time.process_time()
@@ -131,8 +180,8 @@ def processor_ms(call: Callable[[], object]) -> float:
     return 1000 * (time.process_time() - start)
 
 
-def main() -> None:
-    """Measure and print."""
+def parse() -> argparse.Namespace:
+    """What was asked for."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--vocab", type=int, default=50304)
     parser.add_argument("--dim", type=int, default=768)
@@ -141,15 +190,25 @@ def main() -> None:
     parser.add_argument("--svd", action="store_true", help="also run svdvals and a full SVD, once")
     parser.add_argument("--sparsity", action="store_true", help="also run the offline sparsity, once, 20 draws")
     parser.add_argument("--threads", type=int, help="torch's threads")
+    parser.add_argument("--moving", type=float, metavar="RATE", help="follow a head in training at this learning rate")
+    parser.add_argument("--steps", type=int, default=24, help="updates of --moving")
     parser.add_argument("--against", metavar="REF", help="a commit, branch or tag to run beside the present tree")
     parser.add_argument(against.SERVE, action="store_true", help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Measure and print."""
+    args = parse()
     if args.threads:
         torch.set_num_threads(args.threads)
     if args.against and not args.serve:
         rows = against.compare(__file__, sys.argv[1:], ref=args.against, rounds=args.repeats)
         print(f"{args.vocab} x {args.dim} float32, {torch.get_num_threads()} threads; medians of {args.repeats} rounds")
         print(against.table(rows, unit="CPU ms"))
+        return
+    if args.moving:
+        follow(args)
         return
     counts, embedding = make(args.vocab, args.dim)
     if args.serve:
