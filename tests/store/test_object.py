@@ -422,3 +422,36 @@ def test_what_a_cut_takes_is_kept_by_the_server_and_comes_back(url, sparse_run, 
     writer.close()
     assert open_store(url).kept == []
     assert not [key for key in ObjectStorage(url).list() if ".kept-" in key]
+
+
+def test_a_run_in_object_storage_is_watched_while_it_writes_and_until_it_ends(url, capsys):
+    """From another terminal: a look at what is there, then looks that follow the run to its end."""
+    import json
+
+    from loops import COUNTS, TinyLM, batches, train
+
+    import trainhooks as th
+    from trainhooks.cli import app
+
+    def looks(*options):
+        with pytest.raises(SystemExit) as ended:
+            app(["watch", url, "--json", *options])
+        assert ended.value.code == 0
+        return [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+
+    model = TinyLM()
+    with th.Recorder(model, store=url, counts=COUNTS) as recorder:
+        train(model, batches(3), recorder)
+        recorder.flush()
+        (seen,) = looks("--once")
+        assert (seen["step"], seen["complete"], seen["path"]) == (3, False, url)
+        assert seen["rate"] is None  # takes two looks
+        assert set(seen["correlations"]) == {"held-out Spearman", "its null, permuted", "row norm alone"}
+        following = threading.Thread(target=lambda: ended.extend(looks("--every", "0.05")))
+        ended = []
+        following.start()
+        train(model, batches(5), recorder, first=3)
+    following.join()
+    steps = [look["step"] for look in ended]
+    assert steps == sorted(steps)
+    assert (steps[-1], ended[-1]["complete"]) == (5, True)

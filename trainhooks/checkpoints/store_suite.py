@@ -43,8 +43,8 @@ class SnapshotCheckpoint:
     def __init__(self, store: Store, *, step: int) -> None:
         places = np.flatnonzero(store.snapshot_steps == step)
         if len(places) == 0:
-            raise CheckpointError(f"the store {store.path} has no output embedding of step {step}.")
-        self.name = f"{store.path} step {step}"
+            raise CheckpointError(f"the store {store.where} has no output embedding of step {step}.")
+        self.name = f"{store.where} step {step}"
         self.config: Mapping[str, object] = {}
         self._matrix = store.snapshots.at(int(places[0]))
         shape = tuple(int(size) for size in self._matrix.shape)

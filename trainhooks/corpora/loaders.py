@@ -73,7 +73,7 @@ def counts_of_store(store: Store | str | os.PathLike[str], *, step: int | None =
     chosen = _last_counted(opened) if step is None else step
     counts = opened.label_counts(chosen)
     if not counts.any():
-        raise ValueError(f"{opened.path}: no label had been seen at step {chosen}; take a later step.")
+        raise ValueError(f"{opened.where}: no label had been seen at step {chosen}; take a later step.")
     return TokenCounts(
         counts,
         tokenizer_hash=opened.attributes.get("tokenizer_hash"),
@@ -88,7 +88,7 @@ def _last_counted(store: Store) -> int:
         except ValueError:
             continue
         return int(step)
-    raise ValueError(f"{store.path} has no label counts: record with labels given, and with snapshots.")
+    raise ValueError(f"{store.where} has no label counts: record with labels given, and with snapshots.")
 
 
 def _chosen(batch: Any, labels: str | int | Callable[[Any], Tensor] | None) -> Chosen:

@@ -60,12 +60,13 @@ def build_page(runs: Sequence[RunNumbers], *, extra: Sequence[Drawing], plotly: 
     payload = Payload()
     title = title or ", ".join(run.label for run in runs)
     found = sections.verdicts(runs)
-    body = [_section("Verdict", sections.verdict_section(runs, found), name="verdict")]
-    if len(runs) > 1:
-        body.append(_section("Comparison", sections.comparison(runs), name="comparison"))
+    first = sections.answer(runs[0]) if len(runs) == 1 else sections.comparison(runs)
+    body = [_section("Is frequency there yet, and has the rest converged?", first, name="answer")] if first else []
+    body.append(_section("Verdict", sections.verdict_section(runs, found), name="verdict"))
     body.append(_section("Dynamics", _figure(payload, dynamics_drawing(runs)), name="dynamics"))
     for number, run in enumerate(runs):
-        inner = sections.answer(run) + _run_figures(payload, run, frames=max(2, min(12, MOST_FRAMES // len(runs))))
+        tiles = sections.answer(run) if len(runs) > 1 else ""
+        inner = tiles + _run_figures(payload, run, frames=max(2, min(12, MOST_FRAMES // len(runs))))
         body.append(_section(run.label, inner, name=f"run-{number}", closed=number > 0))
     if extra:
         body.append(_section("Interventions", "".join(_figure(payload, one) for one in extra), name="interventions"))

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
-from scipy.stats import t as student
+from scipy.special import stdtrit
 
 from trainhooks.lead.draws import NULLS
 from trainhooks.lead.lead import Check, Lead
@@ -66,7 +66,7 @@ def _effects(leads: Sequence[Lead]) -> tuple[list[float], list[float]]:
 
 def _mean_and_interval(logs: list[float]) -> tuple[float, float, float]:
     mean, count = float(np.mean(logs)), len(logs)
-    half = float(student.ppf(0.975, count - 1) * np.std(logs, ddof=1) / math.sqrt(count))
+    half = float(stdtrit(count - 1, 0.975) * np.std(logs, ddof=1) / math.sqrt(count))
     return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
 
 

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float
 from numpy.random import Generator
-from scipy.stats import rankdata
 
 from trainhooks.lead.change import Rows
 from trainhooks.lead.labellings import (
@@ -27,6 +26,7 @@ from trainhooks.lead.labellings import (
     space_rotations,
     unit_labelling,
 )
+from trainhooks.lead.ranks import mean_ranks
 
 SIGN_FLIPS, BLOCKS, SPACE = "sign flips", "block rotations", "random directions of the change"
 TWINS = {SIGN_FLIPS: sign_flips, BLOCKS: block_rotations, SPACE: space_rotations}
@@ -132,7 +132,7 @@ def draw_labellings(
 ) -> Float[np.ndarray, "row column"]:
     """All columns, in the order of `Columns.of`; float32. The same seed gives the same draws."""
     rng = np.random.default_rng(seed)
-    labelling, ranks = unit_labelling(targets), unit_labelling(rankdata(targets))
+    labelling, ranks = unit_labelling(targets), unit_labelling(mean_ranks(targets))
     at = Columns.of(len(labelling), draws=draws)
     drawn = np.empty((len(labelling), at.ranks.stop), dtype=np.float32)
     settings: dict[str, Any] = {"change": change, "basis": basis, "draws": draws, "rng": rng}

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from scipy.stats import rankdata
 
 from trainhooks.lead.onset import Onset, onset
+from trainhooks.lead.ranks import mean_ranks
 from trainhooks.lead.trajectory import StraightLine
 
 FOLDS = 5
@@ -89,7 +89,7 @@ def _slope(gram: np.ndarray, cross: np.ndarray) -> np.ndarray:
 def _spearman(first: np.ndarray, second: np.ndarray) -> float:
     if len(first) < 2 or np.ptp(first) == 0.0 or np.ptp(second) == 0.0:
         return 0.0
-    return float(np.corrcoef(rankdata(first), rankdata(second))[0, 1])
+    return float(np.corrcoef(mean_ranks(first), mean_ranks(second))[0, 1])
 
 
 def draw_picture(

@@ -43,7 +43,7 @@ def analyze_store(
     """
     kept = store if isinstance(store, Store) else open_store(store)
     if kept.token_counts is None:
-        raise ValueError(f"{kept.path} holds no token counts: {_again(kept, 'with counts')} to ask for a verdict.")
+        raise ValueError(f"{kept.where} holds no token counts: {_again(kept, 'with counts')} to ask for a verdict.")
     try:
         if len(kept.snapshots) >= LEAST_RECORDS:
             options: dict[str, Any] = {"q": tuple(q), "draws": draws, "seed": seed, "max_records": max_records}
@@ -54,9 +54,9 @@ def analyze_store(
             found = _from_products(kept, q=tuple(q), draws=draws, seed=seed, max_records=max_records)
             return _with_audit(found, kept)
     except ValueError as error:
-        raise ValueError(f"{kept.path}: {error}") from error  # which one, where several are given
+        raise ValueError(f"{kept.where}: {error}") from error  # which one, where several are given
     raise ValueError(
-        f"{kept.path} holds {len(kept.snapshots)} snapshots; a verdict needs {LEAST_RECORDS} or more. "
+        f"{kept.where} holds {len(kept.snapshots)} snapshots; a verdict needs {LEAST_RECORDS} or more. "
         + (
             "What analyze keeps in their place is not in it: it had fewer than 3 checkpoints or 16 counted tokens, or "
             "is of an older version. Analyze the suite again, with all its checkpoints."

@@ -177,16 +177,16 @@ def _from_model(path: Path, *, key: str | None) -> MatrixSource:
 def _from_store(store: Store, *, step: int | None) -> MatrixSource:
     steps = store.snapshot_steps.tolist()
     if not steps:
-        raise ValueError(f"{store.path} holds no matrix at any step: record with a snapshot_schedule.")
+        raise ValueError(f"{store.where} holds no matrix at any step: record with a snapshot_schedule.")
     at = steps[-1] if step is None else operator.index(step)
     if at not in steps:
-        raise ValueError(f"{store.path} has no matrix at step {at}; steps with one: {_shown_steps(steps)}.")
+        raise ValueError(f"{store.where} has no matrix at step {at}; steps with one: {_shown_steps(steps)}.")
     counts, counts_from = store.token_counts, "the store's corpus counts"
     if counts is None:
         counts, counts_from = _labels(store, at), _seen(at)
     settings = settings_of_run(store.attributes)
     return MatrixSource(
-        name=str(store.path),
+        name=store.where,
         embedding=_matrix(store, at),
         step=at,
         counts=counts,

@@ -73,7 +73,7 @@ def read_run(
     """
     opened = store if isinstance(store, Store) else open_store(store)
     if not len(opened.steps):
-        raise ValueError(f"{opened.path} holds no record yet: run the training, then draw.")
+        raise ValueError(f"{opened.where} holds no record yet: run the training, then draw.")
     missing: dict[str, str] = {}
     tokens = _tokens(opened, missing)
     wanted = len(opened.snapshots) and tokens is not None and (steps is None or len(steps))
@@ -90,7 +90,7 @@ def read_run(
         except ValueError as error:
             missing["lead"] = str(error)
     return RunNumbers(
-        label=label or str(opened.path),
+        label=label or opened.where,
         steps=np.asarray(opened.steps),
         values={name: np.asarray(opened[name]) for name in opened.names},
         groups=opened.groups,
@@ -113,7 +113,7 @@ def read_runs(stores: Sequence[str | Path | Store], *, lead: bool = True) -> tup
     if not stores:
         raise ValueError("got no store; give the path of one or several.")
     opened = [store if isinstance(store, Store) else open_store(store) for store in stores]
-    paths = [str(store.path) for store in opened]
+    paths = [store.where for store in opened]
     if len(set(paths)) < len(paths):
         raise ValueError("a store was given twice; give each run once.")
     return tuple(read_run(one, label=label, lead=lead) for one, label in zip(opened, labels(paths), strict=True))
@@ -162,7 +162,7 @@ def _distance(store: Store, missing: dict[str, str]) -> np.ndarray | None:
 def _facts(store: Store) -> dict[str, Any]:
     """What the run's table says of the store itself."""
     return {
-        "path": str(store.path),
+        "path": store.where,
         "disk_bytes": store.disk_bytes,
         "records": len(store.steps),
         "snapshots": len(store.snapshots),

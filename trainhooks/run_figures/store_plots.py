@@ -75,5 +75,5 @@ class StorePlots:
         drawing: Drawing = make(run)
         if not drawing.panels:
             why = "; ".join(run.missing.values()) or "it does not hold what this is drawn from"
-            raise ValueError(f"{self._store.path} has no such figure: {why}.")
+            raise ValueError(f"{self._store.where} has no such figure: {why}.")
         return draw(drawing)

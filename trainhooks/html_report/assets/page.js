@@ -76,10 +76,18 @@
     return found;
   };
 
+  const last = (panel) => Math.max(1, ...panel.curves.flatMap((curve) => payload.arrays[curve.x]));
   const ticks = (panel) => {
-    const top = Math.max(...panel.curves.flatMap((curve) => payload.arrays[curve.x]));
     const values = [0];
-    for (let power = 1; power <= top; power *= 10) values.push(power);
+    for (let power = 1; power <= last(panel); power *= 10) values.push(power);
+    return values;
+  };
+  // a few of each power of ten: words of all nine lie on each other
+  const decades = (panel) => {
+    const seen = panel.curves.flatMap((curve) => payload.arrays[curve.y]).filter((one) => one > 0);
+    const [low, high] = [Math.floor(Math.log10(Math.min(...seen))), Math.ceil(Math.log10(Math.max(...seen)))];
+    const values = [];
+    for (let power = low; power <= high; power += 1) for (const digit of high - low > 3 ? [1] : [1, 2, 5]) values.push(Number((digit * 10 ** power).toPrecision(1)));
     return values;
   };
 
@@ -87,12 +95,14 @@
     const axis = { gridcolor: ink("--line"), zeroline: false, automargin: true, linecolor: ink("--line") };
     const xaxis = { ...axis, title: { text: plain(panel.x_label), standoff: 8 } };
     if (panel.x_scale !== "none") {
-      if (scale === "log") Object.assign(xaxis, { tickvals: ticks(panel).map((one) => place(one, "log")), ticktext: ticks(panel).map(String) });
+      if (scale === "log") Object.assign(xaxis, { tickvals: ticks(panel).map((one) => place(one, "log")), ticktext: ticks(panel).map(String),
+        range: [-0.01 * place(last(panel), "log"), 1.02 * place(last(panel), "log")] });
       if (panel.toggles) xaxis.title.text = scale === "log" ? "step (updates, log(1 + step))" : "step (updates)";
     }
     if (panel.x_names.length) Object.assign(xaxis, { tickvals: panel.x_names.map((_, i) => i), ticktext: panel.x_names.map((one) => plain(one).replace(/\n/g, "<br>")) });
     const yaxis = { ...axis, title: { text: plain(panel.y_label), standoff: 6 }, type: panel.y_scale === "log10" ? "log" : "linear" };
     if (panel.y_range) yaxis.range = panel.y_range;
+    if (panel.y_scale === "log10") Object.assign(yaxis, { tickvals: decades(panel), ticktext: decades(panel).map(String) });
     const note = panel.note ? [{ text: plain(panel.note).replace(/\n/g, "<br>"), xref: "paper", yref: "paper", x: 0.01, y: 0.99,
       xanchor: "left", yanchor: "top", showarrow: false, align: "left", font: { size: 12 }, bgcolor: ink("--card"), opacity: 0.9 }] : [];
     return {

@@ -39,7 +39,7 @@ def export_step(store: Store, *, step: int, out: str | Path, form: str | None = 
             else:
                 from safetensors.numpy import save
 
-                about = {"step": str(step), "precision": str(store.precision), "source": str(store.path)}
+                about = {"step": str(step), "precision": str(store.precision), "source": store.where}
                 file.write(save({SNAPSHOT: matrix}, metadata=about))
         temporary.replace(out)
     except BaseException:

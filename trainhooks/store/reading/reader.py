@@ -70,7 +70,8 @@ class Store:
     """
 
     def __init__(self, storage: Storage, *, follow: bool = False) -> None:
-        self.path = Path(str(storage))
+        self.where = str(storage)
+        self.path = Path(self.where)
         self._zarr = ManifestStore(storage)
         self._follow = follow
         self._seen: tuple[object, ...] | None = None
@@ -107,7 +108,7 @@ class Store:
         folded = int(max(steps, default=-1)), int(max(snapshot_steps, default=-1))
         opened = {file.piece.key: file for file in files}
         entries = complete_entries([file.piece for file in files], root.restarts, folded)
-        check_chain([opened[entry.pieces[0].key] for entry in entries], steps, where=str(self.path))
+        check_chain([opened[entry.pieces[0].key] for entry in entries], steps, where=self.where)
         waiting = [JournalRecord(e, [opened[piece.key] for piece in e.pieces], root.layout) for e in entries]
         self._journal = [record for record in waiting if record.entry.step > folded[0]]
         self._snapshot_journal = [r for r in waiting if r.entry.has_snapshot and r.entry.step > folded[1]]
@@ -196,7 +197,7 @@ class Store:
             return None
         key = f"{SNAPSHOT}/c/0/0/0"
         size = ShardShape(self._layout.block, shard_rows(self._layout), self._layout.dim, inner_rows(self._layout))
-        shard = Shard(self._zarr.storage.mmap(key), shape=size, where=f"{self.path}/{key}")
+        shard = Shard(self._zarr.storage.mmap(key), shape=size, where=f"{self.where}/{key}")
         return next((name for name, profile in PROFILES.items() if shard.made_by(profile)), None)
 
     @property
@@ -242,7 +243,7 @@ class Store:
         Raises ValueError where the store keeps no sketches.
         """
         if not self.sketch_size:
-            raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
+            raise ValueError(f"{self.where} keeps no sketches: it was recorded with sketch_size=0.")
         return self._rows(SKETCH, (len(self.groups), self.sketch_size), "float32")
 
     def sketch_parts(self) -> Iterator[Float32[np.ndarray, "part group sketch"]]:
@@ -251,7 +252,7 @@ class Store:
         Raises ValueError where the store keeps no sketches.
         """
         if not self.sketch_size:
-            raise ValueError(f"{self.path} keeps no sketches: it was recorded with sketch_size=0.")
+            raise ValueError(f"{self.where} keeps no sketches: it was recorded with sketch_size=0.")
         array, records = self._array(SKETCH), len(self._steps) - len(self._journal)
         for start in range(0, records, array.chunks[0]):
             part = self._read(SKETCH, slice(start, min(start + array.chunks[0], records)))
@@ -306,7 +307,7 @@ class Store:
             record = self._snapshot_journal[position - folded]
             counts = stacked([record], LABEL_COUNTS, (self.vocab,), "int64")[0]
         if (counts == MISSING_COUNT).all():
-            raise ValueError(f"{self.path}: no label counts were recorded with the snapshot of step {step}.")
+            raise ValueError(f"{self.where}: no label counts were recorded with the snapshot of step {step}.")
         return counts
 
     def metrics(self) -> xarray.Dataset:
@@ -337,10 +338,10 @@ class Store:
         return accessor("plot", self)
 
     def __repr__(self) -> str:
-        return f"<Store {shown(self.path)}: {', '.join(f'{name} {value}' for name, value in self._told())}>"
+        return f"<Store {shown(self.where)}: {', '.join(f'{name} {value}' for name, value in self._told())}>"
 
     def _repr_html_(self) -> str:
-        return card(f"Store {self.path}", self._told())
+        return card(f"Store {self.where}", self._told())
 
     def _told(self) -> list[tuple[str, str]]:
         """What a notebook shows of it."""
@@ -364,13 +365,13 @@ class Store:
         if position < len(self.snapshot_steps) and self.snapshot_steps[position] == step:
             return position
         near = self.snapshot_steps[max(0, position - 1) : position + 1].tolist()
-        raise ValueError(f"{self.path} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
+        raise ValueError(f"{self.where} has no snapshot at step {step}; the nearest are {near} (`snapshot_steps`).")
 
     def _variable(self, name: str) -> Variable:
         for variable in self._layout.variables:
             if variable.name == name:
                 return variable
-        raise KeyError(f"{self.path} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
+        raise KeyError(f"{self.where} has no metric {name!r}; it has {', '.join(self.names) or 'none'}")
 
     def _folded(self, name: str) -> np.ndarray:
         values = self._read(name, slice(None))

@@ -99,7 +99,7 @@ def status(store: Store, *, before: Status | None = None, seconds: float | None 
     moved = None if before is None or before.step is None or step is None else step - before.step
     cost = _series(store, COST)[-_RECENT:] if COST in names else []
     return Status(
-        path=str(store.path),
+        path=store.where,
         step=step,
         records=len(steps),
         complete=store.complete,

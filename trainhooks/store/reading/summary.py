@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
         """What a summary asks of a store: see `trainhooks.store.reading.reader.Store`."""
 
         @property
-        def path(self) -> str | Path: ...
+        def where(self) -> str: ...
         @property
         def steps(self) -> np.ndarray: ...
         @property
@@ -77,7 +76,7 @@ def summarize(store: _Summarized, *, variables: Sequence[Variable]) -> dict[str,
     raw += 4 * sum(int(np.prod(shape)) for shape in shapes.values())
     raw += sum(int(np.prod(v["shape"])) * np.dtype(v["dtype"]).itemsize for v in about.values())
     return {
-        "path": str(store.path),
+        "path": store.where,
         "format": FORMAT,
         "closed": store.complete,
         "attempts": len(store.restarts) + 1,
