@@ -20,7 +20,7 @@ from trainhooks.plots import (
     scatter,
 )
 from trainhooks.plots.canvas import COLUMN, escaped, log_ticks
-from trainhooks.plots.colours import NULL
+from trainhooks.plots.colours import NULL, viridis
 from trainhooks.plots.dynamics import walk, walk_away
 from trainhooks.plots.legend import entries_of
 
@@ -186,3 +186,11 @@ def test_words_in_a_table_are_neither_formula_nor_control(words):
         assert cell[0] not in "=+-@\t"
         assert cell.isprintable()
         assert cell.encode("utf-8")
+
+
+def test_colours_of_a_sequence_are_those_of_matplotlibs_map():
+    from matplotlib import colormaps
+
+    for share in np.linspace(0, 1, 23):
+        own = [int(viridis(share)[at : at + 2], 16) / 255 for at in (1, 3, 5)]
+        np.testing.assert_allclose(own, colormaps["viridis"](share)[:3], atol=0.07)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -65,7 +66,8 @@ def take(store: Store, *, most: int = MOST, steps: Sequence[int] | None = None) 
 
 def _packed(matrix: Float32[np.ndarray, "vocab dim"]) -> np.ndarray:
     """The upper halves of the numbers where the lower ones are 0, as in a store of bfloat16 precision; else a copy."""
-    bits = np.ascontiguousarray(matrix).view(np.uint32)
-    if np.any(bits & np.uint32(0xFFFF)):
+    halves = np.ascontiguousarray(matrix).view(np.uint16).reshape(*matrix.shape, 2)
+    lower, upper = (0, 1) if sys.byteorder == "little" else (1, 0)
+    if halves[..., lower].any():
         return matrix.copy()
-    return (bits >> np.uint32(16)).astype(np.uint16)
+    return halves[..., upper].copy()
