@@ -156,10 +156,11 @@ def deletion(folder: Path, steps: Sequence[int], text: Sequence[Path]) -> list[d
 
 def suite(folder: Path, store: th.Store, text: Sequence[Path]) -> dict[str, Any]:
     """`trainhooks analyze` of the whole models: the same numbers as live, and the probe of the model's own output."""
-    out = folder / "suite.zarr"
+    out, tokens = folder / "suite.zarr", th.TokenCounts.load(folder / "counts.npz").vocab_size
     silent(
         *("analyze", folder / "checkpoints", "--counts", folder / "counts.npz", "--out", out, "--overwrite"),
         *("--text", joined(text, folder / "text.txt"), "--positions", 2048, "--workers", 1),
+        *("--vocab-size", tokens),
     )
     again = th.open_store(out)
     live, late = store.metrics(), again.metrics()
