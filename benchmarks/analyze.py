@@ -7,10 +7,12 @@ Prints JSON. `probe_ratio` is the frequency probe with its folds over a bare loo
 `metrics_ratio` the same for all metrics of the output embedding (needed: 2.2 and 5). `speedup` is
 `AutoModelForCausalLM.from_pretrained` with scikit-learn's regression over the probe on the same files (needed: 5).
 `peak_copies` is the most memory that an analysis in a process of its own took above what that process held after a
-tiny one (libraries), in float32 output embeddings (needed: 6), mapped files included; Linux only. Times are medians of
-interleaved rounds on a warm cache. `analyze_ratio` is a whole analysis, its audit and store included, over the bare
-loop, and `all_ratio` one of all parameters without its audit over a sum of every stored number, both in processor time
-of one thread, the bare loops before and after; `anonymous_copies` is `peak_copies` without mapped files.
+tiny one (libraries), in float32 output embeddings (wanted: 4): the kernel's VmHWM, set back before, in which pages of
+mapped files count, once for each place they are mapped at. `anonymous_copies` is the same without mapped files, which
+the kernel may take back: RssAnon, looked at every 4 ms. Linux only. Times are medians of interleaved rounds on a warm
+cache. `analyze_ratio` is a whole analysis, its audit and store included, over the bare loop (wanted: 3), and
+`all_ratio` one of all parameters without its audit over a sum of every stored number (wanted: 1.5), both in processor
+time of one thread, the bare loops before and after.
 """
 
 from __future__ import annotations
