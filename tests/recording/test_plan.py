@@ -6,8 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
-from trainhooks.recording.plan import Plan, advice, all_bytes
+import trainhooks as th
+from trainhooks.numerics.sketch import Sketcher
+from trainhooks.recording.plan import Plan, advice, all_bytes, working_bytes
 from trainhooks.store import Layout
 
 RUN = """
@@ -131,3 +134,19 @@ def test_a_large_store_is_said_with_a_smaller_setting_beside_it():
         assert "Log-spaced ones in bfloat16 take 8.29 GB at most" in said
     assert advice(Plan(10_001, 20, 0, 0, 0), layout=layout) == "", "log-spaced already"
     assert advice(Plan(301, 301, 0, 0, 0), layout=Layout(8192, 256, ("whole",), 0)) == "", "small"
+
+
+def test_buffers_on_a_device_are_said():
+    counts = torch.arange(1, 50305).numpy()
+    metrics = th.default_metrics(counts)
+    wide = torch.empty(50304, 768, device="meta")
+    sketcher = Sketcher({"whole": [("a", torch.zeros(3))]})
+    each = {type(metric).__name__: metric.working_bytes(wide) for metric in metrics}
+    lines = 4 * 50304 * 768  # fewer than the buffer has room for
+    assert each["FrequencyProbe"] == lines + 2 * 12 * 5 * 768**2
+    assert each["HeadGeometry"] == 3 * (4 * (1 << 24) + 8 * 768**2)
+    assert each["Spectrum"] == each["GroupConvergence"] == 0
+    assert working_bytes(metrics, sketcher, weight=wide) == max(each.values())
+    assert working_bytes([], sketcher, weight=wide) == 4 * 18 << 20
+    assert working_bytes([], None, weight=wide) == working_bytes(metrics, sketcher, weight=torch.zeros(4, 2)) == 0
+    assert "72 MB of it while a record is measured" in str(Plan(1, 1, 0, 10**8, 0, working_bytes=72 * 10**6))

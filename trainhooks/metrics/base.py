@@ -107,6 +107,10 @@ class Metric(ABC):
         """Bytes that `enqueue` sends beside the variables for an embedding `weight`, announced before the run."""
         return 0
 
+    def working_bytes(self, weight: Tensor) -> int:
+        """Bytes of buffers on a device while this is computed for an embedding `weight`, announced before the run."""
+        return 0
+
     def takes_gram(self, step: int) -> bool:
         """Whether the record of `step` takes the Gram of the output embedding from `trainhooks.metrics.shared_sums`.
 

@@ -24,7 +24,7 @@ from trainhooks.probe.ceiling import noise_ceiling
 from trainhooks.probe.drift import cosine_of_products
 from trainhooks.probe.fit import needs_exact, product_dtype
 from trainhooks.probe.row_selection import RowSelection
-from trainhooks.probe.rows import Rows, sum_rows
+from trainhooks.probe.rows import LINE_ELEMENTS, Rows, sum_rows
 from trainhooks.probe.scored import ProbeFit, Scored, score, squeeze
 from trainhooks.probe.solve import solve_with_factor
 from trainhooks.probe.target import as_counts
@@ -134,6 +134,12 @@ class FrequencyProbe(Metric):
             return values
         found = self._finish({name.removeprefix(_PART): value for name, value in parts.items()})
         return values | {name: np.asarray(value) for name, value in found.items()}
+
+    def working_bytes(self, weight: Tensor) -> int:
+        """Lines of rows as they are and in the products' precision, and each fold's products in both precisions."""
+        rows, dim = weight.shape
+        taken = 0 if weight.dtype == torch.float32 else weight.element_size()
+        return (taken + 4) * min(rows * dim, LINE_ELEMENTS) + 2 * (4 + 8) * FOLDS * dim * dim
 
     def sent_bytes(self, weight: Tensor) -> int:
         """The moments of the rows of each fold, and the permuted target's slopes."""

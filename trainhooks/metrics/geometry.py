@@ -18,6 +18,8 @@ from trainhooks.metrics.base import Metric, State
 from trainhooks.metrics.shared_sums import RowsOfMask, head_sums, initial_mean
 from trainhooks.numerics.binning import count_bins, mean_by_bin
 from trainhooks.numerics.gram import (
+    DEVICE_BLOCK,
+    DEVICE_ELEMENTS,
     centred_blocks,
     kept_ids,
     mean_of_ids,
@@ -148,6 +150,12 @@ class HeadGeometry(Metric):
             return values
         found = _figures({name.removeprefix(_PART): value for name, value in parts.items()})
         return values | {name: np.asarray(value) for name, value in found.items()}
+
+    def working_bytes(self, weight: Tensor) -> int:
+        """A block of rows of each of three embeddings, float32 or as wide as the embedding, and three Grams."""
+        rows, dim = weight.shape
+        block = min(rows * dim, max(DEVICE_BLOCK * dim, DEVICE_ELEMENTS))
+        return 3 * (max(4, weight.element_size()) * block + 8 * dim * dim)
 
     def takes_gram(self, step: int) -> bool:
         """Always: CKA is made of it."""

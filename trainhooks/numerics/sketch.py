@@ -22,6 +22,8 @@ SIGN_PERIOD = 1 << 20
 ROW_PERIOD = 1 << 16
 CHUNK = 1 << 20
 DEVICE_CHUNKS = 16
+STAGING_BYTES = 4 * (DEVICE_CHUNKS + 2) * CHUNK
+"""The buffer on a device, and the signs."""
 HOSTS = ("cpu",)
 FLOAT32_HOLDS = frozenset({torch.float32, torch.float16, torch.bfloat16})
 _TILE = 16

@@ -16,6 +16,7 @@ from trainhooks.core.formatting import human
 from trainhooks.core.schedule import LogSpaced, Schedule, in_words
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
+from trainhooks.numerics.sketch import STAGING_BYTES, Sketcher
 from trainhooks.recording.staging import (
     ALIGNMENT,
     RECORDS_AT_ONCE,
@@ -29,16 +30,14 @@ from trainhooks.store import Layout, required_bytes
 from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS
 from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
 
-pass
-
 REFERENCE_SHARE = 1 / 16
 REFERENCE_VARIABLE = "TRAINHOOKS_REFERENCE_BYTES"
 FEW_BYTES = 1 << 18  # what a metric sends beside its variables and can still wait with other records
 LARGE_BYTES = 20 * 10**9
 """A store that takes more is said with a smaller setting beside it."""
 USUAL_STEPS = 10_000
-_STORE_BYTES = 64 << 20
-"""Modules that are loaded when a store is made, and freed memory that the allocator keeps; 36 to 74 MB were seen."""
+_STORE_BYTES = 88 << 20
+"""Modules that are loaded when a store is made, and freed memory that the allocator keeps; 36 to 94 MB were seen."""
 
 
 @dataclass(frozen=True)
@@ -67,12 +66,14 @@ class Plan:
     mapped_bytes: int = 0
     queue_bytes: int = 0
     reference_bytes: int = 0
+    working_bytes: int = 0
     fewer: Mapping[str, int | str] = field(default_factory=dict)
 
     def __str__(self) -> str:
         length = "unknown length, a first block" if self.records is None else f"{self.records} records"
         there = [f"{human(self.gathered_bytes)} of it gathered from shards"] if self.gathered_bytes else []
         there += [f"{human(self.reference_bytes)} of it to compare with"] if self.reference_bytes else []
+        there += [f"{human(self.working_bytes)} of it while a record is measured"] if self.working_bytes else []
         gathered = f" ({', '.join(there)})" if there else ""
         parts = [f"{human(self.pinned_bytes)} of it pinned"] if self.pinned_bytes else []
         parts += [f"{human(self.queue_bytes)} of it only where the disk is slower"] if self.queue_bytes else []
@@ -107,6 +108,7 @@ def plan_run(
     queue_bytes: int = 0,
     fold_threads: int = 1,
     gathered_bytes: int = 0,
+    working_bytes: int = 0,
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
@@ -114,7 +116,7 @@ def plan_run(
     to the host and what is kept of it,
      `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
     and "host", `queue_bytes` has room for records that wait for the store's writer, in which `fold_threads` compress,
-    `gathered_bytes` of a sharded output embedding.
+    `gathered_bytes` of a sharded output embedding, `working_bytes` of buffers on a device while a record is measured.
 
     Raises ValueError where a schedule never fires.
     """
@@ -130,7 +132,9 @@ def plan_run(
         snapshots=snapshots,
         disk_bytes=0 if layout is None else disk_bytes(layout, records=records, snapshots=snapshots),
         gathered_bytes=gathered_bytes,
+        working_bytes=working_bytes,
         device_bytes=gathered_bytes
+        + working_bytes
         + staging_plan.device_bytes
         + 3 * sketch_bytes
         + sum(one.get("device", 0) for one in kept),
@@ -252,6 +256,17 @@ def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -
         reference_limit=reference_limit(weight.device),
         sharded=is_sharded(weight),
     )
+
+
+def working_bytes(metrics: Sequence[Metric], sketcher: Sketcher | None, *, weight: Tensor) -> int:
+    """The most bytes of buffers on the device of `weight` while a record is measured, one part after the other.
+
+    0 on the host, where such buffers are small and `host_bytes` has room for them.
+    """
+    if weight.device.type == "cpu":
+        return 0
+    sketching = 0 if sketcher is None else STAGING_BYTES
+    return max([sketching, *(metric.working_bytes(weight) for metric in metrics)])
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from trainhooks.recording.metric_failures import Faults
 from trainhooks.recording.metric_runner import MetricRunner
 from trainhooks.recording.open_update import OpenUpdate, Said
 from trainhooks.recording.pipeline import RecordPipeline
-from trainhooks.recording.plan import Plan, plan_run, staging_plan
+from trainhooks.recording.plan import Plan, plan_run, staging_plan, working_bytes
 from trainhooks.recording.resume import ResumePoint, as_saved, load_metric_states, offered
 from trainhooks.recording.run_description import RunDescription
 from trainhooks.recording.sink_group import SinkGroup
@@ -309,6 +309,7 @@ class Recorder:
                 fold_threads=1 if store is None else store.writing.fold_threads,
                 staging_plan=staging_plan(layout, weight=self.head.weight, metrics=self._metrics),
                 gathered_bytes=self._tracked.gathered_bytes,
+                working_bytes=working_bytes(self._metrics, self._sketcher, weight=self.head.weight),
                 sketch_bytes=4 * len(layout.groups) * layout.sketch_size,
                 kept=[metric.kept_bytes(self._measuring.state(self.step)) for metric in self._metrics],
             )
