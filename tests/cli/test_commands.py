@@ -167,3 +167,17 @@ def test_a_name_that_no_hub_has_is_said_at_once(tmp_path, monkeypatch, capsys):
 def test_json_of_a_plan_is_json(capsys):
     code, out, _ = call(capsys, "plan", "--vocab", 60, "--dim", 8, "--steps", 10, "--json")
     assert (code, json.loads(out)["snapshots"]) == (0, 11)
+
+
+def test_what_answers_first_is_in_a_run_of_every_metric():
+    from loops import COUNTS
+
+    import trainhooks as th
+    from trainhooks.cli.inspect import FIRST
+
+    known = {variable.name for metric in th.default_metrics(COUNTS) for variable in metric.variables}
+    assert set(FIRST) - known == {
+        "loss",
+        "recorder.milliseconds",
+        "convergence.distance_to_final",
+    }  # the recorder's own

@@ -51,3 +51,10 @@ def test_it_says_where_things_are_and_what_to_run_next():
     ):
         assert said in text
     assert "checkpoints" not in "\n".join(where(Path("runs"), suite=False))
+
+
+def test_a_shell_that_finds_no_command_is_told_how_to(monkeypatch):
+    monkeypatch.setattr("shutil.which", lambda name: None)
+    assert "activate" in "\n".join(where(Path("runs"), suite=False))
+    monkeypatch.setattr("shutil.which", lambda name: "/somewhere")
+    assert "activate" not in "\n".join(where(Path("runs"), suite=False))

@@ -20,9 +20,9 @@ FIRST = (
     "probe.permuted_heldout_spearman",
     "probe.row_norm_spearman",
     "probe.heldout_r2",
-    "spectrum.effective_rank",
+    "spectrum.effective_rank_energy",
     "convergence.distance_to_final",
-    "convergence.relative_update",
+    "convergence.relative_step",
     "recorder.milliseconds",
 )
 """The variables that answer first; all others are behind --full."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import shutil
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ HELD_OUT, PERMUTED, ROW_NORM, R2 = (
     "probe.row_norm_spearman",
     "probe.heldout_r2",
 )
+ACTIVATE = Path(sys.prefix) / "bin" / "activate"
 ENOUGH = 0.2
 """How far the probe must stand above null and baseline before the answer is yes: an eye's measure, no test."""
 
@@ -85,10 +88,12 @@ def where(out: Path, *, suite: bool) -> list[str]:
     store, events, model = (shown(out / name) for name in ("run.zarr", "events", "model"))
     lines = ["", f"store   {store}", f"events  {events}", f"model   {model}"]
     lines += [f"suite   {shown(out / 'checkpoints')}"] if suite else []
-    commands = {
+    commands = {} if shutil.which("trainhooks") else {f". {shown(ACTIVATE)}": "this shell finds the commands then"}
+    commands |= {
         f"tensorboard --logdir {shown(out)}": "look at the run: frequency and convergence first",
         f"trainhooks verdict {store}": "did frequency come before the rest? its lead, beside three nulls",
         f"trainhooks figures {store} --out {shown(out / 'figures')}": "the paper's figures, each with its null",
+        f"trainhooks report {store} --out {shown(out / 'report.html')}": "one page to send, which works offline",
     }
     return [*lines, "", "Next:", *(f"  {command}\n      {told}" for command, told in commands.items())]
 
