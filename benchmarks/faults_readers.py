@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 import random
+import sys
+from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -11,8 +14,14 @@ import numpy as np
 import torch
 from safetensors.torch import save_file
 
+sys.path.insert(0, str(Path(__file__).parents[1] / "tests" / "support"))
+
+from foreign_formats import NEEDS_TENSORSTORE, WRITERS
+
 from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.suite import list_suite
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.base import Settings
 from trainhooks.corpora.megatron import megatron_pieces
@@ -69,6 +78,27 @@ def read_checkpoint(path: Path) -> None:
             continue
 
 
+def make_foreign(writer: Callable[[Path], None]) -> Callable[[Path], None]:
+    """One checkpoint of another project's format."""
+    return lambda folder: writer(folder / "step1")
+
+
+def read_foreign(folder: Path) -> None:
+    """Its head, and every tensor."""
+    read_checkpoint(folder / "step1")
+    head_key(open_checkpoint(folder / "step1"))
+
+
+def make_manifest(folder: Path, suffix: str) -> None:
+    """Three checkpoints of two stages."""
+    rows = [("org/name@a", "10", "1B", "first"), ("b", "20k", "", "first"), ("https://h/c", "5", "2T", "second")]
+    columns = ("place", "step", "tokens", "stage")
+    text = "\n".join(",".join(row) for row in (columns, *rows))
+    if suffix == ".yaml":
+        text = json.dumps([dict(zip(columns, row, strict=True)) for row in rows])
+    (folder / f"table{suffix}").write_text(text)
+
+
 def read_megatron(path: Path) -> None:
     """All tokens of an indexed data set, counted."""
     for piece in megatron_pieces(path):
@@ -85,6 +115,18 @@ MAKERS = {
     "counts_csv": (lambda folder: make_counts(folder, ".csv"), lambda folder: TokenCounts.load(folder / "counts.csv")),
     "matrix_npy": (make_matrix, lambda folder: open_matrix(folder / "matrix.npy")),
 }
+
+MAKERS |= {
+    f"manifest_{kind}": (
+        lambda folder, kind=kind: make_manifest(folder, f".{kind}"),
+        lambda folder, kind=kind: list_suite(folder / f"table.{kind}"),
+    )
+    for kind in ("csv", "yaml")
+}
+FOREIGN = {
+    form: writer for form, writer in WRITERS.items() if form not in NEEDS_TENSORSTORE or find_spec("tensorstore")
+}
+MAKERS |= {form.lower().replace(" ", "_"): (make_foreign(FOREIGN[form]), read_foreign) for form in FOREIGN}
 
 
 def mutate_file(folder: Path, rng: random.Random) -> str:

@@ -69,7 +69,8 @@ def _read(folder: Folder) -> Contents:
         pieces.setdefault(key, []).append(_piece(found[DATA], metadata, name=f"{inside.name}/{name}"))
     if not pieces:
         raise CheckpointError(f"{folder.name} holds no model_*.safetensors under {WEIGHTS}/.")
-    return Contents({key: _joined(key, parts, settings=settings) for key, parts in pieces.items()}, settings)
+    joined = {key: _joined(key, parts, name=folder.name, settings=settings) for key, parts in pieces.items()}
+    return Contents(joined, settings)
 
 
 def _files(folder: Folder, module: str, path: str, depth: int) -> Iterator[tuple[str, Folder, str, str]]:
@@ -117,11 +118,11 @@ def _block(text: str, shape: tuple[int, ...]) -> Block:
     return tuple(ends)
 
 
-def _joined(key: str, pieces: Sequence[_Piece], *, settings: Mapping[str, object]) -> StoredTensor:
+def _joined(key: str, pieces: Sequence[_Piece], *, name: str, settings: Mapping[str, object]) -> StoredTensor:
     first = pieces[0]
     entries = [piece.stored.entry for piece in pieces]
     if len({(piece.shape, piece.stored.entry.dtype) for piece in pieces}) > 1:
-        raise CheckpointError(f"{entries[0].file}: the ranks' pieces of {key!r} have different whole shapes or dtypes.")
+        raise CheckpointError(f"{name}: the ranks' pieces of {key!r} have different whole shapes or dtypes.")
     size = math.prod(first.shape) * torch_dtype(entries[0]).itemsize
     padding = padding_note(first.shape[0], settings) if first.shape and is_vocabulary(key) else ""
     note = joined_notes(f"joined from {len(pieces)} ranks" if len(pieces) > 1 else "", padding)
