@@ -21,14 +21,14 @@ from foreign_formats import NEEDS_TENSORSTORE, WRITERS
 from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.opening import open_checkpoint
-from trainhooks.checkpoints.suite import list_suite
+from trainhooks.checkpoints.suite import AmbiguousNames, list_suite
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.corpora.base import Settings
 from trainhooks.corpora.megatron import megatron_pieces
 from trainhooks.probe_report.source import open_matrix
 
 TENSORS = {"embed.weight": torch.arange(12.0).reshape(4, 3), "other": torch.ones(2, dtype=torch.bfloat16)}
-REFUSED = (ValueError, CheckpointError, FileNotFoundError)
+REFUSED = (ValueError, AmbiguousNames, CheckpointError, FileNotFoundError)
 CHANGED: tuple[Any, ...] = (-1, 0, 255, 2**31, 2**63, 2**64, 10**30, 1.5, None, "", [], {}, [2**62, 4], [-1], "F64")
 
 

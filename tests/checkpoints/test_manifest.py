@@ -165,3 +165,9 @@ def test_a_manifest_that_is_made_to_harm_is_one_error(name):
         assert tracemalloc.get_traced_memory()[1] < 200e6
     finally:
         tracemalloc.stop()
+
+
+def test_rows_of_steps_beside_rows_of_tokens_are_told_what_they_need(tmp_path):
+    table = written(tmp_path / "m.csv", "place,step,tokens\na,1,\nb,,2B\n")
+    with pytest.raises(AmbiguousNames, match="Give all rows a step, or all of them tokens"):
+        list_suite(table)

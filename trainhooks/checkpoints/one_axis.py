@@ -30,10 +30,14 @@ def axis_of(name: str, found: Sequence[Named], *, by: str | None) -> Axis:
         if not lacking[axis]:
             return axis
     some = [f"{axis} in {len(found) - len(lacking[axis])}: {listed(_having(found, axis))}" for axis in KINDS]
+    if found[0].parsed.form == IN_A_MANIFEST:
+        what = "Give all rows a step, or all of them tokens."
+    else:
+        expression = f"--revision-pattern '{pattern_of(found[0])}'"
+        what = f"Pick some by a regular expression ({expression}), or write a manifest."
     raise AmbiguousNames(
         f"{name}: some names tell steps and others tokens, and none is in all {len(found)} of them "
-        f"({'; '.join(some)}). Pick some by a regular expression (--revision-pattern "
-        f"'{pattern_of(found[0])}'), or write a manifest."
+        f"({'; '.join(some)}). {what}"
     )
 
 

@@ -16,7 +16,7 @@ from trainhooks.checkpoints.formats.dtypes import is_shape
 from trainhooks.checkpoints.formats.format import Contents, Folder, Format
 from trainhooks.checkpoints.formats.safetensors_file import read_safetensors
 from trainhooks.checkpoints.formats.settings import padding_note, saved_settings, text_settings
-from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, joined_notes, torch_dtype
+from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, joined_notes, torch_dtype, unreadable
 from trainhooks.checkpoints.formats.tensor_parallel import is_vocabulary
 from trainhooks.checkpoints.sources.byte_source import read_json
 
@@ -123,7 +123,10 @@ def _joined(key: str, pieces: Sequence[_Piece], *, name: str, settings: Mapping[
     entries = [piece.stored.entry for piece in pieces]
     if len({(piece.shape, piece.stored.entry.dtype) for piece in pieces}) > 1:
         raise CheckpointError(f"{name}: the ranks' pieces of {key!r} have different whole shapes or dtypes.")
-    size = math.prod(first.shape) * torch_dtype(entries[0]).itemsize
+    try:
+        size = math.prod(first.shape) * torch_dtype(entries[0]).itemsize
+    except CheckpointError:  # of this tensor alone: it may not be wanted
+        return unreadable(key, what=f"of dtype {entries[0].dtype}", shape=first.shape, file=entries[0].file)
     padding = padding_note(first.shape[0], settings) if first.shape and is_vocabulary(key) else ""
     note = joined_notes(f"joined from {len(pieces)} ranks" if len(pieces) > 1 else "", padding)
     files = ",".join(entry.file for entry in entries)
