@@ -14,8 +14,10 @@ background threads included, which a busy machine disturbs less. "kB" are those 
 far peak memory rose within a block above its begin, "own" what the recorder says of itself, its opening included.
 
 - `scalars`: every metric at each tenth step, no snapshot. `snapshot`: the output embedding at each step in bfloat16
-  precision, no metric. `everything`: at each step snapshot, probe, spectrum, convergence of all groups, sketches and
-  label counts. `defaults`: what `default_metrics` adds to that, geometry with CKA and the covariate baseline.
+  precision, no metric. `everything`: at each step snapshot, probe, convergence of all groups, sketches and label
+  counts, and the spectrum when it is due by default (in other versions at each step). `defaults`: what
+  `default_metrics` adds to that, geometry with CKA and the covariate baseline.
+- `demo`: the default metrics as the demo has them: probe and convergence at each step, the others at each tenth.
 - `torch.save` of the output embedding a step; `tensorboard`: its histogram a step.
 - `lightning`: the same loop in Lightning's Trainer; `checkpoint`: that with `ModelCheckpoint(every_n_train_steps=1)`.
 
