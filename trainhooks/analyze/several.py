@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from concurrent.futures import Executor, ThreadPoolExecutor
+from concurrent.futures import FIRST_EXCEPTION, Executor, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -104,7 +104,10 @@ def _together(run: Any, outs: list[Path], whole: _Whole, at_once: int) -> dict[P
     """`run` for each, some at a time; an interrupt ends those under way after the checkpoint they write."""
     threads = ThreadPoolExecutor(max(1, min(at_once, len(outs))), thread_name_prefix="trainhooks-suite")
     try:
-        return dict(zip(outs, threads.map(run, outs), strict=True))
+        futures = {out: threads.submit(run, out) for out in outs}
+        for future in wait(futures.values(), return_when=FIRST_EXCEPTION).done:
+            future.result()
+        return {out: future.result() for out, future in futures.items()}
     except BaseException:
         whole.stopped.set()
         raise
