@@ -53,6 +53,19 @@ def test_counting_needs_no_list(schedule):
     assert all(schedule.count(last) == len(schedule.steps(last)) for last in (0, 1, 2, 5, 6, 7, 63, 64, 513, 2500))
 
 
+def test_counting_looks_at_each_step_a_few_times():
+    """Of any schedule, joined ones and those of users, which count step by step: the run's length, not its square."""
+    looks = []
+
+    class Odd(th.Schedule):
+        def __call__(self, step):
+            looks.append(step)
+            return step % 2 == 1
+
+    assert th.Thinned().within(Odd() | th.Steps([4]), last=2999).count(2999) == 306
+    assert len(looks) <= 2 * 3000
+
+
 def test_thinning_leaves_none_out_of_records_that_are_apart():
     for apart in (th.LogSpaced(), th.Every(10), th.Every(25), th.Steps([3, 13, 29])):
         assert th.Thinned().within(apart, last=None).steps(3000) == apart.steps(3000)

@@ -53,6 +53,17 @@ class TestTokenizerThatIsGiven:
         assert trained.tokenizer_hash != given.tokenizer_hash
         assert small(tmp_path, folder).tokenizer_hash == trained.tokenizer_hash
 
+    @pytest.mark.parametrize("highest", [9, 70_000])
+    def test_ids_between_which_some_are_missing(self, tmp_path: Path, highest: int) -> None:
+        folder = write(tmp_path / "texts", a="a b a c")
+        words = {SEPARATOR: 0, "a": 1, "b": 2, "c": highest}
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token=SEPARATOR))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        made.save(str(tmp_path / "tokenizer.json"))
+        found = small(tmp_path, folder, tokenizer=tmp_path / "tokenizer.json")
+        assert found.ids.tolist() == [1, 2, 1, highest, 0]
+        assert found.counts.vocab_size == len(found.token_texts) == highest + 1
+
     def test_what_cannot_serve_is_refused(self, tmp_path: Path) -> None:
         folder = write(tmp_path / "texts", a="text")
         broken = tmp_path / "broken.json"

@@ -53,8 +53,11 @@ def test_it_says_where_things_are_and_what_to_run_next():
     assert "checkpoints" not in "\n".join(where(Path("runs"), suite=False))
 
 
-def test_a_shell_that_finds_no_command_is_told_how_to(monkeypatch):
+def test_a_shell_that_finds_no_command_is_told_how_to(monkeypatch, tmp_path):
     monkeypatch.setattr("shutil.which", lambda name: None)
+    monkeypatch.setattr("trainhooks.demo.results.ACTIVATE", tmp_path / "activate")
+    assert "activate" not in "\n".join(where(Path("runs"), suite=False)), "an environment without that file"
+    (tmp_path / "activate").touch()
     assert "activate" in "\n".join(where(Path("runs"), suite=False))
     monkeypatch.setattr("shutil.which", lambda name: "/somewhere")
     assert "activate" not in "\n".join(where(Path("runs"), suite=False))

@@ -308,6 +308,29 @@ def test_half_precision_is_read_as_float32(sums):
     assert_same_figures(found[-1], cold(heads[-1]))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_the_default_dtype_is_the_loops(sums, dtype):
+    heads, before = [one.bfloat16() for one in walk(head(), count=3)], torch.get_default_dtype()
+    expected = run(FrequencyProbe(COUNTS), heads)
+    sums.clear()
+    torch.set_default_dtype(dtype)
+    try:
+        found = run(FrequencyProbe(COUNTS), heads)
+    finally:
+        torch.set_default_dtype(before)
+    assert len(sums) == 1
+    for values, wanted in zip(found, expected, strict=True):
+        assert_same_figures(values, wanted)
+
+
+def test_a_head_that_went_to_another_device_is_summed():
+    metric = FrequencyProbe(COUNTS)
+    metric.compute(state(head()))
+    ((_, start),) = metric._starts
+    assert warm_slopes.refine(head(), start) is not None
+    assert warm_slopes.refine(head().to("meta"), start) is None
+
+
 def test_what_does_not_fit_is_summed(sums):
     """float64, another number of rows."""
     metric, wide = FrequencyProbe(COUNTS, vocab_size=VOCAB), head()

@@ -92,3 +92,16 @@ def test_a_run_that_goes_on_keeps_their_times(tmp_path, all_of_them):
     np.testing.assert_allclose(
         store["geometry.cka_to_previous"][[20, 23]], all_of_them[1]["geometry.cka_to_previous"][[20, 23]], rtol=1e-6
     )
+
+
+def test_records_without_metrics_are_no_fault(tmp_path):
+    """A short run of a script whose metrics begin later; they ask for no record, so none is missing."""
+    settings = {"schedule": th.Steps([1000]), "snapshot_schedule": th.Every(5), "total_steps": 7}
+    recorder, store = run(tmp_path / "short.zarr", updates=7, **settings)
+    assert store.steps.tolist() == [0, 5]
+    assert str(recorder.plan()).endswith("; Spectrum, HeadGeometry in 0 of them")
+
+
+def test_what_the_user_calls_schedules_stays(tmp_path):
+    _, store = run(tmp_path / "own.zarr", updates=1, provenance={"schedules": ["mine"]})
+    assert store.attributes["schedules"] == ["mine"]

@@ -47,9 +47,8 @@ class Suite:
     `name` is the repository's id, or the folder as given; `wanted` the steps asked for, of which some may be missing
     (None: all that there are). `axis` says what the steps are: updates, tokens seen, or chunks of data. `unread` are
     names that are in no step, `notes` what was done to make one series, in words. `transposed` is the key of a matrix
-    that the checkpoints store as [dim, vocab]. `commits` are those that a hub listed
-    with its revisions, by location. What was opened of a hub stays open (headers only): a revision is listed once, and
-    its listing goes with the suite to another process.
+    that the checkpoints store as [dim, vocab]. `commits` are those that a hub listed with its revisions, by location.
+    What was opened of a hub stays open (headers only): a revision is listed once, also for other processes.
     """
 
     name: str

@@ -6,7 +6,6 @@ import operator
 import textwrap
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
-from itertools import pairwise
 from typing import SupportsIndex
 
 
@@ -174,11 +173,9 @@ class Thinned(Schedule):
 
     def count(self, last: int) -> int:
         """See `Schedule.count`."""
-        if isinstance(self.of, EveryStep):
-            blocks = last // self.n
-        else:
-            ends = [self.of.count(min(end, last)) for end in range(self.n - 1, last + self.n, self.n)]
-            blocks = sum(before < after for before, after in pairwise(ends))
+        # one look at each step: counting `of` block by block would begin at 0 each time
+        asked = range(0, last + 1, self.n) if isinstance(self.of, EveryStep) else self.of.steps(last)
+        blocks = len({step // self.n for step in asked if step >= self.n})
         ended = self.last is not None and self.n <= self.last <= last and self(self.last)
         is_more = ended and not replace(self, last=None)(self.last or 0)
         return self.of.count(min(last, self.n - 1)) + blocks + is_more

@@ -277,6 +277,11 @@ def _given(file: Path) -> Any:
     return tokenizer
 
 
+def _rows(tokenizer: Any) -> int:
+    """Ids up to the highest: more than there are tokens where some in between have none."""
+    return 1 + int(max(tokenizer.get_vocab().values()))
+
+
 def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool, given: Any = None) -> None:
     """Trains a tokenizer where none is `given`, encodes, counts, and puts the result at `folder` in one rename."""
     try:
@@ -294,7 +299,7 @@ def _build(folder: Path, text: _Text, *, vocab_size: int, show: bool, given: Any
             serialized = tokenizer.to_str()
             counts = TokenCounts.count(
                 ids,
-                vocab_size=tokenizer.get_vocab_size(),
+                vocab_size=_rows(tokenizer),
                 tokenizer_hash=hashlib.sha256(serialized.encode()).hexdigest(),
                 corpus_hash=text.hash,
                 rule=COUNTING_RULE,
@@ -348,7 +353,7 @@ def _train(text: _Text, vocab_size: int, bars: Progress) -> Any:
 
 def _encode(text: _Text, tokenizer: Any, bars: Progress) -> Shaped[np.ndarray, " tokens"]:
     """The whole text as one stream of ids, the separator after each document."""
-    dtype = np.uint16 if tokenizer.get_vocab_size() <= 1 << 16 else np.uint32
+    dtype = np.uint16 if _rows(tokenizer) <= 1 << 16 else np.uint32
     separator = np.array([tokenizer.token_to_id(SEPARATOR)], dtype=dtype)
     tokenizer.no_truncation()
     tokenizer.no_padding()

@@ -88,7 +88,8 @@ def where(out: Path, *, suite: bool) -> list[str]:
     store, events, model = (shown(out / name) for name in ("run.zarr", "events", "model"))
     lines = ["", f"store   {store}", f"events  {events}", f"model   {model}"]
     lines += [f"suite   {shown(out / 'checkpoints')}"] if suite else []
-    commands = {} if shutil.which("trainhooks") else {f". {shown(ACTIVATE)}": "this shell finds the commands then"}
+    found = shutil.which("trainhooks") or not ACTIVATE.is_file()  # which only some environments have
+    commands = {} if found else {f". {shown(ACTIVATE)}": "this shell finds the commands then"}
     commands |= {
         f"tensorboard --logdir {shown(out)}": "look at the run: frequency and convergence first",
         f"trainhooks verdict {store}": "did frequency come before the rest? its lead, beside three nulls",

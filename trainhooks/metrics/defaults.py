@@ -37,7 +37,7 @@ def default_metrics(
     the decoded text of each row, the covariate baseline stands beside the probe.
 
     Probe and convergence come with every record. What needs the embedding's Gram is `costly` (spectrum, geometry with
-    CKA, covariates): in a recorder it comes with each of the first ten, then with the first of every ten updates, and
+    CKA, covariates): in a recorder it comes with each below step 10, then with the first of every ten updates, and
     with the last where the run's length is known; between them its variables are NaN. None: with every record.
 
     >>> [type(metric).__name__ for metric in default_metrics(np.array([5, 3, 0, 2]))]

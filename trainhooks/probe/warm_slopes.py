@@ -69,8 +69,8 @@ class RowSets:
         weight = member.sum(0)
         mean = (member.T @ y) / weight[:, None]
         square = torch.stack([(member[:, s, None] * (y - mean[s]).square()).sum(0) for s in range(len(weight))])
-        inside = torch.zeros(vocab, len(weight)).index_copy_(0, rows.ids, member.float())
-        near = torch.zeros(vocab, y.shape[1]).index_copy_(0, rows.ids, y.float())
+        inside = torch.zeros(vocab, len(weight), dtype=torch.float32).index_copy_(0, rows.ids, member.float())
+        near = torch.zeros(vocab, y.shape[1], dtype=torch.float32).index_copy_(0, rows.ids, y.float())
         return cls(rows=rows, inside=inside, y=near, weight=weight, mean_y=mean + rows.mean_y, square=square)
 
 
@@ -138,7 +138,7 @@ def _check_of(factor: Factor) -> tuple[Tensor, Tensor]:
     """A right-hand side of each set, and its solution: L w and the inverse of L' times w, w random and fixed."""
     sets, dim, _ = factor.lower.shape
     generator = torch.Generator().manual_seed(0)  # of its own: the loop's numbers stay as they are
-    w = torch.randn(sets, dim, 1, generator=generator)
+    w = torch.randn(sets, dim, 1, generator=generator, dtype=torch.float32)
     solution = torch.linalg.solve_triangular(factor.lower.mT, w, upper=True).double() * factor.scale
     return (factor.lower @ w).double() / factor.scale, solution
 
@@ -158,7 +158,8 @@ def refine(embedding: Shaped[Tensor, "vocab dim"], start: WarmStart) -> Refined 
 
     The residual is that of the rows themselves at the beginning and at the end; between, it is carried on.
     """
-    if embedding.shape != (len(start.sets.inside), start.slopes.shape[1]) or embedding.dtype == torch.float64:
+    fits = embedding.shape == (len(start.sets.inside), start.slopes.shape[1]) and embedding.dtype != torch.float64
+    if not fits or embedding.device != start.slopes.device:
         return None
     passes, goal = _Passes(embedding, start), _Goal(start)
     residual = passes.begin(start.slopes)
@@ -233,11 +234,11 @@ class _Passes:
     def __init__(self, embedding: Tensor, start: WarmStart) -> None:
         sets = start.sets
         self._embedding, self._sets, self._start = embedding, sets, start
-        self.shift = start.mean_row.float() if start.copies else torch.zeros(embedding.shape[1])
+        self.shift = start.mean_row.float() if start.copies else torch.zeros_like(start.mean_row, dtype=torch.float32)
         self._copies = start.copies or embedding.dtype != torch.float32
         self._y = torch.cat([sets.y, sets.y.new_zeros(len(sets.y), 1)], 1)[:, None]
         self._shape = (len(sets.weight), start.slopes.shape[2])
-        self.predicted = torch.empty(len(embedding), *self._shape)
+        self.predicted = torch.empty(len(embedding), *self._shape, dtype=torch.float32)
         self._product = torch.empty_like(self.predicted)
         self._direction = start.slopes
         self.count = 0
@@ -247,7 +248,7 @@ class _Passes:
         dim = self._embedding.shape[1]
         slices = even_slices(0, len(self._embedding), limit=max(256, BLOCK_ELEMENTS // dim))
         longest = max(where.stop - where.start for where in slices)
-        buffer = torch.empty(longest if self._copies else 0, dim)
+        buffer = torch.empty(longest if self._copies else 0, dim, dtype=torch.float32)
         self.count += 1
         for where in slices:
             x = self._embedding[where]

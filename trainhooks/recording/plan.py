@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.core.formatting import human
-from trainhooks.core.schedule import LogSpaced, Schedule, in_words
+from trainhooks.core.schedule import LogSpaced, Schedule, Thinned, in_words
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
 from trainhooks.numerics.sketch import STAGING_BYTES, Sketcher
@@ -178,12 +178,12 @@ def advice(plan: Plan, *, layout: Layout) -> str:
 def count_firings(*, schedule: Schedule, total_steps: int | None, what: str) -> int | None:
     """How often a schedule fires in steps 0 ... total_steps; None where the length is not known.
 
-    Raises ValueError where it never fires.
+    Raises ValueError where it never fires; a `Thinned` one need not, which asks for no record of its own.
     """
     if total_steps is None:
         return None
     fires = schedule.count(total_steps)
-    if fires == 0:
+    if fires == 0 and not isinstance(schedule, Thinned):
         raise ValueError(
             f"the schedule of {what}, {schedule}, never fires in steps 0 ... {total_steps}. "
             "Pass one that does, such as EveryStep() or LogSpaced()."

@@ -61,15 +61,13 @@ class Recorder:
     Record t is the model after t optimizer updates; record 0 is taken at the first `begin_step`, so N updates give
     N + 1 records. Nothing here changes training by a bit: no gradients, random numbers, or hooks that return anything.
 
-    - `store`: path of a Zarr store (see `store/SPEC.md`); `mode` is "create", "overwrite" or "resume"; `writing` says
-      how durable, with which memory and threads (see `trainhooks.store.Writing`).
+    - `store`: path of a Zarr store; `mode`: "create", "overwrite" or "resume"; `writing`: how durable, on what means.
     - `counts`: the corpus' token counts, for the frequency probe; shorter than the output embedding where that is
       padded: then pass the tokenizer's size as `vocab_size`. `exclude` leaves ids out, `min_count` rare ones.
     - `schedule`: when to record; `snapshot_schedule` and each metric's own `schedule` override it for their part.
-    - `metrics`: instances; None takes `default_metrics`, of which spectrum, geometry and covariates are in each of the
-      first ten records and then the first of every ten updates. Given ones choose their own rows: `min_count` and
-      `exclude` beside them are refused. `extra_metrics` come beside either. One that raises is reported once, with the
-      step, and its values are NaN from there on; `strict=True` raises instead.
+    - `metrics`: instances; None takes `default_metrics`, which says how often. Given ones choose their own rows:
+      `min_count` and `exclude` beside them are refused. `extra_metrics` come beside either. One that raises is reported
+      once, with the step, and its values are NaN from there on; `strict=True` raises instead.
     - `precision`: of the stored matrices: "float32", "bfloat16" or a number of kept mantissa bits (1-23).
     - `head`: the output embedding's module name, where it cannot be found. `groups`: more parameter groups, by globs.
     - `total_steps`: the run's updates; then the plan is exact and free disk is checked; `force` begins all the same.
@@ -334,10 +332,7 @@ class Recorder:
 
     @cpu_default_device()
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on after `state["step"]`: the store, opened with mode="resume", is cut there.
-
-        Raises RuntimeError after the first step.
-        """
+        """Go on after `state["step"]`, where a resumed store is cut. Raises RuntimeError after the first step."""
         if self._opened:
             raise RuntimeError("load_state_dict() must come before the first begin_step().")
         state = as_saved(state)

@@ -83,7 +83,7 @@ class RunDescription:
     ) -> Layout:
         """The store's layout: the record's own variables, these, and with sketches what needs the last record.
 
-        `schedules` by what they are of are among the attributes, in words.
+        `schedules` by what they are of are among the attributes, in words, unless provenance has that name already.
         """
         head = tracked.head
         return Layout(
@@ -94,10 +94,10 @@ class RunDescription:
             variables=(*RECORD_VARIABLES, *variables, *(() if sketcher is None else FINAL_VARIABLES)),
             precision=self.precision,
             attributes={
+                "schedules": {what: in_words(schedule) for what, schedule in schedules.items()},
                 **self.attributes,
                 "output_embedding": head.name,
                 "tied": head.tied,
-                "schedules": {what: in_words(schedule) for what, schedule in schedules.items()},
             },
             token_count=self.token_count,
             token_text=self.token_text,
