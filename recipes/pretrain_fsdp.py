@@ -59,7 +59,7 @@ def train(args: Namespace) -> nn.Module:
     settings = {"store": args.out / "run.zarr", "counts": counts, "token_texts": texts, "total_steps": args.steps}
     with th.Recorder(model, mode="overwrite", **settings) as recorder:  # on every rank, after sharding
         for _ in range(args.steps):
-            starts = torch.randint(len(ids) - args.context, (args.batch, 1)).chunk(dist.get_world_size())
+            starts = torch.randint(len(ids) - args.context, (args.batch, 1)).tensor_split(dist.get_world_size())
             window = ids[starts[dist.get_rank()] + torch.arange(args.context + 1)].to(device)
             recorder.begin_step(window[:, 1:])  # this rank's labels; the sum over the ranks is recorded
             loss = cross_entropy(model(window[:, :-1]).flatten(0, 1), window[:, 1:].flatten())

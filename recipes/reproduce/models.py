@@ -17,6 +17,9 @@ MANY_ROWS, POSITIONS, FEW_POSITIONS = 16_384, 4096, 1024  # a distribution over 
 def real_models(folder: Path, text: Sequence[Path], out: Path) -> dict[str, Any]:
     """Every folder in `folder` with weights and a tokenizer, held against the counts of `text` under that tokenizer."""
     places = [whole(place, out) for place in sorted(folder.iterdir()) if place.is_dir()]
+    names = [place.name for place in places]
+    if len(set(names)) < len(names):
+        raise ValueError(f"two models in {folder} have one name ({', '.join(names)}): rename one.")
     return {place.name: real_model(place, text, out) for place in places}
 
 
@@ -26,7 +29,7 @@ def whole(place: Path, out: Path) -> Path:
     if any(place.glob("*.safetensors")) or not quantised:
         return place
     folder = out / quantised[0].stem
-    if not (folder / "config.json").is_file():
+    if not any(folder.glob("*.safetensors")):  # they are written last
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         model = AutoModelForCausalLM.from_pretrained(place, gguf_file=quantised[0].name, dtype="float32")

@@ -5,11 +5,12 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
-from analyzed import OFTEN, same_numbers, write_suite
+from analyzed import OFTEN, VOCAB, same_numbers, write_suite
+from safetensors.torch import load_file, save_file
 
-from trainhooks.analyze import analyze_suite, analyze_suites
+from trainhooks.analyze import SuitesReport, analyze_suite, analyze_suites
 from trainhooks.cli import app
-from trainhooks.cli.analyze import analyze  # noqa: F401 - registers the command
+from trainhooks.cli.analyze import _all_runs, analyze  # noqa: F401 - registers the command
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.store import open_store
 
@@ -86,11 +87,41 @@ def test_one_that_cannot_be_analysed_is_told_and_the_others_go_on(suites, tmp_pa
     assert list(report.failed) == [tmp_path / "x"]
     assert report.reports[tmp_path / "y"].steps == (0, 20)
     assert "failed: " in report.render()
+    forged = SuitesReport(failed={tmp_path / "x": "no step in 'a\nb.zarr: 3 checkpoints measured'"})
+    assert forged.render().count("\n") == 1
     assert json.loads(json.dumps(report.to_dict()))["failed"]
     with pytest.raises(ValueError, match="no suites were given"):
         analyze_suites({}, **SETTINGS)
     with pytest.raises(ValueError, match="pass one of them"):
         analyze_suites({"x": "y"}, scheduler="tcp://x", executor=ThreadPoolExecutor(1), **SETTINGS)
+
+
+def test_two_suites_of_one_store_are_refused(suites, tmp_path):
+    for one, other in (("x", "./x"), ("x", "y/../x")):
+        with pytest.raises(ValueError, match="have one store"):
+            analyze_suites({f"{tmp_path}/{one}": suites["a"], f"{tmp_path}/{other}": suites["b"]}, **SETTINGS)
+    assert not (tmp_path / "x").exists()
+
+
+def test_states_of_two_dtypes_have_the_numbers_of_one_process(tmp_path, threads):
+    suite = write_suite(tmp_path / "mixed", range(4), vocab=VOCAB, seed=3)
+    for step in (1, 3):
+        file = suite / f"step{step}" / "model.safetensors"
+        save_file({name: tensor.bfloat16() for name, tensor in load_file(file).items()}, file)
+    analyze_suite(suite, out=tmp_path / "alone", workers=1, params="all", **SETTINGS)
+    with ThreadPoolExecutor(4) as pool:
+        analyze_suite(suite, out=tmp_path / "apart", executor=pool, workers=4, params="all", **SETTINGS)
+    same_numbers(open_store(tmp_path / "alone"), open_store(tmp_path / "apart"), exact=True)
+
+
+def test_the_command_gives_each_run_a_store(tmp_path):
+    for name in ("x/step1-seed-default", "x/step1-seed-2", "x-seed-2/step1"):
+        (tmp_path / name).mkdir(parents=True)
+    suites = [str(tmp_path / name) for name in ("x", "x-seed-2")]
+    with pytest.raises(ValueError, match="would share a store"):
+        _all_runs(suites, "all", tmp_path / "stores", None, {})
+    runs = _all_runs(suites, None, tmp_path / "v1.0", None, {})
+    assert [run.out for run in runs] == [tmp_path / "v1.0" / "x.zarr", tmp_path / "v1.0" / "x-seed-2.zarr"]
 
 
 def test_the_command_takes_several_suites(suites, alone, tmp_path, capsys):

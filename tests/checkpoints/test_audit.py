@@ -326,6 +326,14 @@ def test_compare_of_large_matrices_loses_no_digits_that_count(size, mean, monkey
     assert compare([a], [a.clone()]).distance == 0
 
 
+def test_a_first_row_far_from_the_others_takes_no_digits_of_the_distance(monkeypatch):
+    monkeypatch.setattr("trainhooks.checkpoints.audit.continuity._LARGE", 1)
+    a, step = torch.randn(2, 3000, 40, generator=torch.Generator().manual_seed(3))
+    a[0] = 1e4
+    b = a + 1e-3 * step
+    assert compare([a], [b]).distance == pytest.approx(centred_distance(a, b), rel=1e-5)
+
+
 def test_compare_knows_answers_and_ignores_the_mean_row():
     a = torch.randn(30, 4, generator=torch.Generator().manual_seed(4))
     assert compare([a], [a]).distance == 0

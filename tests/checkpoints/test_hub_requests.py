@@ -208,6 +208,20 @@ def test_a_listing_with_sizes_is_the_only_one(hub):
     assert "tree" not in asked(hub)
 
 
+def test_a_suite_of_folders_lists_their_revision_once_and_hands_one_listing_on(hub):
+    hub.lists_blobs = True
+    kept = {f"step{step}/{name}": data for step in STEPS for name, data in files(step, CONFIGS["names alone"]).items()}
+    hub.add(REPO, "main", kept)
+    suite = list_suite(REPO)
+    asked(hub)
+    assert [torch.equal(suite.open(one).read(HEAD), state(one.step)[HEAD]) for one in suite.entries] == [True] * 4
+    assert asked(hub)["revision"] == 1
+    handed = pickle.loads(pickle.dumps(suite))
+    assert pickle.dumps(suite).count(shard(7).encode()) <= 4 * len(STEPS)  # by path, url, name and place
+    assert torch.equal(handed.open(handed.entries[1]).read(HEAD), state(10)[HEAD])
+    assert not {"revision", "tree"} & set(asked(hub))
+
+
 def test_a_small_file_is_shared_by_revisions_where_it_has_the_hash_that_is_listed(hub):
     fill(hub, CONFIGS["names alone"])
     other = json.dumps({"vocab_size": VOCAB + 1}).encode()

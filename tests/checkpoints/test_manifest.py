@@ -171,3 +171,14 @@ def test_rows_of_steps_beside_rows_of_tokens_are_told_what_they_need(tmp_path):
     table = written(tmp_path / "m.csv", "place,step,tokens\na,1,\nb,,2B\n")
     with pytest.raises(AmbiguousNames, match="Give all rows a step, or all of them tokens"):
         list_suite(table)
+
+
+def test_counts_of_tokens_in_a_manifest_are_no_sizes(tmp_path):
+    rows = "place,tokens\n100B,100B\n250B,250B\n500B,500B\n"
+    (tmp_path / "run.csv").write_text(rows)
+    assert list_suite(tmp_path, manifest=tmp_path / "run.csv").steps == (100 * B, 250 * B, 500 * B)
+
+
+def test_a_comment_is_no_nesting():
+    text = "# - - - - - - - - -\n#: : : : : : :\n- {place: a, step: 1}\n- {place: b, step: 2}\n"
+    assert len(parse_manifest(text, name="runs.yaml", placed=str).rows) == 2

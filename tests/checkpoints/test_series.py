@@ -197,3 +197,18 @@ def test_all_seeds_of_a_known_suite_are_all(tmp_path):
     runs = list_runs(run, seed="all", preset="datadecide")
     assert [one.entries[0].seed for one in runs] == ["default", "large-aux-2"]
     assert list_suite(run, preset="datadecide").entries[0].seed == "default"
+
+
+def test_a_branch_behind_a_stage_that_counted_anew_is_asked_for(tmp_path):
+    steps, branch = range(0, 1001, 100), ("decay-step800", "decay-step900")
+    made(tmp_path, *(f"{stage}-step{n}" for stage in ("stage1", "stage2") for n in steps), *branch)
+    with pytest.raises(AmbiguousNames, match=r"branch off stage2 before its end.*--stage stage2,decay"):
+        list_suite(tmp_path, stage="stage1,stage2,decay")
+    assert list_suite(tmp_path, stage="stage2,decay").steps == (*range(0, 701, 100), 800, 900)
+
+
+def test_what_an_expression_calls_tokens_are_no_sizes(tmp_path):
+    made(tmp_path, "100B", "250B", "500B")
+    with pytest.raises(AmbiguousNames, match="models of several sizes"):
+        list_suite(tmp_path)
+    assert list_suite(tmp_path, revision_pattern=r"(?P<tokens>\d+B)").steps == (100 * B, 250 * B, 500 * B)

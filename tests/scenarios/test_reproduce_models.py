@@ -73,6 +73,17 @@ def test_a_gguf_file_becomes_a_folder_of_plain_weights(models, place, tmp_path):
     assert models.whole(folder, tmp_path / "other") == folder  # it holds safetensors now
 
 
+def test_two_models_of_one_name_are_refused_before_work_starts(models, tmp_path, monkeypatch):
+    monkeypatch.setattr(models, "real_model", None)
+    for folder in ("a", "b"):
+        (tmp_path / "models" / folder).mkdir(parents=True)
+        (tmp_path / "models" / folder / "model.gguf").touch()
+    (tmp_path / "out" / "model").mkdir(parents=True)
+    (tmp_path / "out" / "model" / "model.safetensors").touch()
+    with pytest.raises(ValueError, match="have one name"):
+        models.real_models(tmp_path / "models", [], tmp_path / "out")
+
+
 def test_a_model_is_measured_over_what_an_earlier_run_left(models, place, tmp_path):
     out, text = tmp_path / "out", tmp_path / "text"
     text.mkdir()

@@ -44,7 +44,7 @@ class CheckpointMeasurer:
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
         self._final_mean: Tensor | None = None
-        self._final_squares: dict[str, Tensor] = {}
+        self._final_squares: dict[tuple[str, torch.dtype], Tensor] = {}
         self._fit: Fit | None = None
         self._lead: LeadKeeper | None = None
 
@@ -173,9 +173,10 @@ class CheckpointMeasurer:
             if now.dtype != then.dtype:
                 now, then = now.float(), then.float()
             apart = squared_distances([now], [then])[0]
-            if name not in self._final_squares:
-                self._final_squares[name] = squared_norms([then])[0]
-            sums[:, index] = torch.stack([*squared_norms([now]), self._final_squares[name], apart])
+            held = name, then.dtype  # half precision rounds otherwise than its copy in float32
+            if held not in self._final_squares:
+                self._final_squares[held] = squared_norms([then])[0]
+            sums[:, index] = torch.stack([*squared_norms([now]), self._final_squares[held], apart])
             cells.add(name, now)
         at = {name: index for index, name in enumerate(names)}
         picked = [[at[name] for name in members] for members in self._job.groups.values()]

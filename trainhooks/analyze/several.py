@@ -13,6 +13,7 @@ from typing import Any
 from trainhooks.analyze.job import FAILURES
 from trainhooks.analyze.report import AnalysisReport
 from trainhooks.analyze.run import Progress, Source, analyze_suite
+from trainhooks.core.printable import page
 from trainhooks.core.workers import cluster_pool
 
 AT_ONCE = 8
@@ -37,7 +38,7 @@ class SuitesReport:
     def render(self) -> str:
         """The reports as text, for a terminal."""
         told = [report.render() for report in self.reports.values()]
-        return "".join([*told, *(f"{out}: failed: {reason}\n" for out, reason in self.failed.items())])
+        return "".join(told) + page(f"{out}: failed: {reason}" for out, reason in self.failed.items())
 
 
 def analyze_suites(
@@ -62,11 +63,13 @@ def analyze_suites(
     same call goes on where it was (`mode` "resume"). `progress` is called with the checkpoints done and all of those
     that are known of yet.
 
-    Raises ValueError for no suites, and for `scheduler` and `executor` at once.
+    Raises ValueError for no suites, two of one store, and `scheduler` and `executor` at once.
     """
     if not suites:
         raise ValueError("no suites were given: pass a store's path and a suite for each.")
     requests = {Path(out): _request(given) for out, given in suites.items()}
+    if len({out.expanduser().resolve() for out in requests}) < len(suites):
+        raise ValueError(f"two of the {len(suites)} suites have one store: give each a path of its own.")
     whole = _Whole(progress)
     with _shared(scheduler, executor) as workers:
 

@@ -28,6 +28,7 @@ MOST_YAML = 2 << 20
 MOST_ROWS = 200_000
 MOST_COLUMNS = 64
 _NESTED = re.compile(r"(?:[\[{]\s*){5}|(?:[-?:]\s+){5}")
+_COMMENT = re.compile(r"(?m)^[ \t]*#.*$")
 _LINE_ENDS = "\n\r\v\f\x1c\x1d\x1e\x85\u2028\u2029"
 _CALLED = {
     "place": ("place", "location", "path", "url", "checkpoint", "checkpoint directory", "checkpoint path", "directory"),
@@ -83,7 +84,7 @@ def _check_size(text: str, name: str) -> None:
     if name.lower().endswith((".yaml", ".yml")):
         if len(text) > MOST_YAML:
             raise ValueError(f"{name} has {len(text)} characters; YAML of up to {MOST_YAML} is read: write it as CSV.")
-        if _NESTED.search(text):
+        if _NESTED.search(_COMMENT.sub("", text)):
             raise ValueError(f"{name} is no YAML that is read: it is nested too deep for a table.")
         return
     lines = sum(text.count(end) for end in _LINE_ENDS)

@@ -16,10 +16,10 @@ def sizes_or_tokens(name: str, found: Sequence[Named]) -> None:
     """Raises AmbiguousNames for bare numbers that are no regular count of tokens (`160m`, `410m`, `1b`).
 
     Tokens are saved every so often: all counts are multiples of the least way between two of them (`10B`, `20B`,
-    `100B`), which sizes of models are not.
+    `100B`), which sizes of models are not. Numbers that a manifest or an expression of the user's calls tokens are.
     """
     counts = sorted(one.parsed.tokens for one in found if one.parsed.tokens is not None)
-    if len(counts) < 2 or not all(_SIZE.fullmatch(stem_of(one.name)) for one in found):
+    if len(counts) < 2 or not all(map(_is_bare, found)):
         return
     every = min((after - before for before, after in pairwise(counts) if after > before), default=0)
     if every and all(count % every == 0 for count in counts):
@@ -28,3 +28,7 @@ def sizes_or_tokens(name: str, found: Sequence[Named]) -> None:
         f"{name}: {sample(found)} may be the tokens that one model had seen, or models of several sizes. For tokens "
         "pass --by tokens; of models give one alone, with the checkpoints of its run."
     )
+
+
+def _is_bare(one: Named) -> bool:
+    return not one.parsed.form and bool(_SIZE.fullmatch(stem_of(one.name)))

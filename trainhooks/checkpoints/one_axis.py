@@ -79,6 +79,7 @@ class _Laid:
         starts = {kind: _anew(names, kind, self.ends[kind]) for kind in KINDS}
         start = starts[self._axis]
         if start:
+            self._shifted = True
             label = names[0].parsed.stage or BASE
             axis = self._axis
             self.notes.append(

@@ -21,7 +21,7 @@ from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.formats.single_file import file_contents
 from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
 from trainhooks.checkpoints.kept_begin import KeptBegin
-from trainhooks.checkpoints.places import hub_place, is_remote
+from trainhooks.checkpoints.places import HubPlace, hub_place, is_remote
 from trainhooks.checkpoints.sources.byte_source import LocalFile, read_json
 from trainhooks.checkpoints.sources.http_files import HttpFile
 from trainhooks.checkpoints.sources.hub import HubFile, HubFolder, list_hub_folder
@@ -137,18 +137,29 @@ def open_checkpoint(
         folder, held = open_remote_folder(where), cache
     else:
         held = cache or TensorCache.default()
-        place_at = str(replace(hub, revision=revision or hub.revision, folder=where))
-        folder = None if listings is None else listings.get(place_at)
-        if folder is None:
-            folder = list_hub_folder(hub.repo, revision=revision or hub.revision or None, commit=commit, under=where)
+        place_at = replace(hub, revision=revision or hub.revision or "main", folder=where)
+        folder = _hub_folder(place_at, commit=commit, listings={} if listings is None else listings)
         if isinstance(folder, Path):
             return _turned(_open_local(folder / file), transposed)
-        if listings is not None:
-            listings[place_at] = folder
         folder = replace(folder, opened_as=lambda file: KeptBegin(file, held))
     config, contents, weights = _contents_of_file(folder, file) if file else _contents(folder)
     found = FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
     return _turned(found, transposed)
+
+
+def _hub_folder(place: HubPlace, *, commit: str | None, listings: MutableMapping[str, HubFolder]) -> HubFolder | Path:
+    """A hub's folder, from `listings` or asked for and kept there: of a revision whose files are all listed its root
+    alone, since each of its folders would hold them all again."""
+    at, root_at = str(place), str(replace(place, folder=""))
+    if place.folder and (root := listings.get(root_at)) is not None and root.further is not None:
+        return root.below(place.folder)
+    if at in listings:
+        return listings[at]
+    folder = list_hub_folder(place.repo, revision=place.revision, commit=commit, under=place.folder)
+    if isinstance(folder, HubFolder):
+        root = folder.root()
+        listings[at if root is None else root_at] = folder if root is None else root
+    return folder
 
 
 def _turned(checkpoint: FileCheckpoint, key: str | None) -> FileCheckpoint:

@@ -96,7 +96,7 @@ class Suite:
         return self._opened[location]
 
     def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "_opened": {}}
+        return {**self.__dict__, "_opened": {}, "_listings": dict(self._listings)}  # another thread may add to it
 
 
 def list_suite(

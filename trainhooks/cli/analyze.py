@@ -212,9 +212,11 @@ def _all_runs(
     suites: list[str], seed: str | None, out: Path, report: Path | None, naming: dict[str, Any]
 ) -> list[_Run]:
     """Each run that is analysed; those of several suites in the folder `out`. Makes that folder."""
+    from trainhooks.checkpoints.store_suite import is_store
+
     if len(suites) == 1:
         return [_Run(suites[0], *run) for run in _runs(suites[0], seed, out, report, naming)]
-    if out.suffix or (out.exists() and not out.is_dir()):
+    if out.suffix == ".zarr" or is_store(str(out)) or (out.exists() and not out.is_dir()):
         raise ValueError(f"{out} would be one store for {len(suites)} suites: with several give a folder (--out DIR).")
     labels = [_label(suite) for suite in suites]
     if len(set(labels)) < len(labels):
@@ -227,6 +229,8 @@ def _all_runs(
     for suite, label in zip(suites, labels, strict=True):
         told = None if report is None else report.with_name(f"{report.stem}-{label}{report.suffix}")
         runs += [_Run(suite, *run) for run in _runs(suite, seed, out / f"{label}.zarr", told, naming)]
+    if len({run.out for run in runs}) < len(runs):
+        raise ValueError("a seed of one suite and another suite would share a store: analyse them one by one.")
     return runs
 
 

@@ -69,19 +69,22 @@ def _sums_in(dtype: torch.dtype, first: Tensor, second: Tensor) -> Tensor:
     squares = torch.zeros(3, dtype=torch.float64)
     a_rows, b_rows = (tensor.reshape(len(tensor) if tensor.ndim > 1 else 1, -1) for tensor in (first, second))
     columns = a_rows.shape[1]
-    a_sum, b_sum = torch.zeros(2, columns, dtype=torch.float64)
+    gap_sum, a_sum, b_sum = torch.zeros(3, columns, dtype=torch.float64)
     block = max(1, _BLOCK_ELEMENTS // columns)
     ones = torch.ones(block, dtype=dtype)
     # any row near the mean: what is far from 0 in all rows alike would take the digits of what differs
     shift = a_rows[0].to(dtype) if first.ndim == 2 else torch.zeros(columns, dtype=dtype)
     for a, b in zip(a_rows.split(block), b_rows.split(block), strict=True):
-        a, b = a.to(dtype) - shift, b.to(dtype) - shift  # noqa: PLW2901 - the block in its sums' precision
+        a, b = a.to(dtype), b.to(dtype)  # noqa: PLW2901 - the block in its sums' precision
+        gap = a - b  # before the shift, which rounds what is small beside it
+        a, b = a - shift, b - shift  # noqa: PLW2901
+        gap_sum += ones[: len(a)] @ gap
         a_sum += ones[: len(a)] @ a
         b_sum += ones[: len(b)] @ b
-        rows = [torch.linalg.vector_norm(x, dim=1).to(torch.float64) for x in (a - b, a, b)]
+        rows = [torch.linalg.vector_norm(x, dim=1).to(torch.float64) for x in (gap, a, b)]
         squares += torch.stack([norms @ norms for norms in rows])
     if first.ndim == 2:
-        sums = (a_sum - b_sum, a_sum, b_sum)
+        sums = (gap_sum, a_sum, b_sum)
         squares -= torch.stack([total @ total for total in sums]) / len(a_rows)
     apart, a_square, b_square = squares
     return torch.stack([apart, (a_square + b_square - apart) / 2, a_square, b_square])

@@ -6,7 +6,7 @@ from collections.abc import Collection, Mapping, Sequence
 
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
 from trainhooks.checkpoints.formats.settings import padding_note
-from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, placed, renamed, unreadable
+from trainhooks.checkpoints.formats.stored_tensor import Part, StoredTensor, joined_notes, placed, renamed, unreadable
 from trainhooks.model.head_names import HEADS, INPUTS, is_named
 
 Tensors = Mapping[str, StoredTensor]
@@ -20,6 +20,9 @@ OUTPUTS = ("dense", "linear_proj", "o_proj", "wo")
 COUNTS = ("tensor_model_parallel_size", "model_parallel_size", "mp_world_size", "padded_vocab_size")
 """Settings that say, or by which it was checked, how many ranks there are."""
 BY_COLUMNS = ("dense", "linear_proj", "dense_4h_to_h", "linear_fc2", "o_proj", "down_proj", "wo", "w2")
+
+
+GUESSED = "that these are all ranks is known by the attention's shape alone"
 
 
 def joined_ranks(
@@ -43,31 +46,35 @@ def joined_ranks(
         else:
             found[key] = _whole(key, pieces, name=name, settings=settings)
     rows = max((one.entry.shape[0] for key, one in found.items() if is_vocabulary(key) and one.entry.shape), default=0)
-    if rows and not by_columns:
-        _check_count(ranks, rows, name=name, settings=settings)
+    if rows and not by_columns and not _says_that_all_are_there(ranks, rows, name=name, settings=settings):
+        for key in filter(is_vocabulary, found):
+            found[key] = renamed(found[key], note=joined_notes(found[key].entry.note, GUESSED))
     return found
 
 
-def _check_count(ranks: Sequence[Tensors], rows: int, *, name: str, settings: Mapping[str, object]) -> None:
-    """That the last ranks are not missing, where no setting says how many there are: by the ids, which need a row each
-    of the joined `rows`, or by the attention's matrices.
+def _says_that_all_are_there(ranks: Sequence[Tensors], rows: int, *, name: str, settings: Mapping[str, object]) -> bool:
+    """Whether it is known that the last ranks are not missing: by the settings, or by the ids, which need a row each
+    of the joined `rows`. False where several ranks are told by the attention's matrices alone.
 
     Raises CheckpointError where these say another number, and where nothing says that several ranks are all.
     """
     if any(isinstance(settings.get(setting), int) for setting in COUNTS):
-        return
+        return True
     ids = [size for key in ("vocab_size", "orig_vocab_size") if isinstance(size := settings.get(key), int)]
     if ids and rows < min(ids):
         raise CheckpointError(
             f"{name}: its {len(ranks)} tensor ranks hold {rows} rows for {min(ids)} ids: fetch the others."
         )
     if ids:
-        return
+        return True
     told = {count for key, stored in ranks[0].items() if (count := _ranks_of(key, stored.entry)) is not None}
     if told == {len(ranks)} or (not told and len(ranks) == 1):
-        return
+        return len(ranks) == 1
     if len(told) == 1:
-        raise CheckpointError(f"{name} holds {len(ranks)} tensor ranks of {told.pop()}: fetch the others' files.")
+        raise CheckpointError(
+            f"{name} holds {len(ranks)} tensor ranks of {told.pop()}: fetch the others' files. (That number is by its "
+            "attention's shape, where heads make up the width; else join them with their framework's tool.)"
+        )
     raise CheckpointError(
         f"{name} holds {len(ranks)} tensor ranks, and nothing in them says whether these are all: their "
         "arguments are not saved. Join them with the tool of their framework, and give the joined file."

@@ -209,6 +209,13 @@ class HubFolder:
         inner = {path.removeprefix(f"{name}/"): file for path, file in files.items()}
         return replace(self, files=inner, folders=folders, path=self._at(name))
 
+    def root(self) -> HubFolder | None:
+        """The whole revision, where all its files are listed."""
+        if self.further is None:
+            return None
+        files, folders = _right_in("", self.further)
+        return replace(self, files=files, folders=folders, path="")
+
     def _at(self, name: str) -> str:
         return f"{self.path}/{name}" if self.path else name
 
