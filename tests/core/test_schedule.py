@@ -1,3 +1,5 @@
+import itertools
+
 import pytest
 
 import trainhooks as th
@@ -83,6 +85,25 @@ def test_schedules_say_in_words_when_they_fire():
 
 def test_counting_takes_no_longer_for_a_long_run():
     assert th.LogSpaced().count(10**18) == 11 + 10**15
+    for of, expected in ((th.EveryStep(), 10**17 + 10), (th.Every(3), 10**17 + 3), (th.Every(100), 10**16 + 1)):
+        assert th.Thinned(10).within(of, last=None).count(10**18) == expected
+    assert th.Thinned(10).within(th.LogSpaced(), last=None).count(10**18) == 11 + 10**15
+
+
+@pytest.mark.parametrize("n", [1, 2, 3, 10, 64])
+@pytest.mark.parametrize(
+    "of", [th.EveryStep(), *map(th.Every, (1, 2, 3, 7, 10, 11, 40)), th.Steps([0, 5, 9, 10, 31, 33])]
+)
+def test_counting_blocks_is_what_looking_at_each_step_gives(of, n):
+    for last in range(75):
+        assert th.Thinned(n).within(of, last=None).count(last) == len(th.Thinned(n).within(of, last=None).steps(last))
+
+
+@pytest.mark.parametrize("n", [1, 3, 10, 50])
+@pytest.mark.parametrize("of", [th.LogSpaced(*two) for two in itertools.product((1, 8, 9, 40), (1, 3, 7, 20))], ids=str)
+def test_counting_blocks_of_pythias_grid(of, n):
+    for last in range(0, 130, 3):
+        assert th.Thinned(n).within(of, last=None).count(last) == len(th.Thinned(n).within(of, last=None).steps(last))
 
 
 @pytest.mark.parametrize(

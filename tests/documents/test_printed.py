@@ -82,7 +82,12 @@ def test_a_python_block_runs(block, folder, monkeypatch):
     script = types.ModuleType("__main__")
     monkeypatch.setitem(sys.modules, "__main__", script)
     monkeypatch.chdir(folder)
-    exec(compile(block.text, block.name, "exec", dont_inherit=True), script.__dict__)
+    names = set(app)
+    try:
+        exec(compile(block.text, block.name, "exec", dont_inherit=True), script.__dict__)
+    finally:
+        for added in set(app) - names:  # a page shows how a command is added, and this process has other tests
+            del app[added]
 
 
 @pytest.fixture(scope="module")

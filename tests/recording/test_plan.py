@@ -117,8 +117,8 @@ def test_memory_stays_below_what_is_announced_and_not_far_below(tmp_path, kind):
     announced = said["host_bytes"] + said["device_bytes"]  # the model is on the host
     assert taken <= announced
     assert said["queue_bytes"] == 64 << 20
-    used = announced if kind == "full" else announced - said["queue_bytes"]
-    assert used <= 2.5 * taken, found  # allocators differ; 1.2 to 1.8 where this was measured
+    used, most = (announced, 3) if kind == "full" else (announced - said["queue_bytes"], 2.5)
+    assert used <= most * taken, found  # allocators differ; 1.2 to 1.8 where this was measured, 2.6 with a full queue
 
 
 def test_no_more_waits_than_the_run_has_records():

@@ -77,12 +77,15 @@ def test_the_numbers_beside_a_picture_are_the_stores(small_run, written):
 def test_a_probed_matrix_has_the_live_probes_figures(small_run, numbers):
     store = th.open_store(small_run.store)
     assert [state.step for state in numbers.states][:: len(numbers.states) - 1] == [0, 40]
+    spectra = store["spectrum.singular_values"]
+    assert np.isfinite(spectra).all(1).sum() > 10  # not in every record
     for state in numbers.states:
         place = store.steps.tolist().index(state.step)
         assert state.spearman == pytest.approx(store["probe.heldout_spearman"][place], abs=1e-6)
         assert state.permuted_spearman == pytest.approx(store["probe.permuted_heldout_spearman"][place], abs=1e-6)
         assert state.norm_spearman == pytest.approx(store["probe.row_norm_spearman"][place], abs=1e-6)
-        np.testing.assert_allclose(state.singular_values, store["spectrum.singular_values"][place], rtol=1e-3)
+        if np.isfinite(spectra[place]).all():
+            np.testing.assert_allclose(state.singular_values, spectra[place], rtol=1e-3)
 
 
 def test_what_is_drawn_of_a_matrix_is_what_a_slow_second_way_gives(small_run, numbers):

@@ -33,6 +33,10 @@ class Schedule:
         """How many steps of 0 ... `last` it fires at, without a list of them."""
         return sum(1 for step in range(last + 1) if self(step))
 
+    def _count_blocks(self, n: int, last: int) -> int:
+        """Of the blocks n ... 2n - 1, 2n ... 3n - 1 and so on, how many hold a step up to `last` at which it fires."""
+        return len({step // n for step in range(n, last + 1) if self(step)})
+
 
 @dataclass(frozen=True)
 class EveryStep(Schedule):
@@ -49,6 +53,9 @@ class EveryStep(Schedule):
     def count(self, last: int) -> int:
         """See `Schedule.count`."""
         return last + 1
+
+    def _count_blocks(self, n: int, last: int) -> int:
+        return last // n
 
 
 @dataclass(frozen=True)
@@ -75,6 +82,15 @@ class Every(Schedule):
     def count(self, last: int) -> int:
         """See `Schedule.count`."""
         return last // self.n + 1
+
+    def _count_blocks(self, n: int, last: int) -> int:
+        return len(_blocks_of_multiples(self.n, n, after=n - 1, last=last))
+
+
+def _blocks_of_multiples(of: int, n: int, *, after: int, last: int) -> range:
+    """The multiples of `of` in `after` + 1 ... `last` where each lies in another block of n, else the blocks of all."""
+    first, end = after // of + 1, last // of + 1
+    return range(first, end) if of >= n or first >= end else range(first * of // n, (end - 1) * of // n + 1)
 
 
 @dataclass(frozen=True)
@@ -105,6 +121,12 @@ class LogSpaced(Schedule):
         powers_and_zero = min(last, self.until).bit_length() + 1
         return powers_and_zero + max(0, last // self.every - self.until // self.every)
 
+    def _count_blocks(self, n: int, last: int) -> int:
+        linear = _blocks_of_multiples(self.every, n, after=max(self.until, n - 1), last=last)
+        powers = {(1 << bit) // n for bit in range(min(last, self.until).bit_length()) if 1 << bit >= n}
+        first = (max(self.until, n - 1) // self.every + 1) * self.every // n  # the one block that both may be in
+        return len(linear) + len(powers) - (len(linear) > 0 and first in powers)
+
 
 class Steps(Schedule):
     """Fires at the steps listed.
@@ -132,6 +154,9 @@ class Steps(Schedule):
     def count(self, last: int) -> int:
         """See `Schedule.count`."""
         return sum(1 for step in self._steps if step <= last)
+
+    def _count_blocks(self, n: int, last: int) -> int:
+        return len({step // n for step in self._steps if n <= step <= last})
 
     def __repr__(self) -> str:
         return f"Steps({sorted(self._steps)})"
@@ -173,9 +198,7 @@ class Thinned(Schedule):
 
     def count(self, last: int) -> int:
         """See `Schedule.count`."""
-        # one look at each step: counting `of` block by block would begin at 0 each time
-        asked = range(0, last + 1, self.n) if isinstance(self.of, EveryStep) else self.of.steps(last)
-        blocks = len({step // self.n for step in asked if step >= self.n})
+        blocks = self.of._count_blocks(self.n, last)
         ended = self.last is not None and self.n <= self.last <= last and self(self.last)
         is_more = ended and not replace(self, last=None)(self.last or 0)
         return self.of.count(min(last, self.n - 1)) + blocks + is_more
