@@ -43,7 +43,7 @@ def test_a_cluster_and_a_death(suite, alone, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     monkeypatch.setenv("TEST_DIES_ONCE", str(tmp_path / "died"))
     with distributed.LocalCluster(
-        n_workers=2, threads_per_worker=1, dashboard_address=None, silence_logs=50
+        n_workers=2, threads_per_worker=1, dashboard_address="127.0.0.1:0", silence_logs=50
     ) as cluster:
         report = analyze_suite(
             suite,

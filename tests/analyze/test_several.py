@@ -51,7 +51,7 @@ def check(report, folder, alone):
 def test_a_cluster_has_checkpoints_of_all_of_them(suites, alone, tmp_path, threads):
     distributed = pytest.importorskip("distributed", reason="a cluster needs distributed")
     seen = []
-    quiet = {"dashboard_address": None, "silence_logs": 50}
+    quiet = {"dashboard_address": "127.0.0.1:0", "silence_logs": 50}
     with distributed.LocalCluster(processes=False, n_workers=2, threads_per_worker=1, **quiet) as cluster:
         wanted = {tmp_path / name: suite for name, suite in suites.items()}
         told = {"scheduler": cluster.scheduler_address, "progress": lambda *at: seen.append(at)}

@@ -85,7 +85,7 @@ def test_several_processes_and_executors_count_the_same(corpus, expected):
 def test_a_dask_client_counts_the_same(corpus, expected):
     distributed = pytest.importorskip("distributed")
     pieces = open_sources([corpus], SETTINGS)
-    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": None}
+    options = {"processes": False, "n_workers": 1, "threads_per_worker": 2, "dashboard_address": "127.0.0.1:0"}
     with distributed.LocalCluster(**options) as cluster, distributed.Client(cluster) as client:
         counts, _ = count_corpus(pieces, settings=SETTINGS, executor=client)
     assert counts.counts.tolist() == expected
