@@ -236,7 +236,7 @@ class Clock:
 
 
 def as_in_the_demo(counts: np.ndarray, texts: list[str]) -> list[Any]:
-    """The demo's metrics at the demo's times: what costs most at every tenth step."""
+    """The demo's metrics, what costs most at every tenth step, which builds of before know too."""
     metrics = th.default_metrics(counts, token_texts=texts)
     for metric in metrics:
         if type(metric).__name__ in ("Spectrum", "HeadGeometry", "CovariateBaseline"):

@@ -1,26 +1,22 @@
 """docs/evidence.md is what the kept figures make of it: no number on it was typed."""
 
-import importlib
-import sys
 from pathlib import Path
 
 import pytest
+from recipe_scripts import REPRODUCE, scripts_of
 
 pytest.importorskip("matplotlib")
 
 ROOT = Path(__file__).parents[2]
-RECIPE, KEPT = ROOT / "recipes" / "reproduce", ROOT / "docs" / "evidence"
+KEPT = ROOT / "docs" / "evidence"
 MOST_BYTES = 5_000_000
 
 
 @pytest.fixture
-def recipe(monkeypatch):
-    """The recipe's scripts, as they find each other."""
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(RECIPE))
-    yield importlib.import_module
-    for name in {path.stem for path in RECIPE.glob("*.py")} & (set(sys.modules) - before):
-        del sys.modules[name]
+def recipe():
+    """The recipe's scripts, by name."""
+    with scripts_of(REPRODUCE) as script:
+        yield script
 
 
 def test_the_page_is_made_of_the_kept_figures(recipe):

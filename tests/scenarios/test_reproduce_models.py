@@ -1,30 +1,24 @@
 """Models from elsewhere: a folder with a GGUF file alone is measured as any other, and again over what is there."""
 
-import importlib
-import sys
-from pathlib import Path
-
 import numpy as np
 import pytest
+from recipe_scripts import REPRODUCE, scripts_of
 
 gguf = pytest.importorskip("gguf")
 transformers = pytest.importorskip("transformers")
 
-RECIPE = Path(__file__).parents[2] / "recipes" / "reproduce"
 WIDTH, ROWS, HIDDEN = 32, 96, 64
 SETTINGS = {
     **{"context_length": 256, "block_count": 1, "embedding_length": WIDTH, "feed_forward_length": HIDDEN},
-    **{"head_count": 2, "head_count_kv": 2},
+    **{"head_count": 2, "head_count_kv": 2, "layer_norm_rms_eps": 1e-5},
+    **{"rope_dimension_count": WIDTH // 2, "vocab_size": ROWS},
 }
 
 
 @pytest.fixture
-def models(monkeypatch):
-    before = set(sys.modules)
-    monkeypatch.syspath_prepend(str(RECIPE))
-    yield importlib.import_module("models")
-    for name in {path.stem for path in RECIPE.glob("*.py")} & (set(sys.modules) - before):
-        del sys.modules[name]
+def models():
+    with scripts_of(REPRODUCE) as script:
+        yield script("models")
 
 
 @pytest.fixture
@@ -34,13 +28,8 @@ def place(tmp_path):
     folder = tmp_path / "models" / "little"
     folder.mkdir(parents=True)
     writer = gguf.GGUFWriter(str(folder / "little.Q8_0.gguf"), "llama")
-    for name in ("context_length", "block_count", "embedding_length", "feed_forward_length"):
-        getattr(writer, f"add_{name}")(SETTINGS[name])
-    writer.add_head_count(2)
-    writer.add_head_count_kv(2)
-    writer.add_layer_norm_rms_eps(1e-5)
-    writer.add_rope_dimension_count(WIDTH // 2)
-    writer.add_vocab_size(ROWS)
+    for name, value in SETTINGS.items():
+        getattr(writer, f"add_{name}")(value)
     writer.add_tokenizer_model("gpt2")
     writer.add_tokenizer_pre("gpt-2")
     writer.add_token_list(["<|endoftext|>", *(chr(33 + number) for number in range(ROWS - 2)), "!!"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import re
 import warnings
 from collections.abc import Mapping, MutableMapping
 from dataclasses import dataclass, field, replace
@@ -30,8 +29,6 @@ from trainhooks.checkpoints.sources.object_files import ObjectFile
 from trainhooks.checkpoints.sources.remote import open_remote_folder
 from trainhooks.checkpoints.tensor_cache import TensorCache
 from trainhooks.checkpoints.weight_files import WEIGHT_SUFFIXES
-
-HUB_PLACE = re.compile(r"(?:hf://)?([\w.-]+/[\w.-]+)(?:@(.+))?")
 
 
 @dataclass(frozen=True)

@@ -254,9 +254,6 @@ class _Passes:
             x = self._embedding[where]
             yield where, torch.sub(x, self.shift, out=buffer[: len(x)]) if self._copies else x
 
-    def _forward(self, x: Tensor, columns: Tensor, level: Tensor, *, out: Tensor) -> Tensor:
-        return torch.addmm(level, x, columns, alpha=1, out=out.flatten(1))
-
     def _ready(self, columns: Tensor, mean: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Columns in float32 side by side; their products with the mean rows, negative and as they are."""
         level = (mean * columns).sum(1)
@@ -271,7 +268,7 @@ class _Passes:
         flat, negative, self.level = self._ready(self.slopes, about)
         total, wide = torch.zeros(flat.shape[1] + len(sets.weight), flat.shape[0], dtype=torch.float64), []
         for where, x in self._blocks():
-            self._forward(x, flat, negative, out=self.predicted[where])
+            torch.addmm(negative, x, flat, out=self.predicted[where].flatten(1))
             error = self._error(where)
             wide.append(error.sum(0, dtype=torch.float64))
             total += torch.cat([error.flatten(1), sets.inside[where]], 1).T @ x
@@ -299,7 +296,7 @@ class _Passes:
         total = torch.zeros(flat.shape[1], flat.shape[0], dtype=torch.float64)
         inside = self._sets.inside[..., None]
         for where, x in self._blocks():
-            self._forward(x, flat, negative, out=self._product[where])
+            torch.addmm(negative, x, flat, out=self._product[where].flatten(1))
             total += (self._product[where] * inside[where]).flatten(1).T @ x
         return self._direction, self._columns(total)
 
