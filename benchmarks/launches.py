@@ -170,7 +170,7 @@ def main() -> None:
         keeps_on_device=not given.references_on_host,
     )
     StagingPlan.stager = stager  # type: ignore[method-assign]
-    Sketcher.sketch = counting.within("sketches", Sketcher.sketch)  # type: ignore[method-assign]
+    Sketcher.sketch_and_norms = counting.within("sketches", Sketcher.sketch_and_norms)  # type: ignore[method-assign]
     for name in ("offload", "to_device"):
         setattr(PinnedStager, name, counting.within("references", getattr(PinnedStager, name)))
     torch._C._set_only_lift_cpu_tensors(True)

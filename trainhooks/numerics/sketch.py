@@ -89,7 +89,6 @@ class Sketcher:
         cells = {home: index for index, home in enumerate(dict.fromkeys(tuple(home) for home in homes.values()))}
         self._cell_of = {name: cells[tuple(home)] for name, home in homes.items()}
         self._cells_in = [[c for home, c in cells.items() if g in home] for g in range(len(groups))]
-        self._norms: Tensor | None = None  # what the last pass has found of them
 
     @torch.no_grad()
     def sketch(
@@ -103,15 +102,19 @@ class Sketcher:
 
         Raises ValueError where names are missing or unknown.
         """
+        tensors, device = self._parameters(groups)
+        held = {name: [(starts.get(name, 0) if starts else 0, tensor)] for name, tensor in tensors.items()}
+        return self.sketch_slices(held, device=device)
+
+    def _parameters(self, groups: Mapping[str, NamedTensors]) -> tuple[dict[str, Tensor], torch.device]:
+        """The parameters by name, and the device of the first."""
         tensors = {name: tensor for members in groups.values() for name, tensor in members}
         if wrong := set(tensors) ^ set(self._cell_of):
             raise ValueError(
                 f"the groups hold other parameters than the sketcher was made for: {sorted(wrong)[:4]}. "
                 "Make a new Sketcher for them."
             )
-        device = next(iter(tensors.values())).device if tensors else torch.device("cpu")
-        held = {name: [(starts.get(name, 0) if starts else 0, tensor)] for name, tensor in tensors.items()}
-        return self.sketch_slices(held, device=device)
+        return tensors, next(iter(tensors.values())).device if tensors else torch.device("cpu")
 
     @torch.no_grad()
     def sketch_and_norms(
@@ -121,18 +124,23 @@ class Sketcher:
 
         It gives it on the host, where reading the parameters is what both cost, for types that float32 holds.
         """
-        self._norms = None
-        sketch = self.sketch(groups)
-        tensors = {name: tensor for members in groups.values() for name, tensor in members}.values()
-        each_once = len(set(map(id, tensors))) == len(tensors)
-        held = all(tensor.dtype in FLOAT32_HOLDS for tensor in tensors)
-        return sketch, self._norms if each_once and held else None
+        tensors, device = self._parameters(groups)
+        sketch, norms = self._sums({name: [(0, tensor)] for name, tensor in tensors.items()}, device=device)
+        each_once = len(set(map(id, tensors.values()))) == len(tensors)
+        held = all(tensor.dtype in FLOAT32_HOLDS for tensor in tensors.values())
+        return sketch, norms if each_once and held else None
 
     @torch.no_grad()
     def sketch_slices(
         self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
     ) -> Float[Tensor, "group sketch"]:
         """As `sketch`, of what a rank holds: by parameter name, runs of elements with the index of their first one."""
+        return self._sums(slices, device=device)[0]
+
+    def _sums(
+        self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
+    ) -> tuple[Tensor, Tensor | None]:
+        """The sketches, and the norms of what was added, where all of it lay on the host."""
         cells = 1 + max(self._cell_of.values(), default=-1)
         here = _CellSums(cells, size=self.size, device=device)
         by_device = {device: here}
@@ -146,8 +154,8 @@ class Sketcher:
         for sums in by_device.values():
             total = total if sums is here else total + sums.total().to(device)
         squares = here.squares if len(by_device) == 1 else None
-        self._norms = None if squares is None else gathered_sums(squares, self._cells_in).sqrt()
-        return gathered_sums(total, self._cells_in)
+        norms = None if squares is None else gathered_sums(squares, self._cells_in).sqrt()
+        return gathered_sums(total, self._cells_in), norms
 
 
 class _Run(NamedTuple):
