@@ -25,6 +25,9 @@ def shifted_blocks(
     for where in slices:
         blocks = tuple(buffer[: where.stop - where.start] for buffer in buffers)
         for matrix, shift, block in zip(matrices, shifts, blocks, strict=True):
+            if ids is None and matrix.dtype == block.dtype:
+                torch.sub(matrix[where], shift, out=block)
+                continue
             _take(matrix, ids, where, out=block)
             block.sub_(shift)
         yield where, blocks

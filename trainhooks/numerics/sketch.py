@@ -172,15 +172,16 @@ class _CellSums:
     Runs wait until a buffer's rows are full, of `size` columns each; then all are copied into it, each from a row of
     its own on, multiplied by their signs, and the rows of each cell added up. The buffer has 4 MB on the host, which
     stay in a cache, and up to 64 MB on a device, where what counts is the number of operations. A cell's rows are added
-    `_TILE` at a time first: many short sums keep a device busy where few long ones do not, and on the host they are
-    products with the signs, which round no more than one long sum. There `squares` adds up the squares of each cell.
+    `_TILE` at a time first, as products with the signs of the rows: many short sums keep a device busy where few long
+    ones do not, and round no more than one long sum. On the host `squares` adds up the squares of each cell.
     """
 
     def __init__(self, cells: int, *, size: int, device: torch.device) -> None:
         self._size, self._device = size, device
         self._on_host = device.type in HOSTS
         self._most_rows = _chunk_rows(size) * (1 if self._on_host else DEVICE_CHUNKS)
-        self._total = torch.zeros(cells, size, dtype=torch.float32, device=device)
+        self._flushed: list[Tensor] = []  # the sums of each buffer's cells
+        self._flushes_of = [0] * cells
         self.squares = torch.zeros(cells, dtype=torch.float64, device=device) if self._on_host else None
         self._grid = torch.empty(0, dtype=torch.float32, device=device)
         self._runs: list[_Run] = []
@@ -206,7 +207,8 @@ class _CellSums:
     def total(self) -> Float[Tensor, "cell sketch"]:
         """The sums of all that was added."""
         self._flush()
-        return self._total
+        flushed = torch.cat([self._grid.new_empty(0, self._size), *self._flushed])
+        return segment_sums(flushed, tuple(self._flushes_of))
 
     def _make_room(self, cell: int) -> None:
         """At least one free row, in a tile that no other cell has begun."""
@@ -231,14 +233,14 @@ class _CellSums:
         plan = _row_plan(tuple(self._signed), self._size, self._device)
         cells = slice(plan.first_cell, plan.first_cell + len(plan.tiles))
         rows = self._grid[:count].view(-1, _TILE, self._size)
-        if self.squares is None:
-            tiles = rows.mul_(plan.signs).sum(1)
-        else:
-            with exact_products(self._device.type):
-                tiles = torch.bmm(plan.signs.view(-1, 1, _TILE), rows).squeeze(1)
+        with exact_products(self._device.type):
+            tiles = torch.bmm(plan.signs.view(-1, 1, _TILE), rows).squeeze(1)
+        if self.squares is not None:
             norms = torch.linalg.vector_norm(rows.view(-1, self._size), dim=1).double()
             self.squares[cells] += segment_sums(norms.square_().view(-1, _TILE).sum(1), plan.tiles)
-        self._total[cells] += segment_sums(tiles, plan.tiles)
+        self._flushed.append(segment_sums(tiles, plan.tiles))
+        for cell in range(cells.start, cells.stop):
+            self._flushes_of[cell] += 1
         self._runs, self._signed, self._rows = [], [], 0
 
     def _fill(self, grid: Tensor) -> None:
