@@ -10,17 +10,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from trainhooks.numerics import sketch_grid, sketch_on_host
 from trainhooks.numerics.hashing import splitmix64_stream
 from trainhooks.numerics.sketch import (
     DEFAULT_SIZE,
-    ROW_PERIOD,
-    SIGN_PERIOD,
     Sketcher,
     cosine,
     distance,
     sketch_parameter,
     standard_error,
 )
+from trainhooks.numerics.sketch_grid import ROW_PERIOD, SIGN_PERIOD
 
 MASK = (1 << 64) - 1
 
@@ -160,17 +160,58 @@ def test_linear_and_repeatable():
     assert torch.equal(sketch_parameter(a, name="w"), sketch_parameter(a.clone(), name="w"))
 
 
-def test_chunk_length_changes_rounding_only(monkeypatch):
-    values = draw(500, 700)
-    expected = sketch_parameter(values, name="w", size=101)
-    monkeypatch.setattr("trainhooks.numerics.sketch.CHUNK", 5000)
-    from trainhooks.numerics import sketch
+@pytest.fixture
+def short_chunks(monkeypatch):
+    """Runs of 5000 elements at most."""
+    monkeypatch.setattr(sketch_grid, "CHUNK", 5000)
+    sketch_grid.sign_pools.cache_clear()
+    sketch_grid.joined_signs.cache_clear()
+    yield
+    sketch_grid.sign_pools.cache_clear()
+    sketch_grid.joined_signs.cache_clear()
 
-    sketch._pools.cache_clear()
-    try:
-        torch.testing.assert_close(sketch_parameter(values, name="w", size=101), expected, rtol=0, atol=1e-3)
-    finally:
-        sketch._pools.cache_clear()
+
+def test_chunk_length_changes_nothing(short_chunks):
+    values = draw(500, 700)
+    found = sketch_parameter(values, name="w", size=101)
+    np.testing.assert_allclose(found, sketch_twin(values.flatten().tolist(), name="w", size=101), rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("block", [1, 20_000, 1 << 19])
+def test_the_length_of_blocks_changes_no_bit(monkeypatch, block):
+    named = {"a": draw(700, 900), "b": draw(5, seed=1), "c": draw(300, 1021, seed=2), "d": draw(9000, 1021, seed=3)}
+    groups = {"whole": list(named.items()), "one": [("a", named["a"])], "two": [("b", named["b"]), ("c", named["c"])]}
+    sketch, norms = Sketcher(groups).sketch_and_norms(groups)
+    alone = sketch_parameter(named["d"], name="d")
+    monkeypatch.setattr(sketch_on_host, "BLOCK", block)
+    others, same = Sketcher(groups).sketch_and_norms(groups)
+    assert torch.equal(sketch, others)
+    assert torch.equal(norms, same)
+    assert torch.equal(alone, sketch_parameter(named["d"], name="d"))
+
+
+def test_a_plan_holds_for_values_and_not_for_sizes():
+    first = {"whole": [("a", draw(300, 700)), ("b", draw(7))], "b": [("b", draw(7))]}
+    sketcher = Sketcher(first)
+    for shapes, dtype in [((300, 700), None), ((300, 700), torch.bfloat16), ((211, 700), None), ((300, 700), None)]:
+        a, b = draw(*shapes, seed=1).to(dtype), draw(7, seed=2)
+        groups = {"whole": [("a", a), ("b", b)], "b": [("b", b)]}
+        sketch, norms = sketcher.sketch_and_norms(groups)
+        fresh, others = Sketcher(groups).sketch_and_norms(groups)
+        assert torch.equal(sketch, fresh)
+        assert torch.equal(norms, others)
+        assert torch.equal(sketch[1], sketch_parameter(b, name="b"))
+
+
+def test_what_was_infinite_leaves_no_trace():
+    values = draw(200, 1021)
+    clean = sketch_parameter(values, name="w")
+    groups = {"whole": [("w", values)]}
+    sketcher = Sketcher(groups)
+    sketcher.sketch_and_norms({"whole": [("w", torch.full_like(values, math.nan))]})
+    assert torch.equal(sketcher.sketch(groups)[0], clean)
+    sketch_parameter(torch.full((700, 1021), math.inf), name="v")
+    assert torch.equal(sketch_parameter(values, name="w"), clean)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -244,17 +285,11 @@ def test_the_pass_gives_no_norms_that_would_not_be_exact(monkeypatch):
 
 
 @pytest.fixture
-def in_lists(monkeypatch):
+def in_lists(monkeypatch, short_chunks):
     """Sketches are made as on a device, in buffers of few rows."""
     monkeypatch.setattr("trainhooks.numerics.sketch.HOSTS", ())
     monkeypatch.setattr("trainhooks.numerics.segments.ONE_BY_ONE", ())
-    monkeypatch.setattr("trainhooks.numerics.sketch.CHUNK", 5000)
-    monkeypatch.setattr("trainhooks.numerics.sketch.DEVICE_CHUNKS", 2)
-    from trainhooks.numerics import sketch
-
-    sketch._pools.cache_clear()
-    yield
-    sketch._pools.cache_clear()
+    monkeypatch.setattr("trainhooks.numerics.sketch_on_device.DEVICE_CHUNKS", 2)
 
 
 def test_sketches_of_lists_match_the_twin(in_lists):

@@ -2,33 +2,24 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import count
 from math import isqrt
-from typing import NamedTuple
 
 import torch
 from jaxtyping import Float, Float64
 from torch import Tensor
 
-from trainhooks.numerics.hashing import splitmix64_stream
 from trainhooks.numerics.products import exact_products
-from trainhooks.numerics.segments import gathered_sums, segment_sums
+from trainhooks.numerics.segments import gathered_sums
+from trainhooks.numerics.sketch_on_device import DeviceSums
+from trainhooks.numerics.sketch_on_host import HostPass, HostSums
 
 DEFAULT_SIZE = 1021
-SIGN_PERIOD = 1 << 20
-ROW_PERIOD = 1 << 16
-CHUNK = 1 << 20
-DEVICE_CHUNKS = 16
-STAGING_BYTES = 4 * (DEVICE_CHUNKS + 2) * CHUNK
-"""The buffer on a device, and the signs."""
-HOSTS = ("cpu",)
 FLOAT32_HOLDS = frozenset({torch.float32, torch.float16, torch.bfloat16})
-_TILE = 16
-_SIGN_SEED = 0x5BF0_3635
-_ROW_SEED = 0x2545_F491
+
+HOSTS = ("cpu",)
 
 NamedTensors = Sequence[tuple[str, Tensor]]
 
@@ -54,8 +45,8 @@ def sketch_parameter(
 
     E|s|^2 = |values|^2; a norm's relative standard error is `standard_error(size)`, whatever the number of elements.
     A prime `size` spreads each column of any matrix over all buckets. The work is one pass over the values, through a
-    buffer (see `_CellSums`). A tensor that is not contiguous is copied first. NaN and inf spoil the buckets they fall
-    into.
+    buffer (see `HostSums` and `DeviceSums`). A tensor that is not contiguous is copied first. NaN and inf spoil the
+    buckets they fall into.
 
     Source: count sketch (Charikar, Chen, Farach-Colton 2002); as a projection, Weinberger et al. 2009,
     arXiv 0902.2206, appendix A. Raises ValueError where `size` is not a prime or `start` is negative.
@@ -63,9 +54,10 @@ def sketch_parameter(
     _check_size(size)
     if start < 0:
         raise ValueError(f"a slice of {name!r} starts at element {start}: pass a global index of 0 or more.")
-    sums = _CellSums(1, size=size, device=values.device)
-    sums.add(values, name=name, start=start, cell=0)
-    return sums.total()[0]
+    sums = _sums_on(values.device, cells=1, size=size)
+    with exact_products(values.device.type):
+        sums.add(values, name=name, start=start, cell=0)
+        return sums.total()[0]
 
 
 class Sketcher:
@@ -89,6 +81,8 @@ class Sketcher:
         cells = {home: index for index, home in enumerate(dict.fromkeys(tuple(home) for home in homes.values()))}
         self._cell_of = {name: cells[tuple(home)] for name, home in homes.items()}
         self._cells_in = [[c for home, c in cells.items() if g in home] for g in range(len(groups))]
+        self._ordered = sorted(self._cell_of, key=self._cell_of.__getitem__)  # cell by cell
+        self._planned: tuple[tuple[int, ...], HostPass] | None = None
 
     @torch.no_grad()
     def sketch(
@@ -125,165 +119,48 @@ class Sketcher:
         It gives it on the host, where reading the parameters is what both cost, for types that float32 holds.
         """
         tensors, device = self._parameters(groups)
-        sketch, norms = self._sums({name: [(0, tensor)] for name, tensor in tensors.items()}, device=device)
+        if not tensors or any(tensor.device.type not in HOSTS for tensor in tensors.values()):
+            return self.sketch_slices({name: [(0, tensor)] for name, tensor in tensors.items()}, device=device), None
+        total, squares = self._planned_sums([tensors[name] for name in self._ordered])
         each_once = len(set(map(id, tensors.values()))) == len(tensors)
-        held = all(tensor.dtype in FLOAT32_HOLDS for tensor in tensors.values())
-        return sketch, norms if each_once and held else None
+        held = each_once and all(tensor.dtype in FLOAT32_HOLDS for tensor in tensors.values())
+        norms = gathered_sums(squares, self._cells_in).sqrt() if held else None
+        return gathered_sums(total, self._cells_in), norms
+
+    def _planned_sums(self, tensors: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Sketches and squares by cell of all parameters, on the host: by the last plan where sizes are the same."""
+        sizes = (torch.get_num_threads(), *(tensor.numel() for tensor in tensors))
+        planned, self._planned = self._planned, None  # while it is in use, nobody else works in its room
+        if planned is None or planned[0] != sizes:
+            parts = [(name, count, self._cell_of[name]) for name, count in zip(self._ordered, sizes[1:], strict=True)]
+            planned = sizes, HostPass(parts, cells=1 + max(self._cell_of.values()), size=self.size)
+        with exact_products("cpu"):
+            sums = planned[1].sums(tensors)
+        self._planned = planned
+        return sums
 
     @torch.no_grad()
     def sketch_slices(
         self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
     ) -> Float[Tensor, "group sketch"]:
         """As `sketch`, of what a rank holds: by parameter name, runs of elements with the index of their first one."""
-        return self._sums(slices, device=device)[0]
-
-    def _sums(
-        self, slices: Mapping[str, Iterable[tuple[int, Tensor]]], *, device: torch.device
-    ) -> tuple[Tensor, Tensor | None]:
-        """The sketches, and the norms of what was added, where all of it lay on the host."""
         cells = 1 + max(self._cell_of.values(), default=-1)
-        here = _CellSums(cells, size=self.size, device=device)
-        by_device = {device: here}
-        # cell by cell, so that a buffer holds few; runs are made when they are read
-        for name in sorted(slices, key=self._cell_of.__getitem__):
-            for start, values in slices[name]:
-                if values.device not in by_device:
-                    by_device[values.device] = _CellSums(cells, size=self.size, device=values.device)
-                by_device[values.device].add(values, name=name, start=start, cell=self._cell_of[name])
-        total = here.total()
-        for sums in by_device.values():
-            total = total if sums is here else total + sums.total().to(device)
-        squares = here.squares if len(by_device) == 1 else None
-        norms = None if squares is None else gathered_sums(squares, self._cells_in).sqrt()
-        return gathered_sums(total, self._cells_in), norms
+        by_device = {device: _sums_on(device, cells=cells, size=self.size)}
+        with exact_products(device.type):
+            # cell by cell, so that a buffer holds few; runs are made when they are read
+            for name in sorted(slices, key=self._cell_of.__getitem__):
+                for start, values in slices[name]:
+                    if values.device not in by_device:
+                        by_device[values.device] = _sums_on(values.device, cells=cells, size=self.size)
+                    by_device[values.device].add(values, name=name, start=start, cell=self._cell_of[name])
+            first, *others = (sums.total().to(device) for sums in by_device.values())
+        return gathered_sums(sum(others, first), self._cells_in)
 
 
-class _Run(NamedTuple):
-    """Elements that follow each other in a parameter: where they begin in the buffer and among the signs."""
-
-    values: Float[Tensor, "element"]
-    begin: int
-    first_sign: int
-
-
-class _CellSums:
-    """Sketches by cell, of runs of parameters that are added cell by cell, in few operations however many they are.
-
-    Runs wait until a buffer's rows are full, of `size` columns each; then all are copied into it, each from a row of
-    its own on, multiplied by their signs, and the rows of each cell added up. The buffer has 4 MB on the host, which
-    stay in a cache, and up to 64 MB on a device, where what counts is the number of operations. A cell's rows are added
-    `_TILE` at a time first, as products with the signs of the rows: many short sums keep a device busy where few long
-    ones do not, and round no more than one long sum. On the host `squares` adds up the squares of each cell.
-    """
-
-    def __init__(self, cells: int, *, size: int, device: torch.device) -> None:
-        self._size, self._device = size, device
-        self._on_host = device.type in HOSTS
-        self._most_rows = _chunk_rows(size) * (1 if self._on_host else DEVICE_CHUNKS)
-        self._flushed: list[Tensor] = []  # the sums of each buffer's cells
-        self._flushes_of = [0] * cells
-        self.squares = torch.zeros(cells, dtype=torch.float64, device=device) if self._on_host else None
-        self._grid = torch.empty(0, dtype=torch.float32, device=device)
-        self._runs: list[_Run] = []
-        self._signed: list[tuple[int, int, int]] = []  # first row sign, rows, cell
-        self._rows = 0
-
-    def add(self, values: Float[Tensor, "*shape"], *, name: str, start: int, cell: int) -> None:
-        """Add a run of elements from `start` on; a cell's runs come one after the other."""
-        flat = values.detach().reshape(-1)
-        origin, sign_shift, row_shift = _offsets(name, self._size)
-        begin, end = origin + start, origin + start + flat.numel()
-        row, last = begin // self._size, -(-end // self._size)
-        while flat.numel() and row < last:
-            self._make_room(cell)
-            stop = min(last, row + self._most_rows - self._rows, row + _chunk_rows(self._size))
-            low, high = max(row * self._size, begin), min(stop * self._size, end)
-            place = (self._rows - row) * self._size + low
-            self._runs.append(_Run(flat[low - begin : high - begin], place, (low + sign_shift) % SIGN_PERIOD))
-            self._signed.append(((row + row_shift) % ROW_PERIOD, stop - row, cell))
-            self._rows += stop - row
-            row = stop
-
-    def total(self) -> Float[Tensor, "cell sketch"]:
-        """The sums of all that was added."""
-        self._flush()
-        flushed = torch.cat([self._grid.new_empty(0, self._size), *self._flushed])
-        return segment_sums(flushed, tuple(self._flushes_of))
-
-    def _make_room(self, cell: int) -> None:
-        """At least one free row, in a tile that no other cell has begun."""
-        if self._signed and self._signed[-1][2] != cell:
-            self._end_tile()
-        if self._rows >= self._most_rows:
-            self._flush()
-
-    def _end_tile(self) -> None:
-        if gap := -self._rows % _TILE:
-            self._signed.append((0, gap, self._signed[-1][2]))
-            self._rows += gap
-
-    def _flush(self) -> None:
-        if not self._runs:
-            return
-        self._end_tile()
-        count = self._rows * self._size
-        if self._grid.numel() < count:
-            self._grid = torch.empty(count, dtype=torch.float32, device=self._device)
-        self._fill(self._grid[:count])
-        plan = _row_plan(tuple(self._signed), self._size, self._device)
-        cells = slice(plan.first_cell, plan.first_cell + len(plan.tiles))
-        rows = self._grid[:count].view(-1, _TILE, self._size)
-        with exact_products(self._device.type):
-            tiles = torch.bmm(plan.signs.view(-1, 1, _TILE), rows).squeeze(1)
-        if self.squares is not None:
-            norms = torch.linalg.vector_norm(rows.view(-1, self._size), dim=1).double()
-            self.squares[cells] += segment_sums(norms.square_().view(-1, _TILE).sum(1), plan.tiles)
-        self._flushed.append(segment_sums(tiles, plan.tiles))
-        for cell in range(cells.start, cells.stop):
-            self._flushes_of[cell] += 1
-        self._runs, self._signed, self._rows = [], [], 0
-
-    def _fill(self, grid: Tensor) -> None:
-        """The runs times their signs, and zeros between them."""
-        signs, _ = _pools(self._device, self._size)
-        runs = self._runs
-        pools = [signs[run.first_sign : run.first_sign + run.values.numel()] for run in runs]
-        places = [grid[run.begin : run.begin + run.values.numel()] for run in runs]
-        if self._on_host:  # a list is no kernel there: one pass, and zeros only where there is no run
-            ends = [0, *(run.begin + run.values.numel() for run in runs)]
-            for end, begin in zip(ends, [*(run.begin for run in runs), len(grid)], strict=True):
-                if end < begin:
-                    grid[end:begin].zero_()
-            for run, pool, place in zip(runs, pools, places, strict=True):
-                torch.mul(run.values, pool, out=place)
-            return
-        grid.zero_()
-        for dtype in {run.values.dtype for run in runs}:  # the kernel over lists takes one at a time
-            of_dtype = [i for i, run in enumerate(runs) if run.values.dtype == dtype]
-            torch._foreach_copy_([places[i] for i in of_dtype], [runs[i].values for i in of_dtype])
-        torch._foreach_mul_(places, pools)
-
-
-class _RowPlan(NamedTuple):
-    """What a buffer's rows are: their signs, and the number of tiles of each cell from `first_cell` on."""
-
-    signs: Float[Tensor, "tile row 1"]
-    first_cell: int
-    tiles: tuple[int, ...]
-
-
-@lru_cache(maxsize=1 << 12)
-def _row_plan(signed: tuple[tuple[int, int, int], ...], size: int, device: torch.device) -> _RowPlan:
-    """The plan of rows given as (first row sign, rows, cell)."""
-    _, pool = _pools(device, size)
-    with torch.inference_mode(False):
-        parts = [pool[sign : sign + rows] for sign, rows, _ in signed]
-        signs = parts[0] if len(parts) == 1 else torch.cat(parts)
-    first, last = signed[0][2], signed[-1][2]
-    of_cell = [0] * (last - first + 1)
-    for _, rows, cell in signed:
-        of_cell[cell - first] += rows
-    return _RowPlan(signs.view(-1, _TILE, 1), first, tuple(rows // _TILE for rows in of_cell))
+def _sums_on(device: torch.device, *, cells: int, size: int) -> HostSums | DeviceSums:
+    if device.type in HOSTS:
+        return HostSums(cells, size=size)
+    return DeviceSums(cells, size=size, device=device)
 
 
 def distance(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"]) -> Float[Tensor, "*batch"]:
@@ -305,34 +182,6 @@ def cosine(a: Float[Tensor, "*#batch sketch"], b: Float[Tensor, "*#batch sketch"
     unit_b = b / torch.linalg.vector_norm(b, dim=-1, keepdim=True)
     cosine: Tensor = (unit_a * unit_b).sum(dim=-1).clamp(-1.0, 1.0)
     return cosine
-
-
-def _chunk_rows(size: int) -> int:
-    return max(1, CHUNK // size)
-
-
-@lru_cache(maxsize=16)
-def _pools(device: torch.device, size: int) -> tuple[Tensor, Tensor]:
-    """Element signs [period + chunk] and row signs [period + chunk rows, 1]: any chunk is one slice."""
-    rows = _chunk_rows(size)
-    # normal tensors even when first asked for under inference_mode: they are kept
-    with torch.inference_mode(False):
-        elements = _signs(_SIGN_SEED, SIGN_PERIOD)[torch.arange(SIGN_PERIOD + rows * size) % SIGN_PERIOD]
-        of_rows = _signs(_ROW_SEED, ROW_PERIOD)[torch.arange(ROW_PERIOD + rows) % ROW_PERIOD]
-        return elements.to(device), of_rows.unsqueeze(1).to(device)
-
-
-@lru_cache(maxsize=2)
-def _signs(seed: int, period: int) -> Tensor:
-    positive = splitmix64_stream(seed, length=period) >= 0
-    return positive.to(torch.float32).mul_(2).sub_(1)
-
-
-@lru_cache(maxsize=1 << 16)
-def _offsets(name: str, size: int) -> tuple[int, int, int]:
-    digest = hashlib.blake2b(name.encode(), digest_size=24).digest()
-    column, sign, row = (int.from_bytes(digest[i : i + 8], "little") for i in (0, 8, 16))
-    return column % size, sign % SIGN_PERIOD, row % ROW_PERIOD
 
 
 @lru_cache(maxsize=64)

@@ -16,7 +16,8 @@ from trainhooks.core.formatting import human
 from trainhooks.core.schedule import LogSpaced, Schedule, Thinned, in_words
 from trainhooks.metrics.base import Metric, kept_heads
 from trainhooks.model.distributed import is_sharded
-from trainhooks.numerics.sketch import STAGING_BYTES, Sketcher
+from trainhooks.numerics.sketch import Sketcher
+from trainhooks.numerics.sketch_on_device import STAGING_BYTES
 from trainhooks.recording.staging import (
     ALIGNMENT,
     RECORDS_AT_ONCE,
