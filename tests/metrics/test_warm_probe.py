@@ -349,4 +349,4 @@ def test_narrow_heads_are_summed_at_every_record(sums, monkeypatch):
             assert torch.equal(torch.as_tensor(found[-1][name]), torch.as_tensor(value)), name
     assert metric.kept_bytes(state(heads[0])) == {"host": 0}
     monkeypatch.setattr(warm_slopes, "MIN_DIM", DIM)
-    assert metric.kept_bytes(state(heads[0])) == {"host": 4 * 6 * DIM**2}
+    assert metric.kept_bytes(state(heads[0])) == {"host": 4 * 8 * DIM**2}

@@ -76,7 +76,7 @@ class FrequencyProbe(Metric):
     block products with float64 sums; nothing waits for the device unless rows are fewer than 1.25 dim, where the
     least-norm solution needs an eigendecomposition. Figures have NaN where `ProbeFit` says so. A norm-folded head
     E diag(gamma) has the same figures (`norm_folded`), so it has no variables here. Costs about two products
-    E'E and, at 50304 x 768, 0.8 copies of E in memory; the device must know float64. On a CPU, from 512 columns on, a
+    E'E and, at 50304 x 768, 0.8 copies of E in memory; the device must know float64. On a CPU, from 192 columns on, a
     record whose Gram no other metric takes goes on from the slopes of the record before (`probe.warm_slopes`): 0.2 to
     0.7 products, figures within 1e-5 (slopes 1e-4) of the others, rank and pivot those of the last Gram.
 
@@ -184,12 +184,13 @@ class FrequencyProbe(Metric):
         share_probe_sums(state, kept, first=first)
         share_probe_pass(state, key, first=first)
         found, factor = solve_with_factor(first.moments, exact=needs_exact(rows, dim=embedding.shape[1]))
+        before = self._starts[0][1] if self._starts else None
         self._starts = []
         # no start where none has been of use: another metric takes each record's Gram, or the one before has failed
         wanted, self._gram_before = self._gram_before and gram_wanted(state), gram_wanted(state)
         self._resting = max(0, self._resting - 1)
         if not wanted and not self._resting:
-            start = WarmStart.of(first, found, factor, vocab=len(embedding))
+            start = WarmStart.of(first, found, factor, vocab=len(embedding), before=before)
             self._starts = [] if start is None else [(state.step, start)]
         del factor
         return score(embedding, rows, first=first, found=found), first.moments.mean_x[0]

@@ -12,6 +12,8 @@ from torch import Tensor
 from trainhooks.numerics.rank_correlation import rounding_square
 from trainhooks.probe.sums import Moments, ProbeSums
 
+HOSTS = ("cpu",)
+
 
 @dataclass(frozen=True)
 class Coefficients:
@@ -138,16 +140,13 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     first). NaN where the matrix holds NaN.
     """
     constant = usable_columns(moments).logical_not_()
-    scale = _diagonal(moments.gram).masked_fill(constant, torch.inf).rsqrt_()[..., None]
-    correlation = (moments.gram * scale).mul_(scale.mT)
-    tau = tolerance(moments)
-    _diagonal(correlation).fill_(1 + tau)
+    correlation, scale, tau = _ridged_correlation(moments, constant)
     factor, info = torch.linalg.cholesky_ex(correlation)
     _diagonal(correlation).fill_(1)
     target = moments.moment * scale
-    slope = torch.cholesky_solve(target, factor)
+    slope = solve_factored(factor, target)
     for _ in range(2):
-        slope = slope.add_(torch.cholesky_solve(_less_product(target, correlation, slope), factor))
+        slope = slope.add_(solve_factored(factor, _less_product(target, correlation, slope)))
     failed = info != 0
     slope = slope.mul_(scale).masked_fill_(failed[..., None, None], torch.nan)
     pivot = _diagonal(factor).min().square_()
@@ -156,6 +155,31 @@ def cholesky_slope(moments: Moments, *, with_rank: bool = True) -> Slope:
     one, still = (m.flatten(0, -n - 1)[0] if m.ndim > n else m for m, n in ((factor, 2), (constant, 1)))
     rank = _rank(torch.cholesky_inverse(one), tau=tau, constant=still)
     return Slope(slope, rank.masked_fill_(failed.flatten()[0], torch.nan), pivot, Factor(factor, scale))
+
+
+def factorise(moments: Moments) -> Factor:
+    """The factor of `cholesky_slope`; what of its lower triangle is not a number, or no pivot, says that it failed."""
+    correlation, scale, _ = _ridged_correlation(moments, usable_columns(moments).logical_not_())
+    lower, info = torch.linalg.cholesky_ex(correlation)
+    return Factor(lower.masked_fill_((info != 0)[..., None, None], torch.nan), scale)
+
+
+def _ridged_correlation(moments: Moments, constant: Tensor) -> tuple[Tensor, Tensor, float]:
+    """diag(s) E'E diag(s) with 1 + tau on its diagonal, s [*batch, dim, 1], 0 for a constant column, and tau."""
+    scale = _diagonal(moments.gram).masked_fill(constant, torch.inf).rsqrt_()[..., None]
+    correlation = (moments.gram * scale).mul_(scale.mT)
+    tau = tolerance(moments)
+    _diagonal(correlation).fill_(1 + tau)
+    return correlation, scale, tau
+
+
+def solve_factored(lower: Float[Tensor, "*batch dim dim"], right: Float[Tensor, "*batch dim column"]) -> Tensor:
+    """The solution of L L' x = right; one operation on a device, and on the host two that do not copy L."""
+    if lower.device.type not in HOSTS:
+        return torch.cholesky_solve(right, lower)
+    half: Tensor = torch.linalg.solve_triangular(lower, right, upper=False)
+    whole: Tensor = torch.linalg.solve_triangular(lower.mT, half, upper=True)
+    return whole
 
 
 def _less_product(target: Tensor, matrix: Tensor, x: Tensor) -> Tensor:

@@ -209,7 +209,10 @@ class Products:
 
     def total_and_without_each(self) -> Moments:
         """The moments of all rows, then of all but each fold's: one batch [1 + fold], each added up of the others."""
-        within = members_without_each(len(self.xx), self.xx.device)
+        return self.of_members(members_without_each(len(self.xx), self.xx.device))
+
+    def of_members(self, within: Float64[Tensor, "set fold"]) -> Moments:
+        """The moments of sets of folds, 1 where a fold belongs to a set; the first is the largest."""
         z = (within @ self.z.flatten(1)).view(-1, *self.z.shape[1:])
         xx = (within @ self.xx.flatten(1)).view(-1, *self.xx.shape[1:])
         parts = self._centred(z, xx, rows=None if self.rows is None else within @ self.rows)
@@ -219,7 +222,7 @@ class Products:
         """A column that only one fold has varied leaves rounding of the whole in the sum of the others."""
         whole = _noise(parts["mean_x"][0], parts["weight"][0], eps=self.eps)
         diagonal = parts["gram"][0].diagonal() * (64 * self.eps)
-        return torch.cat([whole[None], whole.maximum(diagonal).expand(len(self.xx), -1)])
+        return torch.cat([whole[None], whole.maximum(diagonal).expand(len(parts["weight"]) - 1, -1)])
 
     def _centred(self, z: Tensor, xx: Tensor, *, rows: Tensor | None) -> dict[str, Tensor]:
         """Means, and second moments about them; an empty set has zeros everywhere. Overwrites `xx`."""
