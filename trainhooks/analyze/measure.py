@@ -10,7 +10,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from trainhooks.analyze.distance_to_final import groups_to_final, head_to_final
+from trainhooks.analyze.distance_to_final import head_to_final
+from trainhooks.analyze.group_sums import GroupSums
 from trainhooks.analyze.job import FAILURES, HEAD, Failed, Job, Measurement, OpenedCheckpoint, StandIns, open_entry
 from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
@@ -19,11 +20,8 @@ from trainhooks.lead.lead_sums import cut_index
 from trainhooks.metrics.base import State
 from trainhooks.metrics.record_info import record_values
 from trainhooks.metrics.shared_sums import want_gram
-from trainhooks.numerics.distances import squared_distances
 from trainhooks.numerics.gram import mean_of_ids
 from trainhooks.numerics.host import to_host
-from trainhooks.numerics.norms import squared_norms
-from trainhooks.numerics.sketch import sketch_parameter
 
 
 class CheckpointMeasurer:
@@ -44,7 +42,7 @@ class CheckpointMeasurer:
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
         self._final_mean: Tensor | None = None
-        self._final_squares: dict[tuple[str, torch.dtype], Tensor] = {}
+        self._groups = GroupSums(job.groups, sketch_size=job.sketch_size)
         self._fit: Fit | None = None
         self._lead: LeadKeeper | None = None
 
@@ -57,12 +55,12 @@ class CheckpointMeasurer:
             try:
                 opened = self._open(entry)
                 text = self._text_values(entry)
-                groups = self._groups(opened)
+                groups = self._groups.measure(opened, self._final_opened())
                 values = self._head_values(entry, opened)
-                host = {**to_host({**values, **groups[0]}), **text}
+                host = {**to_host({**values, **groups.to_final}), **text}
                 assert self._previous is not None
                 head = self._previous[1]
-                yield Measurement(entry.step, host, norms=groups[1].numpy(), sketch=groups[2].numpy(), head=head)
+                yield Measurement(entry.step, host, norms=groups.norms.numpy(), sketch=groups.sketch.numpy(), head=head)
             except FAILURES as error:
                 yield Failed(entry.step, f"{type(error).__name__}: {_first_line(error)}")
 
@@ -159,49 +157,6 @@ class CheckpointMeasurer:
         if index is None or entries[index].step in self._skip or not self._can_be_read(entries[index]):
             return -1, None
         return entries[index].step, self._open(entries[index]).read_head()
-
-    def _groups(self, opened: OpenedCheckpoint) -> tuple[dict[str, Tensor], Tensor, Tensor]:
-        """To the final state, norms [group] and sketches [group, sketch], read one parameter after another."""
-        names = list(dict.fromkeys(name for members in self._job.groups.values() for name in members))
-        final = self._final_opened()
-        sums = torch.zeros(3, len(names), dtype=torch.float64)
-        cells = _Cells(self._job)
-        for index, name in enumerate(names):
-            now, then = opened.parameter(name), final.parameter(name)
-            if now.shape != then.shape:
-                raise ValueError(f"{name} is {tuple(now.shape)}, at the final step {tuple(then.shape)}.")
-            if now.dtype != then.dtype:
-                now, then = now.float(), then.float()
-            apart = squared_distances([now], [then])[0]
-            held = name, then.dtype  # half precision rounds otherwise than its copy in float32
-            if held not in self._final_squares:
-                self._final_squares[held] = squared_norms([then])[0]
-            sums[:, index] = torch.stack([*squared_norms([now]), self._final_squares[held], apart])
-            cells.add(name, now)
-        at = {name: index for index, name in enumerate(names)}
-        picked = [[at[name] for name in members] for members in self._job.groups.values()]
-        by_group = torch.stack([sums[:, held].sum(dim=1) for held in picked], dim=1) if picked else sums[:, :0]
-        values = dict(groups_to_final(by_group[0], by_group[1], apart=by_group[2]))
-        return values, by_group[0].sqrt(), cells.sketch()
-
-
-class _Cells:
-    """Group sketches from parameters that come one at a time, added in the order of `Sketcher`."""
-
-    def __init__(self, job: Job) -> None:
-        self._size, self._groups = job.sketch_size, list(job.groups.values())
-        self._cells: dict[tuple[int, ...], Tensor] = {}
-
-    def add(self, name: str, tensor: Tensor) -> None:
-        homes = tuple(g for g, members in enumerate(self._groups) if name in members)
-        cell = self._cells.setdefault(homes, torch.zeros(self._size))
-        cell += sketch_parameter(tensor, name=name, size=self._size)
-
-    def sketch(self) -> Tensor:
-        zero = torch.zeros(self._size)
-        held = [[cell for homes, cell in self._cells.items() if g in homes] for g in range(len(self._groups))]
-        sums = [cells[0] if len(cells) == 1 else sum(cells, zero) for cells in held]
-        return torch.stack(sums) if sums else zero.new_zeros(0, self._size)
 
 
 def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measurement | Failed]:
