@@ -8,13 +8,16 @@ A chunk is a blosc frame (zstd, level 1, bit shuffle; text: none) and its crc32c
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import numpy as np
 from numcodecs import Blosc, VLenUTF8  # type: ignore[import-untyped]
 
 from trainhooks.store.errors import StoreError
+from trainhooks.store.format.blosc_frames import replaced_from
 from trainhooks.store.format.integrity import chunk_length
 from trainhooks.store.format.validation import missing_value
 from trainhooks.store.storage.checksum import sealed, unsealed
@@ -34,12 +37,38 @@ def write_rows(store: ManifestStore, name: str, metadata: ArrayMetadata, values:
     length = chunk_length(metadata)
     stop = start + len(values)
     for first in range(start // length * length, stop, length):
-        rows = _missing_chunk(metadata)
-        if first < start:
-            rows[: start - first] = read_chunk(store, name, metadata, first // length)[: start - first]
         here, there = max(first, start), min(first + length, stop)
-        rows[here - first : there - first] = values[here - start : there - start]
-        store.put(_key(name, metadata, first // length), sealed(_NUMBERS.encode(rows)))
+        part = values[here - start : there - start]
+        if first < start:
+            frame = _grown(store, name, metadata, part, number=first // length, start=start - first)
+        else:
+            frame = _encoded(metadata, part)
+        store.put(_key(name, metadata, first // length), sealed(frame))
+
+
+def _encoded(metadata: ArrayMetadata, values: np.ndarray, *, before: np.ndarray | None = None) -> bytes:
+    """The frame of a chunk that holds the rows `before`, then `values`, and is missing behind them."""
+    rows = _missing_chunk(metadata)
+    start = 0 if before is None else len(before)
+    if before is not None:
+        rows[:start] = before
+    rows[start : start + len(values)] = values
+    frame: bytes = _NUMBERS.encode(rows)
+    return frame
+
+
+def _grown(
+    store: ManifestStore, name: str, metadata: ArrayMetadata, values: np.ndarray, *, number: int, start: int
+) -> bytes:
+    """The frame of a chunk that is there, with `values` from its row `start` on and nothing behind them."""
+    old, where = _read_frame(store, name, metadata, number)
+    rows = np.ascontiguousarray(values, dtype=_dtype(metadata))
+    missing = missing_value(str(metadata["data_type"]))
+    row, items = math.prod(rows.shape[1:]), math.prod(_chunk_shape(metadata))
+    with _decompressing(where):
+        # a chunk has up to 64 MB of numbers, of which a block of records is a small part
+        frame = replaced_from(old, _NUMBERS, rows, start=start * row, items=items, missing=missing)
+        return _encoded(metadata, rows, before=_decoded(old, metadata)[:start]) if frame is None else frame
 
 
 def read_rows(store: ManifestStore, name: str, metadata: ArrayMetadata) -> np.ndarray:
@@ -65,16 +94,29 @@ def _missing_chunk(metadata: ArrayMetadata) -> np.ndarray:
 
 def read_chunk(store: ManifestStore, name: str, metadata: ArrayMetadata, number: int) -> np.ndarray:
     """All rows of one chunk of an array of numbers or none. Raises StoreError where it is gone or damaged."""
+    frame, where = _read_frame(store, name, metadata, number)
+    with _decompressing(where):
+        return _decoded(frame, metadata)
+
+
+def _read_frame(store: ManifestStore, name: str, metadata: ArrayMetadata, number: int) -> tuple[bytes, str]:
+    """A chunk's frame, its checksum compared, and where it lies."""
     key = _key(name, metadata, number)
     where = f"{store.storage}/{key}"
     try:
-        content = store.storage.read(key)
+        return unsealed(store.storage.read(key), where=where), where
     except FileNotFoundError:
         raise StoreError(f"{store.storage} has lost {key}; `trainhooks verify` says what it held.") from None
-    frame = unsealed(content, where=where)
-    del content  # as large as the chunk where its numbers cannot be compressed
+
+
+def _decoded(frame: bytes, metadata: ArrayMetadata) -> np.ndarray:
+    return np.frombuffer(_NUMBERS.decode(frame), dtype=_dtype(metadata)).reshape(_chunk_shape(metadata))
+
+
+@contextmanager
+def _decompressing(where: str) -> Iterator[None]:
     try:
-        return np.frombuffer(_NUMBERS.decode(frame), dtype=_dtype(metadata)).reshape(_chunk_shape(metadata))
+        yield
     except (RuntimeError, ValueError) as error:
         raise StoreError(f"{where} cannot be decompressed: {error}.") from error
 

@@ -1,0 +1,115 @@
+"""Frames of blosc 1 by their blocks. Each is compressed by itself, so what stays is taken over as it lies.
+
+A frame is a header of 16 bytes (versions, flags and item size in four; then the frame's raw bytes, a block's raw bytes
+and the frame's own bytes, little-endian uint32), where each block begins (uint32), and the blocks: a length (int32) and
+so many bytes of the codec.
+
+Source: c-blosc 1, README_CHUNK_FORMAT.rst.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numcodecs import Blosc  # type: ignore[import-untyped]
+
+_HEADER = struct.Struct("<4sIII")
+_LENGTH = struct.Struct("<i")
+_PLACES = np.dtype("<u4")
+_FLAGS, _STORED_FLAG, _WHOLE_BLOCKS_FLAG = 2, 0x2, 0x10  # a byte of the header, and bits in it
+_LARGEST = (1 << 31) - 1
+
+
+@dataclass(frozen=True)
+class Frame:
+    """A frame taken apart: `head`, its first four bytes; raw bytes of the whole and of a block; the blocks as they lie.
+
+    The last block may be a shorter one.
+    """
+
+    head: bytes
+    size: int
+    block_size: int
+    blocks: Sequence[bytes | memoryview]
+
+    @staticmethod
+    def parse(data: bytes) -> Frame | None:
+        """The blocks of a frame; None where it has none that stand for themselves: stored as it is, or split up.
+
+        Raises ValueError where it is no whole frame.
+        """
+        if len(data) < _HEADER.size:
+            raise ValueError(f"a frame of {len(data)} bytes has no header")
+        head, size, block_size, length = _HEADER.unpack_from(data)
+        if head[_FLAGS] & (_STORED_FLAG | _WHOLE_BLOCKS_FLAG) != _WHOLE_BLOCKS_FLAG:
+            return None
+        if length != len(data) or not 0 < block_size <= size:
+            raise ValueError(f"a frame of {len(data)} bytes says {length}, in blocks of {block_size} of {size}")
+        count = -(-size // block_size)
+        if _HEADER.size + _PLACES.itemsize * count > len(data):
+            raise ValueError(f"a frame of {len(data)} bytes has no room for {count} blocks")
+        view = memoryview(data)
+        places = np.frombuffer(data, _PLACES, count=count, offset=_HEADER.size).tolist()
+        return Frame(head, size, block_size, [_block(view, place) for place in places])
+
+    def alone(self, number: int) -> bytes:
+        """A frame of one of the blocks."""
+        size = min(self.block_size, self.size - number * self.block_size)
+        return Frame(self.head, size, size, self.blocks[number : number + 1]).join()
+
+    def join(self) -> bytes:
+        """The frame's bytes. Raises ValueError where they are more than a frame can count."""
+        places = np.empty(len(self.blocks), dtype=np.int64)
+        lengths = [len(block) for block in self.blocks]
+        start = _HEADER.size + _PLACES.itemsize * len(self.blocks)
+        places[0], places[1:] = start, start + np.cumsum(lengths[:-1])
+        total = start + sum(lengths)
+        if max(total, self.size) > _LARGEST:
+            raise ValueError(f"{total} bytes are more than a frame can have")
+        header = _HEADER.pack(self.head, self.size, self.block_size, total)
+        return b"".join([header, places.astype(_PLACES).tobytes(), *self.blocks])
+
+
+def _block(view: memoryview, place: int) -> memoryview:
+    start = place + _LENGTH.size
+    if start > len(view):
+        raise ValueError(f"a block at {place} lies outside its frame")
+    stop = start + _LENGTH.unpack_from(view, place)[0]
+    if not start < stop <= len(view):
+        raise ValueError(f"a block at {place} ends at {stop}, outside its frame")
+    return view[place:stop]
+
+
+def replaced_from(
+    data: bytes, codec: Blosc, values: np.ndarray, *, start: int, items: int, missing: float | int
+) -> bytes | None:
+    """A frame of `items`: `values` from item `start` on and `missing` behind them, blocks before them as they were.
+
+    The bytes are those that `codec` makes of the whole: it is given the blocks that change, and one of missing values
+    for all of its kind. None where the frame is one block, cannot be taken apart, or is of another codec or size.
+
+    Raises ValueError and RuntimeError where the frame is damaged.
+    """
+    frame = Frame.parse(data)
+    item = values.dtype.itemsize
+    if frame is None or len(frame.blocks) == 1 or frame.block_size % item or frame.size != items * item:
+        return None
+    per_block = frame.block_size // item
+    first, changed, whole = start // per_block, -(-(start + values.size) // per_block), items // per_block
+    before, rest = start - first * per_block, items % per_block if changed <= whole else 0
+    repeated = max(0, whole - changed)
+    height = min(changed * per_block, items) - first * per_block
+    content = np.full(height + bool(repeated) * per_block + rest, missing, dtype=values.dtype)
+    if before:
+        content[:before] = np.frombuffer(codec.decode(frame.alone(first)), values.dtype)[:before]
+    content[before : before + values.size] = values.reshape(-1)
+    codec = Blosc(codec.cname, codec.clevel, codec.shuffle, blocksize=frame.block_size)
+    fresh = Frame.parse(codec.encode(content))
+    if fresh is None or fresh.head != frame.head:
+        return None
+    blocks = list(fresh.blocks)
+    blocks[changed - first : changed - first + bool(repeated)] *= repeated
+    return replace(frame, blocks=[*frame.blocks[:first], *blocks]).join()
