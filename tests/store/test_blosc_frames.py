@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numcodecs import Blosc
 
-from trainhooks.store.format.blosc_frames import Frame, replaced_from
+from trainhooks.store.format.blosc_frames import Frame, replaced_from, widened
 
 CODEC = Blosc(cname="zstd", clevel=1, shuffle=Blosc.BITSHUFFLE)
 MANY_BLOCKS = ((1024, 8, "<i8"), (1024, 101, "<f4"), (96, 3333, "<f4"), (257, 2001, "<i2"), (512, 205, "<f8"))
@@ -60,3 +60,16 @@ def test_a_frame_that_is_cut_or_names_places_outside_is_an_error():
     for length in (b"\xff\xff\xff\xff", b"\0\0\0\0", b"\xff\xff\xff\x7f"):
         with pytest.raises(ValueError, match="outside its frame"):
             Frame.parse(data[:place] + length + data[place + 4 :])
+
+
+def test_upper_halves_make_a_frame_of_the_whole_numbers():
+    upper = drawn((300, 1000), "<i2").view("<u2")
+    for block_size in (1 << 12, 1 << 16, 1 << 20):
+        for shuffle in (Blosc.BITSHUFFLE, Blosc.SHUFFLE):
+            codec = Blosc(cname="zstd", clevel=1, shuffle=shuffle, blocksize=block_size)
+            frame = widened(codec.encode(upper))
+            assert frame is not None
+            assert np.array_equal(np.frombuffer(Blosc().decode(frame), "<u4"), upper.reshape(-1).astype("<u4") << 16)
+    assert widened(CODEC.encode(upper.view("<u4"))) is None
+    assert widened(CODEC.encode(upper[:1, :999])) is None  # a shuffle leaves the last seven out
+    assert widened(CODEC.encode(np.random.default_rng(0).integers(0, 1 << 16, 1 << 16).astype("<u2"))) is None

@@ -80,6 +80,37 @@ def test_zarr_writes_the_same_content(tmp_path):
         assert bytes(ours._frame(chunk)) == bytes(theirs._frame(chunk))
 
 
+def halves(values: np.ndarray) -> np.ndarray:
+    return (values.view(np.uint32) >> 16).astype(np.uint16)
+
+
+@pytest.mark.parametrize("reader", ["zarr", "tensorstore"])
+@pytest.mark.parametrize(("steps", "rows"), [(4, 48), (3, 20), (1, 1)])
+def test_upper_halves_are_read_as_the_numbers_that_they_stand_for(tmp_path, reader, steps, rows):
+    values = (matrices(steps, 48)[:, :rows].view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    array = make_array(tmp_path, values)
+    (tmp_path / "matrix/c/0/0/0").write_bytes(written(halves(values)))
+    if reader == "tensorstore":
+        tensorstore = pytest.importorskip("tensorstore")
+        store = {"driver": "file", "path": str(tmp_path / "matrix")}
+        array = tensorstore.open({"driver": "zarr3", "kvstore": store}, read=True).result().read().result()
+    assert same_bits(np.asarray(array[:]), values)
+
+
+def test_a_tile_of_halves_and_whole_numbers_keeps_both():
+    values = matrices(4, 48)
+    values[1:3] = (values[1:3].view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
+    for mixed in ((0, 1), (1, 0)):
+        kept = values[[0, 1]] if mixed == (0, 1) else values[[1, 0]]
+
+        def tiles(rows: slice, kept: np.ndarray = kept, mixed: tuple[int, ...] = mixed):
+            return (halves(part[rows]) if half else part[rows] for half, part in zip(mixed, kept, strict=True))
+
+        file = io.BytesIO()
+        write_shard(file, tiles, shape=SHAPE, steps=2, rows=48)
+        assert file.getvalue() == written(kept)
+
+
 def test_tensorstore_reads_what_was_written(tmp_path):
     tensorstore = pytest.importorskip("tensorstore")
     values = matrices(6, 70)
@@ -230,7 +261,7 @@ def test_profiles():
     with pytest.raises(ValueError, match="bitshuffle"):
         Profile("x", level=1, shuffle="none")
     declared = json.loads(json.dumps(LIVE.codec().to_dict()))["configuration"]
-    assert declared == {"typesize": 4, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 1 << 19}
+    assert declared == {"typesize": 4, "cname": "zstd", "clevel": 1, "shuffle": "bitshuffle", "blocksize": 1 << 21}
 
 
 def test_the_archive_profile_is_smaller_where_snapshots_move_slowly():

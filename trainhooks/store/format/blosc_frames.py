@@ -12,6 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 
 import numpy as np
 from numcodecs import Blosc  # type: ignore[import-untyped]
@@ -19,6 +20,7 @@ from numcodecs import Blosc  # type: ignore[import-untyped]
 _HEADER = struct.Struct("<4sIII")
 _LENGTH = struct.Struct("<i")
 _PLACES = np.dtype("<u4")
+_ITEM_SIZE, _SHUFFLED_BYTES = 3, 16  # a byte of the header; the bits of 8 items of 2 bytes are shuffled together
 _FLAGS, _STORED_FLAG, _WHOLE_BLOCKS_FLAG = 2, 0x2, 0x10  # a byte of the header, and bits in it
 _LARGEST = (1 << 31) - 1
 
@@ -81,6 +83,39 @@ def _block(view: memoryview, place: int) -> memoryview:
     if not start < stop <= len(view):
         raise ValueError(f"a block at {place} ends at {stop}, outside its frame")
     return view[place:stop]
+
+
+def widened(data: bytes) -> bytes | None:
+    """A frame of 16-bit items as one of 32-bit items, of which they are the upper halves and the lower ones are zero.
+
+    A shuffle puts the bytes, or bits, of one place side by side. So zeros are the first half of each block and what the
+    frame has is the second, and a codec's frames in a row decode to what they hold in a row (RFC 8878, 3.1). None where
+    blocks are stored as they are, or the shuffle leaves some items out.
+    """
+    frame = Frame.parse(data)
+    if (
+        frame is None
+        or frame.head[_ITEM_SIZE] != 2
+        or frame.block_size % _SHUFFLED_BYTES
+        or frame.size % _SHUFFLED_BYTES
+    ):
+        return None
+    blocks = []
+    for number, block in enumerate(frame.blocks):
+        size = min(frame.block_size, frame.size - number * frame.block_size)
+        length, zeros = len(block) - _LENGTH.size, compressed_zeros(size)
+        if length >= size or zeros is None:
+            return None
+        blocks.append(b"".join([_LENGTH.pack(len(zeros) + length), zeros, block[_LENGTH.size :]]))
+    head = frame.head[:_ITEM_SIZE] + bytes([4])
+    return Frame(head, 2 * frame.size, 2 * frame.block_size, blocks).join()
+
+
+@cache
+def compressed_zeros(size: int) -> bytes | None:
+    """So many zero bytes by zstd; None where they are too few to be compressed."""
+    frame = Frame.parse(Blosc(cname="zstd", clevel=1, shuffle=Blosc.NOSHUFFLE, blocksize=size).encode(bytes(size)))
+    return None if frame is None else bytes(frame.blocks[0][_LENGTH.size :])
 
 
 def replaced_from(

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
-from jaxtyping import Float32
+from jaxtyping import Float32, UInt16
 
 from trainhooks.store.errors import StoreError
 from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, Layout
@@ -289,6 +289,7 @@ class JournalRecord:
         self._pieces = pieces
         for piece in pieces:
             piece.check_fits(layout)
+        self._by_rows = sorted(pieces, key=lambda piece: (piece.rows.start, piece.rows.stop))
 
     @staticmethod
     def open(storage: Storage, entry: JournalEntry, layout: Layout) -> JournalRecord:
@@ -312,23 +313,34 @@ class JournalRecord:
 
         Raises StoreError where the record's pieces do not hold each of them once.
         """
+        found = self.stored_rows(rows)
+        return unpack(found) if found.dtype == np.uint16 else found
+
+    def stored_rows(self, rows: slice) -> Float32[np.ndarray, "row dim"] | UInt16[np.ndarray, "row dim"]:
+        """As `rows`, or their upper halves where that is how all of them are stored; read only in one piece.
+
+        Raises StoreError as `rows` does.
+        """
         parts, reached = [], rows.start
-        for piece in sorted(self._pieces, key=lambda piece: piece.rows.start):
+        for piece in self._by_rows:
             start, stop = max(rows.start, piece.rows.start), min(rows.stop, piece.rows.stop)
             if start < stop:
                 if start != reached:
                     raise self._uncovered()
-                part = piece.arrays[SNAPSHOT][start - piece.rows.start : stop - piece.rows.start]
-                parts.append(unpack(part) if part.dtype == np.uint16 else part)
+                parts.append(piece.arrays[SNAPSHOT][start - piece.rows.start : stop - piece.rows.start])
                 reached = stop
         if reached != rows.stop:
             raise self._uncovered()
-        return parts[0] if len(parts) == 1 else np.concatenate(parts)
+        if len(parts) == 1:
+            return parts[0]
+        if any(part.dtype != np.uint16 for part in parts):
+            parts = [unpack(part) if part.dtype == np.uint16 else part for part in parts]
+        return np.concatenate(parts)
 
     def check_rows(self, vocab: int) -> None:
         """Raise StoreError where the pieces of a matrix do not hold each of its rows once."""
         reached = 0
-        for rows in sorted((piece.rows for piece in self._pieces), key=lambda rows: (rows.start, rows.stop)):
+        for rows in (piece.rows for piece in self._by_rows):
             if rows.start < rows.stop:
                 if rows.start != reached:
                     raise self._uncovered()

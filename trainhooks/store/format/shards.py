@@ -19,13 +19,15 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 import numpy as np
-from jaxtyping import Float32, Int64
+from jaxtyping import Float32, Int64, UInt16
 
 from trainhooks.store.errors import StoreError
+from trainhooks.store.format.precision import unpack
 from trainhooks.store.format.profiles import LIVE, Profile, decompress
 from trainhooks.store.storage.checksum import _CHECKSUM_BYTES, sealed, unsealed
 
-_ITEM = np.dtype("<f4")
+_ITEM, _HALF = np.dtype("<f4"), np.dtype("<u2")
+_HALF_NAN = np.uint16(0x7FC0)
 _INDEX = np.dtype("<u8")
 _ABSENT = np.iinfo(np.uint64).max
 
@@ -80,8 +82,9 @@ def write_shard(
 ) -> int:
     """Write the shard of `steps` snapshots and `rows` rows (of those that `shape` has room for); returns its bytes.
 
-    `tiles(slice)` gives those rows of the shard, 0 to `rows`, as float32 [steps, row, dim]: an array, or an iterable of
-    one [row, dim] array a snapshot, which is copied before the next is asked for. It is called from `threads` threads
+    `tiles(slice)` gives those rows of the shard, 0 to `rows`, [steps, row, dim]: an array, or an iterable of one
+    [row, dim] array a snapshot, which is copied before the next is asked for. They are float32, or uint16, the upper
+    halves of float32 whose lower ones are zero: half the work. It is called from `threads` threads
     at once, for up to `shape.inner_rows` rows; with one thread it is the caller's. What has no value yet is NaN, the
     fill value. `spent` hears the CPU seconds of other threads.
 
@@ -100,7 +103,8 @@ def write_shard(
         if start >= rows:
             return None
         part = slice(start, min(start + shape.inner_rows, rows))
-        return sealed(profile.compress(_snapshots_last(tiles(part), shape, steps=steps, rows=part.stop - start)))
+        values = _snapshots_last(tiles(part), shape, steps=steps, rows=part.stop - start)
+        return sealed(profile.compress_upper(values) if values.dtype == _HALF else profile.compress(values))
 
     return _assemble(file, encode, chunks=shape.chunks, threads=threads, spent=spent)
 
@@ -237,22 +241,27 @@ def _ahead(
 
 def _snapshots_last(
     tile: Iterable[np.ndarray], shape: ShardShape, *, steps: int, rows: int
-) -> Float32[np.ndarray, "row dim snapshot"]:
-    """A whole inner chunk [row, dim, snapshot]; NaN where there is no snapshot or no row."""
+) -> Float32[np.ndarray, "row dim snapshot"] | UInt16[np.ndarray, "row dim snapshot"]:
+    """A whole inner chunk [row, dim, snapshot]; NaN where there is no snapshot or no row. uint16 where all of it is."""
     given = 0
     # one matrix after the other, and turned around at once: a quarter of the time of a strided copy of each
-    stacked = np.empty((shape.block, rows, shape.dim), dtype=_ITEM)
+    stacked = np.empty(0, dtype=_ITEM)
     for given, matrix in enumerate(tile, start=1):
-        if given > steps or matrix.shape != (rows, shape.dim) or matrix.dtype != _ITEM:
+        if given > steps or matrix.shape != (rows, shape.dim) or matrix.dtype not in (_ITEM, _HALF):
             raise ValueError(
-                f"snapshot {given} of a tile is {matrix.dtype} {matrix.shape}; needed {steps} of float32 "
+                f"snapshot {given} of a tile is {matrix.dtype} {matrix.shape}; needed {steps} of float32 or uint16 "
                 f"({rows}, {shape.dim})."
             )
-        stacked[given - 1] = matrix
+        if given == 1:
+            stacked = np.empty((shape.block, rows, shape.dim), dtype=matrix.dtype)
+        elif matrix.dtype == _ITEM and stacked.dtype == _HALF:
+            stacked = unpack(stacked)
+        stacked[given - 1] = unpack(matrix) if matrix.dtype != stacked.dtype else matrix
     if given < steps:
         raise ValueError(f"a tile has {given} snapshots, needed {steps}.")
-    stacked[steps:].fill(np.nan)
-    chunk = np.empty(shape.chunk_shape, dtype=_ITEM)
+    missing = np.float32(np.nan) if stacked.dtype == _ITEM else _HALF_NAN
+    stacked[steps:].fill(missing)
+    chunk = np.empty(shape.chunk_shape, dtype=stacked.dtype)
     chunk[:rows].reshape(-1, shape.block)[...] = stacked.reshape(shape.block, -1).T
-    chunk[rows:].fill(np.nan)
+    chunk[rows:].fill(missing)
     return chunk

@@ -91,7 +91,7 @@ def _fold_block(
                 values = old.present(rows.start // shape.inner_rows)[: rows.stop - rows.start]
                 yield from (values[:, :, snapshot] for snapshot in range(start - first))
             for record in records:
-                yield record.rows(wanted)
+                yield record.stored_rows(wanted)
 
         def write(file: ChecksumWriter, key: str = key, top: int = top, tiles: Any = matrices) -> str:
             height = min(shape.rows, layout.vocab - top)
