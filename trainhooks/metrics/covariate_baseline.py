@@ -23,7 +23,7 @@ from trainhooks.probe.baselines import token_covariates
 from trainhooks.probe.fit import needs_exact, product_dtype
 from trainhooks.probe.projection import project_rows
 from trainhooks.probe.row_selection import RowSelection
-from trainhooks.probe.rows import Rows, SumsPass, kept_blocks, sum_rows
+from trainhooks.probe.rows import Rows, SumsPass, fold_blocks, sum_rows
 from trainhooks.probe.scored import spearman_by_fold
 from trainhooks.probe.solve import Coefficients, solve_sums
 from trainhooks.probe.sums import ProbeSums
@@ -184,8 +184,8 @@ def _cross(embedding: Tensor, rows: Rows, *, first: SumsPass, columns: Tensor) -
     dtype, dim = first.shift.dtype, embedding.shape[1]
     out = torch.zeros(FOLDS, columns.shape[1], dim, dtype=torch.float64, device=embedding.device)
     narrow = columns.T.to(dtype).contiguous()
-    for fold, where, x in kept_blocks(embedding, rows, first=first):
-        if first.rows_less_shift is None:
+    for fold, where, x in fold_blocks(embedding, rows, first.shift):
+        if not first.keeps_all:
             zero_rows(x, ~first.finite[where])
         out[fold] += narrow[:, where] @ x
     return out.mT

@@ -24,13 +24,11 @@ def average_ranks(values: Float[Tensor, "*batch row"]) -> Float[Tensor, "*batch 
 
 
 def _ranks_in_order(starts: np.ndarray) -> np.ndarray:
-    """Average ranks of ordered values, from where a value differs from the one before."""
-    position = np.broadcast_to(np.arange(float(starts.shape[-1])), starts.shape)
-    if starts.all():
-        return position + 1
-    first = np.maximum.accumulate(np.where(starts, position, 0), -1)
-    ends = np.where(np.roll(starts, -1, -1), position, np.inf)
-    return (first + np.minimum.accumulate(ends[..., ::-1], -1)[..., ::-1]) / 2 + 1
+    """Average ranks of ordered lines, from where a value differs from the one before; a line's first does."""
+    first = np.flatnonzero(starts)
+    alike = np.diff(first, append=starts.size)
+    ranks: np.ndarray = np.repeat(first % max(1, starts.shape[-1]) + (alike + 1) / 2, alike)
+    return ranks.reshape(starts.shape)
 
 
 def ranks_to_scale(values: Float[Tensor, "*batch row"]) -> Float64[Tensor, "*batch row"]:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from trainhooks.numerics.products import mirrored, symmetric, upper_strips
 from trainhooks.numerics.rank_correlation import ranks_to_scale
-from trainhooks.numerics.row_blocks import _take, even_slices, shifted_blocks, zero_rows
+from trainhooks.numerics.row_blocks import even_slices, shifted_blocks, zero_rows
 from trainhooks.probe.sums import Moments, ProbeSums, Products
 
 BLOCK_ELEMENTS = 3_200_000
@@ -24,7 +24,6 @@ LINE_ELEMENTS = 5 << 23
 LINE_ROWS = 1 << 14
 """On a device: elements gathered at once, 168 MB in float32, and rows of a fold in one product of that precision."""
 
-KEPT_BYTES = 1 << 25
 MIN_BLOCK_ROWS = 1024
 SHIFT_ROWS = 63
 
@@ -167,18 +166,12 @@ class _Lines(NamedTuple):
 
 @dataclass(frozen=True)
 class SumsPass:
-    """What the first pass leaves: products by fold; which rows are finite, as `Rows.table` lays them out (`keep`).
-
-    `rows_less_shift` are the rows themselves in the order of the fit, those that are not finite as zeros, for the
-    passes that follow: on the host alone, where gathering them again takes longer than a product of few columns, and
-    up to `KEPT_BYTES`, beyond which a second copy of the matrix costs more than it saves.
-    """
+    """What the first pass leaves: products by fold; which rows are finite, as `Rows.table` lays them out (`keep`)."""
 
     products: Products
     rows: Rows
     keep: Bool[Tensor, "fold longest"]
     shift: Float[Tensor, "dim"]
-    rows_less_shift: Float[Tensor, "row dim"] | None = None
 
     @cached_property
     def sums(self) -> ProbeSums:
@@ -224,48 +217,47 @@ def sum_rows(embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, dtype: torch
     """
     shift = _middle_row(embedding, rows, dtype)
     add = _add_blocks if embedding.device.type in HOSTS else _add_lines
-    xx, z, keep, kept = add(embedding, rows, shift)
+    xx, z, keep = add(embedding, rows, shift)
     counts = None if rows.root_weights is None else keep.sum(1).double()
     products = Products(
         xx=xx, z=z, rows=counts, shift=torch.cat([shift.double(), rows.shift_y]), eps=torch.finfo(dtype).eps
     )
-    return SumsPass(products=products, rows=rows, keep=keep, shift=shift, rows_less_shift=kept)
+    return SumsPass(products=products, rows=rows, keep=keep, shift=shift)
 
 
 class _Added(NamedTuple):
-    """`Products.xx` and `.z` of shifted rows x and z = [1, shifted y], which rows are finite, and the rows if kept."""
+    """`Products.xx` and `.z` of shifted rows x and z = [1, shifted y], and which rows are finite."""
 
     xx: Float64[Tensor, "fold dim dim"]
     z: Float64[Tensor, "fold columns wide"]
     keep: Bool[Tensor, "fold longest"]
-    kept: Float[Tensor, "row dim"] | None = None
 
 
 def _add_blocks(embedding: Tensor, rows: Rows, shift: Tensor) -> _Added:
     """On the host: blocks of a fold that stay in a cache."""
     folds, dim, dtype = len(rows.fold_sizes), embedding.shape[1], shift.dtype
-    z = rows.design.clone()
+    z, any_bad = rows.design.clone(), False
     options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
     xx = torch.zeros(folds, dim, dim, **options)
     zx = torch.zeros(folds, len(z), dim, **options)
     finite = torch.empty(len(rows), dtype=torch.bool)
-    strips = upper_strips(dim)
-    keeps = rows.root_weights is None and len(rows) * dim * dtype.itemsize <= KEPT_BYTES
-    kept = torch.empty(len(rows), dim, dtype=dtype) if keeps else None
-    for fold, where, x in _fold_blocks(embedding, rows, shift, into=kept):
+    part, strips = shift.new_empty(dim, dim), upper_strips(dim)
+    for fold, where, x in fold_blocks(embedding, rows, shift):
         bad = ~torch.linalg.vector_norm(x, dim=1).square().isfinite()
         torch.logical_not(bad, out=finite[where])
         if bad.numpy().any():
+            any_bad = True
             z[:, where] *= ~bad
             zero_rows(x, bad)
         if rows.root_weights is not None:
             x.mul_(rows.root_weights[where].to(dtype)[:, None])
         for strip in strips:
-            xx[fold, strip, strip.start :] += x[:, strip].T @ x[:, strip.start :]
+            right = part[strip, strip.start :]
+            xx[fold, strip, strip.start :] += torch.mm(x[:, strip].T, x[:, strip.start :], out=right)
         zx[fold] += z[:, where].to(dtype) @ x
     at, real = rows.table
-    lines = (z[:, at] * real).transpose(0, 1)
-    return _Added(mirrored(xx), torch.cat([zx, lines @ lines.mT], 2), finite[at] & real, kept)
+    lines = (z[:, at] * real).transpose(0, 1) if any_bad else rows.line_targets
+    return _Added(mirrored(xx), torch.cat([zx, lines @ lines.mT], 2), finite[at] & real if any_bad else real)
 
 
 def _add_lines(embedding: Tensor, rows: Rows, shift: Tensor) -> _Added:
@@ -317,32 +309,12 @@ class _WideSum:
         return wide if self._sum is None else self._sum.add_(wide)
 
 
-def kept_blocks(
-    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, *, first: SumsPass
+def fold_blocks(
+    embedding: Shaped[Tensor, "vocab dim"], rows: Rows, shift: Float[Tensor, "dim"]
 ) -> Iterator[tuple[int, slice, Float[Tensor, "block dim"]]]:
-    """(fold, slice, rows less the shift) by blocks: what the first pass has kept, else gathered again. Only read them.
-
-    Rows that are not finite may be zeros or as they are.
-    """
-    if first.rows_less_shift is None:
-        yield from _fold_blocks(embedding, rows, first.shift)
-        return
-    for fold, where in rows.blocks(embedding.shape[1]):
-        yield fold, where, first.rows_less_shift[where]
-
-
-def _fold_blocks(
-    embedding: Tensor, rows: Rows, shift: Tensor, *, into: Tensor | None = None
-) -> Iterator[tuple[int, slice, Tensor]]:
-    """Rows less the shift by blocks of a fold; `into` [row, dim] keeps all of them, else a buffer is used again."""
+    """(fold, slice, rows less the shift) by blocks of a fold, in a buffer that is used again: work in it."""
     blocks = rows.blocks(embedding.shape[1])
-    if into is not None:
-        for fold, where in blocks:
-            _take(embedding, rows.ids, where, out=into[where])
-            yield fold, where, into[where].sub_(shift)
-        return
-    slices = [where for _, where in blocks]
-    pieces = shifted_blocks(embedding, shifts=[shift], ids=rows.ids, slices=slices)
+    pieces = shifted_blocks(embedding, shifts=[shift], ids=rows.ids, slices=[where for _, where in blocks])
     for (fold, _), (where, (x,)) in zip(blocks, pieces, strict=True):
         yield fold, where, x
 

@@ -32,8 +32,8 @@ class Moments:
     noise: Float64[Tensor, "*batch dim"]
     eps: float
 
-    def at(self, index: int) -> Moments:
-        """One of a batch."""
+    def at(self, index: int | slice) -> Moments:
+        """One, or some, of a batch."""
         return replace(self, **{f.name: getattr(self, f.name)[index] for f in fields(self) if f.name != "eps"})
 
     def varies(self) -> Bool[Tensor, "*batch target"]:

@@ -152,11 +152,10 @@ def _ahead(moved: Tensor, *, before: Tensor) -> Tensor:
 def _with_halves(factor: Factor, first: SumsPass, sets: RowSets) -> Factor | None:
     """A factor in float32 with those of the halves behind it; None where one of these is no start."""
     whole_first = torch.cat([sets.members[:1], sets.members[-2:]])
-    halves = factorise(first.products.of_members(whole_first))
-    lower = halves.lower[1:]
-    if not float(lower.diagonal(dim1=1, dim2=2).min().square()) >= MIN_PIVOT:
+    halves = factorise(first.products.of_members(whole_first).at(slice(1, None)))
+    if not float(halves.lower.diagonal(dim1=1, dim2=2).min().square()) >= MIN_PIVOT:
         return None
-    return Factor(torch.cat([factor.lower.float(), lower.float()]), torch.cat([factor.scale, halves.scale[1:]]))
+    return Factor(torch.cat([factor.lower.float(), halves.lower.float()]), torch.cat([factor.scale, halves.scale]))
 
 
 def _check_of(factor: Factor) -> tuple[Tensor, Tensor]:
@@ -200,7 +199,7 @@ def _descend(passes: Passes, goal: _Goal, residual: Tensor, start: WarmStart) ->
     z = goal.solve(residual)
     error = goal.error(residual, z, passes)
     direction, energy = z, (residual * z).sum(1, keepdim=True)
-    while not error <= 0.5:
+    while not error <= 1:
         if not error <= MOST_ERROR or passes.count >= start.most_passes or goal.stretch > MOST_STRETCH:
             return False
         direction, product = passes.multiply(direction)
