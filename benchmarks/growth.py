@@ -1,29 +1,34 @@
 """How the cost of a record grows: over the vocabulary V, the width d, the parameters, and the steps of a run.
 
     python benchmarks/growth.py                       # measures, writes docs/figures/growth.csv and growth.png
-    python benchmarks/growth.py --draw                # draws the CSV that is there
+    python benchmarks/growth.py --panels width steps  # these alone; the others stay as the table has them
+    python benchmarks/growth.py --draw                # draws the table that is there
     python benchmarks/growth.py --small --out /tmp/x  # seconds
 
 Milliseconds of processor time on one thread, the least of some calls. What is measured:
 
-- vocabulary, width: the live frequency probe with its folds, all default metrics of the output embedding (spectrum and
-  CKA among them: one record in ten has these by default), and one bare product E'E.
+- vocabulary, width: the live frequency probe with its folds (of a head that goes to and fro by 1%, as it does from one
+  record to the next), all default metrics of the output embedding (spectrum and CKA among them: one record in ten has
+  these by default), and one bare product E'E.
 - parameters: the sketches and norms of all parameter groups, beside a bare read of the same numbers (their sum).
-- steps: what one record costs the thread that writes (16 scalars, journal and folds), and opening the finished store.
+- steps: what one record costs the thread that writes (16 scalars and a matrix of 64 x 8, journal and folds), opening
+  the store, and reading one number of all records from it; all of one run, as it grows.
 
-Sizes that take more than `--most` bytes of memory, or more records than `--most-records`, are not measured but
-modelled, and drawn as open circles: by the line through the two largest sizes that were measured where the work is
-passes over memory or records (vocabulary, parameters, steps), and as d^2 from the largest one where it is products
-(width).
+Each size is in the table as soon as it is measured. Sizes that take more than `--most` bytes of memory, or more
+records than `--most-records`, are left out of it and of the figure. A line's label says with which power of the size
+it grows over the last four times of it.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -36,32 +41,41 @@ from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import State
 from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import OutputEmbedding
-from trainhooks.numerics.norms import squared_norms
-from trainhooks.numerics.sketch import sketch_parameter
+from trainhooks.numerics.sketch import Sketcher
 from trainhooks.store import Layout, StoreWriter, open_store
 
-VOCABULARIES = (8_192, 16_384, 32_768, 65_536, 131_072, 262_144)
-WIDTHS = (256, 512, 1_024, 2_048, 4_096)
-PARAMETERS = (10_000_000, 31_000_000, 160_000_000, 410_000_000, 1_400_000_000)
-STEPS = (1_000, 3_000, 10_000, 30_000, 100_000)
+V, D = 50_304, 768
+SIZES: dict[str, tuple[int, ...]] = {
+    "vocabulary": (8_192, 16_384, 32_768, 65_536, 131_072, 262_144),
+    "width": (256, 512, 1_024, 2_048, 4_096),
+    "parameters": (10_000_000, 31_000_000, 160_000_000, 410_000_000, 1_400_000_000),
+    "steps": (1_024, 3_200, 10_240, 32_000, 102_400),
+}
+SMALL: dict[str, tuple[int, ...]] = {
+    "vocabulary": (512, 1_024),
+    "width": (16, 32),
+    "parameters": (1 << 20, 1 << 22),
+    "steps": (32, 64),
+}
 PANELS = {
-    "vocabulary": "vocabulary V (d = 256)",
-    "width": "width d (V = 8,192)",
-    "parameters": "parameters",
+    "vocabulary": f"rows of the output embedding, V (d = {D})",
+    "width": f"columns of the output embedding, d (V = {V:,})",
+    "parameters": "parameters of the model",
     "steps": "records of the run",
 }
-Sizes = dict[str, tuple[int, ...]]
+PROBE, ALL, PRODUCT = "frequency probe, each record", "all head metrics, each tenth record", "one bare product E'E"
+HEADS_HELD = 8  # of one size, while its record is measured
+PART = 1 << 22
 DOCS = Path(__file__).resolve().parents[1] / "docs" / "figures"
 
 
 class Point(NamedTuple):
-    """One measured or modelled time: `ms` of what, at size x of a panel."""
+    """One measured time: `ms` of what, at size x of a panel."""
 
     panel: str
     what: str
     x: int
     ms: float
-    modelled: bool
 
 
 def least_ms(call: Callable[[], object], *, repeats: int) -> float:
@@ -78,130 +92,157 @@ def head_times(vocab: int, dim: int, *, repeats: int) -> dict[str, float]:
     """The probe, all head metrics and E'E on one output embedding."""
     counts, embedding = make(vocab, dim)
     run, probe = Run(counts, embedding), FrequencyProbe(counts)
-    state = State(0, nn.Linear(1, 1), OutputEmbedding(embedding, "lm_head.weight", nn.Linear(1, 1)), {})
-    calls = {
-        "frequency probe": lambda: probe.compute(state),
-        "all head metrics": run.record,
-        "E'E": lambda: embedding.T @ embedding,
-    }
+    heads = [OutputEmbedding(head, "lm_head.weight", nn.Linear(1, 1)) for head in run.heads]
+    steps = iter(range(repeats + 1))
+
+    def next_probe() -> None:
+        step = next(steps)
+        probe.compute(State(step, nn.Linear(1, 1), heads[step % 2], {}))
+
+    calls = {PROBE: next_probe, ALL: run.record, PRODUCT: lambda: embedding.T @ embedding}
     return {name: least_ms(call, repeats=repeats) for name, call in calls.items()}
 
 
 def parameter_times(count: int, *, repeats: int) -> dict[str, float]:
-    """Sketches and norms of parameters of 4 million numbers each, and their sum."""
-    parts = [torch.randn(4_194_304) for _ in range(max(1, count // 4_194_304))]
-
-    def sketches() -> None:
-        for number, part in enumerate(parts):
-            sketch_parameter(part, name=f"layers.{number}.weight")
-        squared_norms(parts)
-
-    scale = count / (len(parts) * 4_194_304)
-    calls = {"sketches and norms": sketches, "sum": lambda: [part.sum() for part in parts]}
-    return {name: scale * least_ms(call, repeats=repeats) for name, call in calls.items()}
-
-
-def step_times(records: int, *, repeats: int) -> dict[str, float]:
-    """Writing a record of 16 scalars, folds included, and opening the store."""
-    names = [f"metric.value_{index}" for index in range(16)]
-    layout = Layout(vocab=8, dim=2, groups=(), sketch_size=0, snapshots=False, variables=tuple(map(Variable, names)))
-    values = dict.fromkeys(names, np.float64(1.0))
-    with tempfile.TemporaryDirectory() as folder:
-        start = time.process_time()
-        writer = StoreWriter(Path(folder) / "run.zarr", layout)
-        for step in range(records):
-            writer.append(step, values)
-        writer.close()
-        writing = 1000 * (time.process_time() - start) / records
-        opening = least_ms(lambda: open_store(Path(folder) / "run.zarr"), repeats=repeats)
-    return {"writing one record": writing, "opening the store": opening}
-
-
-def measured(sizes: Sizes, *, most: int, most_records: int, repeats: int) -> Iterator[Point]:
-    """All sizes that are not too large."""
-    takes: dict[str, tuple[Callable[[int], dict[str, float]], Callable[[int], bool]]] = {
-        "vocabulary": (lambda v: head_times(v, 256, repeats=repeats), lambda v: 5 * 4 * v * 256 <= most),
-        "width": (lambda d: head_times(8_192, d, repeats=repeats), lambda d: 5 * 4 * 8_192 * d <= most),
-        "parameters": (lambda n: parameter_times(n, repeats=repeats), lambda n: 4 * n <= most),
-        "steps": (lambda n: step_times(n, repeats=repeats), lambda n: n <= most_records),
+    """Sketches and norms of parameters of 4 million numbers each, in layers of eight, and their sum."""
+    named = [
+        (f"layers.{i // 8}.{i % 8}", torch.empty(min(PART, count - start)).uniform_())
+        for i, start in enumerate(range(0, count, PART))
+    ]
+    groups = {"whole": named} | {f"layers.{i // 8}": named[i : i + 8] for i in range(0, len(named), 8)}
+    sketcher = Sketcher(groups)
+    calls = {
+        "sketches and norms, each record": lambda: sketcher.sketch_and_norms(groups),
+        "bare sum of all": lambda: [part.sum() for _, part in named],
     }
-    for panel, (take, fits) in takes.items():
-        for size in filter(fits, sizes[panel]):
-            found = take(size)
+    return {name: least_ms(call, repeats=repeats) for name, call in calls.items()}
+
+
+def step_times(marks: Sequence[int], *, repeats: int) -> Iterator[tuple[int, dict[str, float]]]:
+    """One run, at each of `marks`: writing a record since the mark before, opening the store, a series of it."""
+    names = [f"metric.value_{index}" for index in range(16)]
+    layout = Layout(vocab=64, dim=8, groups=(), sketch_size=0, snapshots=True, variables=tuple(map(Variable, names)))
+    values, head = dict.fromkeys(names, np.float64(1.0)), np.ones((64, 8), np.float32)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "run.zarr"
+        with closing(StoreWriter(path, layout)) as writer:
+            for before, mark in pairwise((0, *marks)):
+                start = time.process_time()
+                for step in range(before, mark):
+                    writer.append(step, values, snapshot=head)
+                writing = 1000 * (time.process_time() - start) / (mark - before)
+                yield (
+                    mark,
+                    {
+                        "writing one record": writing,
+                        "opening the store": least_ms(lambda: open_store(path), repeats=repeats),
+                        "opening, one number of all records": least_ms(
+                            lambda: open_store(path)[names[3]], repeats=repeats
+                        ),
+                    },
+                )
+
+
+def measured(panels: list[str], sizes: dict[str, tuple[int, ...]], limits: argparse.Namespace) -> Iterator[list[Point]]:
+    """The points of each size that is not too large."""
+    repeats, most = limits.repeats, limits.most
+    takes: dict[str, tuple[Callable[[int], dict[str, float]], Callable[[int], bool]]] = {
+        "vocabulary": (lambda v: head_times(v, D, repeats=repeats), lambda v: HEADS_HELD * 4 * v * D <= most),
+        "width": (lambda d: head_times(V, d, repeats=repeats), lambda d: HEADS_HELD * 4 * V * d <= most),
+        "parameters": (lambda n: parameter_times(n, repeats=repeats), lambda n: 4 * n <= most),
+    }
+    for panel in panels:
+        take, fits = takes.get(panel, (None, lambda n: n <= limits.most_records))
+        small = list(filter(fits, sizes[panel]))
+        print(f"{panel}: {len(sizes[panel]) - len(small)} sizes left out, which take more than they may", flush=True)
+        each = step_times(small, repeats=repeats) if take is None else ((size, take(size)) for size in small)
+        for size, found in each:
             print(f"{panel} {size}: {found}", flush=True)
-            yield from (Point(panel, what, size, ms, False) for what, ms in found.items())
-
-
-def modelled(points: list[Point], sizes: Sizes) -> Iterator[Point]:
-    """The sizes that were not measured, from the largest that were."""
-    for panel, what in dict.fromkeys((point.panel, point.what) for point in points):
-        known = sorted(point for point in points if (point.panel, point.what) == (panel, what))
-        (x0, y0), (x1, y1) = ((point.x, point.ms) for point in (known[max(len(known) - 2, 0)], known[-1]))
-        slope = max(y1 - y0, 0.0) / (x1 - x0) if x1 > x0 else y1 / x1
-        for x in sizes[panel]:
-            if x > x1:
-                yield Point(panel, what, x, y1 * (x / x1) ** 2 if panel == "width" else y1 + slope * (x - x1), True)
+            yield [Point(panel, what, size, ms) for what, ms in found.items()]
 
 
 def write(points: list[Point], path: Path) -> None:
-    """The table."""
+    """The table, panel by panel."""
     with path.open("w", newline="", encoding="utf-8") as file:
         rows = csv.writer(file, lineterminator="\n")
         rows.writerow(Point._fields)
-        rows.writerows((p.panel, p.what, p.x, f"{p.ms:.4g}", int(p.modelled)) for p in points)
+        order = list(PANELS)
+        rows.writerows((*point[:3], f"{point.ms:.4g}") for point in sorted(points, key=lambda p: order.index(p.panel)))
 
 
 def read(path: Path) -> list[Point]:
     """The table again."""
     with path.open(newline="", encoding="utf-8") as file:
-        rows = csv.DictReader(file)
-        return [Point(r["panel"], r["what"], int(r["x"]), float(r["ms"]), r["modelled"] == "1") for r in rows]
+        return [Point(row["panel"], row["what"], int(row["x"]), float(row["ms"])) for row in csv.DictReader(file)]
 
 
 def draw(points: list[Point], path: Path) -> None:
-    """Four panels, both axes logarithmic; open circles are modelled."""
+    """Four panels, both axes logarithmic, each line named at its end with the power that it grows by."""
     from matplotlib.figure import Figure
-    from matplotlib.ticker import NullFormatter
 
-    figure = Figure(figsize=(9, 6.4), layout="constrained")
+    from trainhooks.plots.colours import PALETTE
+
+    figure = Figure(figsize=(11, 7.4), layout="constrained")
     for axes, (panel, label) in zip(figure.subplots(2, 2).flat, PANELS.items(), strict=True):
         here = [point for point in points if point.panel == panel]
-        for color, what in enumerate(dict.fromkeys(point.what for point in here)):
-            line = sorted((point.x, point.ms, point.modelled) for point in here if point.what == what)
-            x, ms = [one[0] for one in line], [one[1] for one in line]
-            axes.plot(x, ms, color=f"C{color}", linewidth=1.2, label=what)
-            for kind, face in ((False, f"C{color}"), (True, "white")):
-                chosen = [one[:2] for one in line if one[2] is kind]
-                axes.plot(*zip(*chosen, strict=True), "o", color=f"C{color}", mfc=face) if chosen else None
-        axes.set(xscale="log", yscale="log", xlabel=label, ylabel="CPU ms, one thread")
-        ticks = sorted({point.x for point in here})
-        axes.set_xticks(ticks, [f"{tick:,}" if tick < 10**6 else f"{tick / 10**6:,.0f}M" for tick in ticks], fontsize=8)
-        axes.xaxis.set_minor_formatter(NullFormatter())
-        axes.grid(visible=True, which="major", alpha=0.3)
-        axes.legend(fontsize=8, frameon=False)
-    figure.suptitle("What a record costs as things grow; open circles are modelled, not measured", fontsize=10)
+        for color, what in zip(PALETTE, dict.fromkeys(point.what for point in here), strict=False):
+            line = sorted((point.x, point.ms) for point in here if point.what == what)
+            axes.plot(*zip(*line, strict=True), "o-", color=color, markersize=5, linewidth=1.6, label=named(what, line))
+        finish(axes, label, sizes=sorted({point.x for point in here}))
+    figure.suptitle("What a record costs as things grow: processor time, one thread of a CPU", fontsize=13)
     figure.savefig(path, dpi=110)
+
+
+def named(what: str, line: list[tuple[int, float]]) -> str:
+    """The line's name, and how it grows from a quarter of its last size on."""
+    near = [(math.log(x), math.log(max(ms, 1e-6))) for x, ms in line if 4.1 * x >= line[-1][0]]
+    if len(near) < 2:
+        return what
+    return f"{what}  (~ size$^{{{np.polyfit(*zip(*near, strict=True), 1)[0]:.1f}}}$)"
+
+
+def finish(axes, label: str, *, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
+    """Scales, ticks in plain words, room for the legend above the lines."""
+    from matplotlib.ticker import FuncFormatter, NullFormatter
+
+    axes.set(xscale="log", yscale="log", xlabel=label, ylabel="processor time")
+    axes.set_xticks(sizes, [count_in_words(size) for size in sizes], fontsize=9)
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    low, high = axes.get_ylim()
+    axes.set_ylim(10 ** math.floor(math.log10(low)), high * (high / low) ** 0.45)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.grid(visible=True, which="major", alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.legend(fontsize=9, frameon=False, loc="upper left")
+
+
+def count_in_words(size: int) -> str:
+    """A size as a tick says it."""
+    if size >= 10**9:
+        return f"{size / 10**9:g}B"
+    return f"{size / 10**6:.0f}M" if size >= 10**6 else f"{size:,}"
 
 
 def main() -> None:
     """Measure, write, draw."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, default=DOCS, help="folder of growth.csv and growth.png")
-    parser.add_argument("--draw", action="store_true", help="model and draw from what the table there has measured")
+    parser.add_argument("--panels", nargs="+", choices=PANELS, default=list(PANELS), help="what to measure")
+    parser.add_argument("--draw", action="store_true", help="draw the table that is there")
     parser.add_argument("--small", action="store_true", help="two small sizes a panel: for CI")
-    parser.add_argument("--most", type=int, default=2 << 30, help="bytes of memory")
-    parser.add_argument("--most-records", type=int, default=10_000)
+    parser.add_argument("--most", type=int, default=8 << 30, help="bytes of memory")
+    parser.add_argument("--most-records", type=int, default=100_000)
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(1)
     given.out.mkdir(parents=True, exist_ok=True)
     table = given.out / "growth.csv"
-    sizes = {"vocabulary": VOCABULARIES, "width": WIDTHS, "parameters": PARAMETERS, "steps": STEPS}
-    if given.small:
-        sizes = {"vocabulary": (512, 1_024), "width": (16, 32), "parameters": (1 << 22, 1 << 23), "steps": (32, 64)}
-    limits = {"most": given.most, "most_records": given.most_records, "repeats": given.repeats}
-    points = [point for point in read(table) if not point.modelled] if given.draw else list(measured(sizes, **limits))
-    write(points + list(modelled(points, sizes)), table)
+    if not given.draw:
+        points = [point for point in read(table) if point.panel not in given.panels] if table.exists() else []
+        for found in measured(given.panels, SMALL if given.small else SIZES, given):
+            points += found
+            write(points, table)
     draw(read(table), given.out / "growth.png")
 
 

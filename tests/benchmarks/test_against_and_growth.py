@@ -1,5 +1,6 @@
 """The benchmarks that run two versions beside each other, and that draw how costs grow: in their smallest settings."""
 
+import argparse
 import csv
 import subprocess
 import sys
@@ -10,6 +11,7 @@ BENCHMARKS = ROOT / "benchmarks"
 sys.path.insert(0, str(BENCHMARKS))
 
 import against  # noqa: E402
+import growth  # noqa: E402
 
 
 def test_a_served_benchmark_measures_when_it_is_told_to():
@@ -27,11 +29,30 @@ def test_rows_pair_the_rounds_of_both_versions():
     assert "| a | 8.00 | 2.00 | 0.500 |" in against.table([row], unit="ms")
 
 
-def test_growth_is_measured_or_modelled_and_drawn(tmp_path):
+def test_growth_is_measured_and_drawn(tmp_path):
     command = [sys.executable, BENCHMARKS / "growth.py", "--small", "--out", tmp_path, "--repeats=1"]
-    subprocess.run([*map(str, command), "--most-records=40"], check=True, capture_output=True, cwd=ROOT)
-    with (tmp_path / "growth.csv").open(newline="") as file:
-        rows = list(csv.DictReader(file))
+    (tmp_path / "growth.csv").write_text("panel,what,x,ms\nwidth,of before,7,1\nsteps,kept,100,2\n")
+    panels = ["--panels", "vocabulary", "width", "parameters"]
+    subprocess.run([*map(str, command), *panels], check=True, capture_output=True, cwd=ROOT)
+    rows = table(tmp_path)
     assert {row["panel"] for row in rows} == {"vocabulary", "width", "parameters", "steps"}
-    assert {row["x"] for row in rows if row["modelled"] == "1"} == {"64"}
-    assert 10_000 < (tmp_path / "growth.png").stat().st_size < 200_000
+    assert [row["what"] for row in rows if row["panel"] == "steps"] == ["kept"], "what was not asked for stays"
+    assert {row["x"] for row in rows if row["panel"] == "width"} == {"16", "32"}
+    assert 10_000 < (tmp_path / "growth.png").stat().st_size < 300_000
+
+
+def test_sizes_that_are_too_large_are_left_out():
+    limits = argparse.Namespace(repeats=1, most=1, most_records=40)
+    found = [point for points in growth.measured(["width", "steps"], growth.SMALL, limits) for point in points]
+    assert {(point.panel, point.x) for point in found} == {("steps", 32)}
+
+
+def test_a_line_says_how_it_grows():
+    cubes = [(x, 5.0 * x**3) for x in (10, 20, 40)]
+    assert "size$^{3.0}$" in growth.named("work", [(1, 1e9), *cubes])
+    assert growth.named("work", [(1, 1.0)]) == "work"
+
+
+def table(folder):
+    with (folder / "growth.csv").open(newline="") as file:
+        return list(csv.DictReader(file))

@@ -10,8 +10,9 @@ import torch
 
 import trainhooks as th
 from trainhooks.numerics.sketch import Sketcher
-from trainhooks.recording.plan import Plan, advice, all_bytes, working_bytes
+from trainhooks.recording.plan import Plan, _measuring_and_folding, advice, all_bytes, working_bytes
 from trainhooks.store import Layout
+from trainhooks.store.maintenance.planning import fold_bytes, matrix_fold_bytes
 
 RUN = """
 import json, re, sys, threading
@@ -124,6 +125,21 @@ def test_memory_stays_below_what_is_announced_and_not_far_below(tmp_path, kind):
 def test_no_more_waits_than_the_run_has_records():
     layout = Layout(vocab=100, dim=4, groups=("a",), sketch_size=8)
     assert all_bytes(layout, records=5, snapshots=2) == 5 * 4 * 8 + 2 * 100 * (4 * 4 + 8)
+
+
+def test_what_fills_no_block_is_folded_when_nothing_is_measured():
+    layout, matrix = Layout(vocab=4096, dim=512, groups=("a",), sketch_size=8), 4 * 4096 * 512
+    fold, of_matrices = fold_bytes(layout, threads=1), matrix_fold_bytes(layout, threads=1)
+
+    def host(records, snapshots, *, threads=1):
+        return _measuring_and_folding(
+            layout, matrix_bytes=matrix, threads=threads, records=records, snapshots=snapshots
+        )
+
+    assert host(layout.block, layout.block) == host(None, None) == 2 * matrix + fold
+    assert host(layout.block - 1, layout.block - 1) == fold > 2 * matrix, "one after the other: the larger counts"
+    assert host(1000, 5) == max(2 * matrix + fold - of_matrices, fold), "matrices at the end, numbers on the way"
+    assert host(5, 5, threads=4) > host(5, 5), "each thread holds chunks of its own"
 
 
 def test_a_large_store_is_said_with_a_smaller_setting_beside_it():

@@ -29,7 +29,7 @@ from trainhooks.recording.staging import (
 )
 from trainhooks.store import Layout, required_bytes
 from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS
-from trainhooks.store.maintenance.planning import block_bytes, fold_bytes
+from trainhooks.store.maintenance.planning import block_bytes, matrix_fold_bytes, row_fold_bytes
 
 REFERENCE_SHARE = 1 / 16
 REFERENCE_VARIABLE = "TRAINHOOKS_REFERENCE_BYTES"
@@ -147,14 +147,33 @@ def plan_run(
             for what, times in fires.items()
             if what not in ("records", "snapshots") and (times is None or records is None or times < records)
         },
-        host_bytes=matrix_bytes
-        + staging_plan.pinned_bytes
+        host_bytes=staging_plan.pinned_bytes
         + queue_bytes
-        + (0 if layout is None else _STORE_BYTES + matrix_bytes + fold_bytes(layout, threads=fold_threads))
-        + (0 if layout is not None else sketch_bytes * (records or 1))
+        + (
+            matrix_bytes + sketch_bytes * (records or 1)
+            if layout is None
+            else _STORE_BYTES
+            + _measuring_and_folding(
+                layout, matrix_bytes=matrix_bytes, threads=fold_threads, records=records, snapshots=snapshots
+            )
+        )
         + sum(one.get("host", 0) for one in kept),
         mapped_bytes=0 if layout is None else max(block_bytes(layout), sketch_bytes * (records or layout.block)),
     )
+
+
+def _measuring_and_folding(
+    layout: Layout, *, matrix_bytes: int, threads: int, records: int | None, snapshots: int | None
+) -> int:
+    """Of a run with a store: a record beside the folds that go on while it is measured, or all folds at the end.
+
+    A record takes a matrix while it is measured, and another while it is written. What fills no block is folded at the
+    end, when nothing is measured any more.
+    """
+    of_matrices, of_rows = matrix_fold_bytes(layout, threads=threads), row_fold_bytes(layout)
+    meanwhile = of_matrices if snapshots is None or snapshots >= layout.block else 0
+    meanwhile += of_rows if records is None or records >= layout.block else 0
+    return max(2 * matrix_bytes + meanwhile, of_matrices + of_rows)
 
 
 def advice(plan: Plan, *, layout: Layout) -> str:

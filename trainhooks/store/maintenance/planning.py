@@ -88,8 +88,17 @@ def block_bytes(layout: Layout) -> int:
 
 
 def fold_bytes(layout: Layout, *, threads: int) -> int:
-    """Inner chunks that are encoded ahead, each beside its source, and the largest other chunk: old, new, encoded."""
+    """While matrices and the other arrays are folded."""
+    return matrix_fold_bytes(layout, threads=threads) + row_fold_bytes(layout)
+
+
+def matrix_fold_bytes(layout: Layout, *, threads: int) -> int:
+    """Inner chunks that are encoded ahead, each beside its source."""
     inner = 4 * layout.block * inner_rows(layout) * layout.dim if layout.snapshots else 0
+    return 2 * (2 * threads + 1) * inner
+
+
+def row_fold_bytes(layout: Layout) -> int:
+    """The largest chunk that holds no matrices: old, new, encoded."""
     others = (spec for spec in array_specs(layout) if spec.shards is None and spec.dtype != "string")
-    largest = max(math.prod(spec.chunks) * np.dtype(spec.dtype).itemsize for spec in others)
-    return 2 * (2 * threads + 1) * inner + 3 * largest
+    return 3 * max(math.prod(spec.chunks) * np.dtype(spec.dtype).itemsize for spec in others)
