@@ -10,7 +10,7 @@ import torch
 
 import trainhooks as th
 from trainhooks.numerics.sketch import Sketcher
-from trainhooks.recording.plan import Plan, _measuring_and_folding, advice, all_bytes, working_bytes
+from trainhooks.recording.plan import Plan, _record_and_folds, advice, all_bytes, host_measuring_bytes, working_bytes
 from trainhooks.store import Layout
 from trainhooks.store.maintenance.planning import fold_bytes, matrix_fold_bytes
 
@@ -132,14 +132,22 @@ def test_what_fills_no_block_is_folded_when_nothing_is_measured():
     fold, of_matrices = fold_bytes(layout, threads=1), matrix_fold_bytes(layout, threads=1)
 
     def host(records, snapshots, *, threads=1):
-        return _measuring_and_folding(
-            layout, matrix_bytes=matrix, threads=threads, records=records, snapshots=snapshots
-        )
+        sizes = {"record_bytes": 2 * matrix, "threads": threads}
+        return _record_and_folds(layout, records=records, snapshots=snapshots, **sizes)
 
     assert host(layout.block, layout.block) == host(None, None) == 2 * matrix + fold
     assert host(layout.block - 1, layout.block - 1) == fold > 2 * matrix, "one after the other: the larger counts"
     assert host(1000, 5) == max(2 * matrix + fold - of_matrices, fold), "matrices at the end, numbers on the way"
     assert host(5, 5, threads=4) > host(5, 5), "each thread holds chunks of its own"
+
+
+def test_products_of_a_wide_embedding_are_announced_on_the_host():
+    metrics = th.default_metrics(torch.arange(1, 4097).numpy())
+    wide, narrow = torch.zeros(4096, 2048), torch.zeros(4096, 16)
+    assert host_measuring_bytes(metrics, weight=wide) == 8 * (30 * 2048**2 + 90 * 4096)
+    assert host_measuring_bytes([], weight=wide) == wide.nbytes
+    assert host_measuring_bytes([], weight=narrow) == narrow.nbytes
+    assert host_measuring_bytes(metrics, weight=wide.to("meta")) == wide.nbytes, "its products are on a device"
 
 
 def test_a_large_store_is_said_with_a_smaller_setting_beside_it():

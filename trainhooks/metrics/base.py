@@ -108,7 +108,7 @@ class Metric(ABC):
         return 0
 
     def working_bytes(self, weight: Tensor) -> int:
-        """Bytes of buffers on a device while this is computed for an embedding `weight`, announced before the run."""
+        """Bytes of buffers where `weight` lies, the embedding that this is computed for: announced before the run."""
         return 0
 
     def takes_gram(self, step: int) -> bool:

@@ -152,8 +152,13 @@ class HeadGeometry(Metric):
         return values | {name: np.asarray(value) for name, value in found.items()}
 
     def working_bytes(self, weight: Tensor) -> int:
-        """A block of rows of each of three embeddings, float32 or as wide as the embedding, and three Grams."""
+        """A block of rows of each of three embeddings, float32 or as wide as the embedding, and three Grams.
+
+        On the host five of these, since a product is added up beside its sum, and 30 numbers a row.
+        """
         rows, dim = weight.shape
+        if weight.device.type == "cpu":
+            return 8 * (5 * dim * dim + 30 * rows)
         block = min(rows * dim, max(DEVICE_BLOCK * dim, DEVICE_ELEMENTS))
         return 3 * (max(4, weight.element_size()) * block + 8 * dim * dim)
 

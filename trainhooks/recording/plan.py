@@ -103,6 +103,7 @@ def plan_run(
     total_steps: int | None,
     layout: Layout | None,
     matrix_bytes: int,
+    measuring_bytes: int,
     staging_plan: StagingPlan,
     sketch_bytes: int,
     kept: Sequence[Mapping[str, int]],
@@ -113,11 +114,11 @@ def plan_run(
 ) -> Plan:
     """The plan of a run. `schedules` by what they are of, "records" and "snapshots" among them.
 
-    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `staging_plan` is what moves
-    to the host and what is kept of it,
-     `sketch_bytes` of one record's sketches; `kept` is what each metric keeps on "device"
-    and "host", `queue_bytes` has room for records that wait for the store's writer, in which `fold_threads` compress,
-    `gathered_bytes` of a sharded output embedding, `working_bytes` of buffers on a device while a record is measured.
+    `layout` is None without a store. `matrix_bytes` of one float32 output embedding, `measuring_bytes` of the host's
+    memory while a record is measured, `staging_plan` is what moves to the host and what is kept of it, `sketch_bytes`
+    of one record's sketches; `kept` is what each metric keeps on "device" and "host", `queue_bytes` has room for
+    records that wait for the store's writer, in which `fold_threads` compress, `gathered_bytes` of a sharded output
+    embedding, `working_bytes` of buffers on a device while a record is measured.
 
     Raises ValueError where a schedule never fires.
     """
@@ -150,11 +151,15 @@ def plan_run(
         host_bytes=staging_plan.pinned_bytes
         + queue_bytes
         + (
-            matrix_bytes + sketch_bytes * (records or 1)
+            measuring_bytes + sketch_bytes * (records or 1)
             if layout is None
             else _STORE_BYTES
-            + _measuring_and_folding(
-                layout, matrix_bytes=matrix_bytes, threads=fold_threads, records=records, snapshots=snapshots
+            + _record_and_folds(
+                layout,
+                record_bytes=measuring_bytes + matrix_bytes,
+                threads=fold_threads,
+                records=records,
+                snapshots=snapshots,
             )
         )
         + sum(one.get("host", 0) for one in kept),
@@ -162,18 +167,17 @@ def plan_run(
     )
 
 
-def _measuring_and_folding(
-    layout: Layout, *, matrix_bytes: int, threads: int, records: int | None, snapshots: int | None
+def _record_and_folds(
+    layout: Layout, *, record_bytes: int, threads: int, records: int | None, snapshots: int | None
 ) -> int:
-    """Of a run with a store: a record beside the folds that go on while it is measured, or all folds at the end.
+    """The most bytes of a record that is measured and written beside the folds that go on meanwhile, or of the last.
 
-    A record takes a matrix while it is measured, and another while it is written. What fills no block is folded at the
-    end, when nothing is measured any more.
+    What fills no block is folded at the end, when nothing is measured any more.
     """
     of_matrices, of_rows = matrix_fold_bytes(layout, threads=threads), row_fold_bytes(layout)
     meanwhile = of_matrices if snapshots is None or snapshots >= layout.block else 0
     meanwhile += of_rows if records is None or records >= layout.block else 0
-    return max(2 * matrix_bytes + meanwhile, of_matrices + of_rows)
+    return max(record_bytes + meanwhile, of_matrices + of_rows)
 
 
 def advice(plan: Plan, *, layout: Layout) -> str:
@@ -281,12 +285,18 @@ def staging_plan(layout: Layout, *, weight: Tensor, metrics: Sequence[Metric]) -
 def working_bytes(metrics: Sequence[Metric], sketcher: Sketcher | None, *, weight: Tensor) -> int:
     """The most bytes of buffers on the device of `weight` while a record is measured, one part after the other.
 
-    0 on the host, where such buffers are small and `host_bytes` has room for them.
+    0 on the host, see `host_measuring_bytes`.
     """
     if weight.device.type == "cpu":
         return 0
     sketching = 0 if sketcher is None else STAGING_BYTES
     return max([sketching, *(metric.working_bytes(weight) for metric in metrics)])
+
+
+def host_measuring_bytes(metrics: Sequence[Metric], *, weight: Tensor) -> int:
+    """The most bytes of the host's memory while a record is measured: a copy of the matrix, or what a metric says."""
+    on_host = metrics if weight.device.type == "cpu" else ()
+    return max([4 * weight.numel(), *(metric.working_bytes(weight) for metric in on_host)])
 
 
 @dataclass(frozen=True)

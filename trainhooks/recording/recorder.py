@@ -33,7 +33,7 @@ from trainhooks.recording.metric_failures import Faults
 from trainhooks.recording.metric_runner import MetricRunner
 from trainhooks.recording.open_update import OpenUpdate, Said
 from trainhooks.recording.pipeline import RecordPipeline
-from trainhooks.recording.plan import Plan, plan_run, staging_plan, working_bytes
+from trainhooks.recording.plan import Plan, host_measuring_bytes, plan_run, staging_plan, working_bytes
 from trainhooks.recording.resume import ResumePoint, as_saved, load_metric_states, offered
 from trainhooks.recording.run_description import RunDescription
 from trainhooks.recording.sink_group import SinkGroup
@@ -303,6 +303,7 @@ class Recorder:
                 total_steps=self.total_steps,
                 layout=None if store is None else layout,
                 matrix_bytes=4 * self._run.vocab * self._run.dim,
+                measuring_bytes=host_measuring_bytes(self._metrics, weight=self.head.weight),
                 queue_bytes=0 if store is None else store.writing.memory_bytes(layout),
                 fold_threads=1 if store is None else store.writing.fold_threads,
                 staging_plan=staging_plan(layout, weight=self.head.weight, metrics=self._metrics),
