@@ -131,10 +131,17 @@ class OpenedCheckpoint:
     standin: ModelSkeleton
     head: HeadKey
     norm_and_bias: dict[str, str] = field(default_factory=dict)
+    _held: dict[str, Tensor] = field(default_factory=dict)
+
+    def stored_head(self) -> Tensor:
+        """The output embedding [vocab, dim] as stored, read once: no two maps of one file."""
+        if self.head.key not in self._held:
+            self._held[self.head.key] = self.checkpoint.read(self.head.key)
+        return self._held[self.head.key]
 
     def read_head(self) -> Tensor:
         """The output embedding as float32 [vocab, dim], contiguous; a map of the file where it can be."""
-        return self.checkpoint.read(self.head.key).to(torch.float32).contiguous()
+        return self.stored_head().to(torch.float32).contiguous()
 
     def read_around(self) -> dict[str, Tensor]:
         """The head's bias and the last norm, by parameter name, as stored."""
@@ -144,7 +151,8 @@ class OpenedCheckpoint:
         """A parameter by its name. Raises CheckpointError where the checkpoint has none under a key that fits."""
         if name not in self.standin.keys:
             raise CheckpointError(f"{self.checkpoint.name} has no tensor for the parameter {name!r} of the suite.")
-        return self.checkpoint.read(self.standin.keys[name])
+        key = self.standin.keys[name]
+        return self.stored_head() if key == self.head.key else self.checkpoint.read(key)
 
 
 def open_entry(

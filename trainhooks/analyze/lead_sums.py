@@ -16,6 +16,7 @@ from trainhooks.lead.kept_sums import VALUES, lead_sizes
 from trainhooks.lead.lead_sums import LeadAccumulator
 from trainhooks.lead.run_analysis import LEAST_ROWS
 from trainhooks.lead.trajectory import FARTHEST
+from trainhooks.numerics.row_blocks import rows_read
 from trainhooks.probe import frequency_target
 
 LEAST_RECORDS = 3
@@ -59,8 +60,8 @@ class LeadKeeper:
         if mask is None or job.counts is None:
             return
         y = frequency_target(job.counts, mask=torch.from_numpy(mask)).numpy()[mask]
-        begin, end = first.numpy(), final.numpy()
-        middle = None if cut is None else cut.numpy()
+        begin, end = HeadRows(first), HeadRows(final)
+        middle = None if cut is None else HeadRows(cut)
         self._farthest = FARTHEST * max(farthest_element(one, self._ids) for one in (begin, end))
         if not all(one is None or self._is_sound(one) for one in (begin, end, middle)):
             return
@@ -69,13 +70,39 @@ class LeadKeeper:
         except ValueError:  # constant targets, nothing moved: no lead, as the verdict will say
             return
 
-    def _is_sound(self, head: np.ndarray) -> bool:
+    def _is_sound(self, head: HeadRows) -> bool:
         return farthest_element(head, self._ids) <= self._farthest < np.inf
 
     def values(self, step: int, head: Tensor) -> Mapping[str, Tensor]:
         """The variables' values, float64, of the head at `step`; nothing where there is no lead."""
-        if self._reader is None or not self._is_sound(matrix := head.numpy()):
+        if self._reader is None or not self._is_sound(matrix := HeadRows(head)):
             return {}
         found = self._reader.measure(matrix, within_cut=step <= self._cut_step)
         found |= {"correlation": np.asarray(self._reader.correlation), "cut_step": np.asarray(float(self._cut_step))}
         return {f"lead.{name}": torch.from_numpy(np.array(value)) for name, value in found.items()}
+
+
+class HeadRows:
+    """An output embedding [vocab, dim] as float32 rows of NumPy, taken a block at a time: what `Change` reads.
+
+    A block is there until the next is taken; then its pages may go, where a file is behind it.
+    """
+
+    def __init__(self, head: Tensor) -> None:
+        self._head = head
+        self._taken: tuple[Tensor | None, slice] | None = None
+        self.shape = (int(head.shape[0]), int(head.shape[1]))
+
+    def __len__(self) -> int:
+        return self.shape[0]
+
+    def __getitem__(self, wanted: slice | np.ndarray) -> np.ndarray:
+        if self._taken is not None:
+            rows_read(self._head, *self._taken)
+        if isinstance(wanted, slice):
+            self._taken, rows = (None, wanted), self._head[wanted]
+        else:
+            ids = torch.from_numpy(wanted)
+            self._taken, rows = (ids, slice(0, len(ids))), self._head.index_select(0, ids)
+        found: np.ndarray = rows.to(torch.float32).numpy()
+        return found

@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from typing import Any
+from weakref import WeakValueDictionary
 
 import numpy as np
 import torch
@@ -16,6 +18,7 @@ from trainhooks.analyze.job import FAILURES, HEAD, Failed, Job, Measurement, Ope
 from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
 from trainhooks.checkpoints.suite import CheckpointRef
+from trainhooks.core.file_maps import let_go
 from trainhooks.lead.lead_sums import cut_index
 from trainhooks.metrics.base import State
 from trainhooks.metrics.record_info import record_values
@@ -23,12 +26,17 @@ from trainhooks.metrics.shared_sums import want_gram
 from trainhooks.numerics.gram import mean_of_ids
 from trainhooks.numerics.host import to_host
 
+HALF = (torch.float16, torch.bfloat16)
+
 
 class CheckpointMeasurer:
     """Goes through a job's checkpoints in order of steps; its metrics remember the one before.
 
     A walk that begins in the middle first measures the checkpoint before (and, for metrics that were given, the first
     one too), so that its numbers are to the bit those of a walk from the start.
+
+    Of the heads that are mapped files only the current one's pages stay in memory: those of the others go as they are
+    read, and no file is mapped twice at a time.
     """
 
     def __init__(self, job: Job, *, skip: frozenset[int] = frozenset()) -> None:
@@ -37,6 +45,8 @@ class CheckpointMeasurer:
         self._metrics = [metric for metric in metrics if "sketch" not in metric.needs]
         self._rows = job.final_rows
         self._final_at: OpenedCheckpoint | None = None
+        self._opened: WeakValueDictionary[int, OpenedCheckpoint] = WeakValueDictionary()
+        self._ends: list[OpenedCheckpoint] = []
         self._standins: StandIns = {}
         self._initial: tuple[int, Tensor] | None = None
         self._previous: tuple[int, Tensor] | None = None
@@ -72,7 +82,7 @@ class CheckpointMeasurer:
         first = next((entry for entry in before if self._can_be_read(entry)), None)
         if first is None:
             return
-        self._initial = (first.step, self._open(first).read_head())
+        self._initial = (first.step, self._keep_open(first).read_head())
         near = next(entry for entry in reversed(before) if entry is first or self._can_be_read(entry))
         if self._job.make_metrics is not None and near is not first:
             self._head_values(first, self._open(first))
@@ -101,21 +111,30 @@ class CheckpointMeasurer:
         return True
 
     def _open(self, entry: CheckpointRef) -> OpenedCheckpoint:
-        whole = self._job.params != HEAD
-        return open_entry(
-            self._job.suite, entry, head=self._job.head, shape=self._job.shape, known=self._standins, whole=whole
-        )
+        """The checkpoint, as long as it is held by someone the one that was opened before."""
+        found = self._opened.get(entry.step)
+        if found is None:
+            known: Any = {"shape": self._job.shape, "known": self._standins, "whole": self._job.params != HEAD}
+            found = open_entry(self._job.suite, entry, head=self._job.head, **known)
+            self._opened[entry.step] = found
+        return found
+
+    def _keep_open(self, entry: CheckpointRef) -> OpenedCheckpoint:
+        """The same, its head kept from now on, but not in memory."""
+        found = self._open(entry)
+        let_go(found.stored_head().data_ptr())
+        self._ends.append(found)
+        return found
 
     def _final_opened(self) -> OpenedCheckpoint:
         if self._final_at is None:
-            self._final_at = self._open(self._job.final)
+            self._final_at = self._keep_open(self._job.final)
         return self._final_at
 
     def _head_values(self, entry: CheckpointRef, opened: OpenedCheckpoint) -> dict[str, Tensor | float]:
         """All figures of the output embedding; it is the previous one from then on."""
         weight = opened.read_head()
-        if self._final is None:
-            self._final = weight if entry.step == self._job.final.step else self._final_opened().read_head()
+        final = self._final_head()
         opened.standin.load_tensors({opened.standin.head.name: weight, **opened.read_around()})
         state = State(
             step=entry.step,
@@ -130,13 +149,22 @@ class CheckpointMeasurer:
         del values["skipped"]  # not known from a checkpoint
         for metric in self._metrics:
             values |= metric.compute(state)
-        if self._final_mean is None:
-            self._final_mean = mean_of_ids(self._final, self._rows.ids)
-        values |= head_to_final(weight, self._final, self._rows, final_mean=self._final_mean)
-        self._initial = self._initial or (entry.step, weight)
+        del state  # and the sums that metrics have shared, before the lead takes its memory
+        values |= head_to_final(weight, final, self._rows, final_mean=self._final_mean)
+        self._initial = self._initial or (entry.step, self._keep_open(entry).read_head())
         values |= self._lead_values(entry, weight)
         self._previous = (entry.step, weight)
+        let_go(weight.data_ptr())
         return values
+
+    def _final_head(self) -> Tensor:
+        """The final output embedding: of half precision as it is stored, since a copy in float32 would be one more."""
+        if self._final is None:
+            opened = self._final_opened()
+            whole = opened.read_head()
+            self._final_mean = mean_of_ids(whole, self._rows.ids)
+            self._final = opened.stored_head() if opened.stored_head().dtype in HALF else whole
+        return self._final
 
     def _lead_values(self, entry: CheckpointRef, weight: Tensor) -> Mapping[str, Tensor]:
         """What a verdict needs; the ends are read before the first."""
@@ -144,10 +172,9 @@ class CheckpointMeasurer:
             return {}
         if self._lead is None:
             assert self._initial is not None
-            assert self._final is not None
             first_step, first = self._initial
             cut_step, cut = self._read_cut(first_step)
-            self._lead = LeadKeeper(self._job, first=first, final=self._final, cut=cut, cut_step=cut_step)
+            self._lead = LeadKeeper(self._job, first=first, final=self._final_head(), cut=cut, cut_step=cut_step)
         return self._lead.values(entry.step, weight)
 
     def _read_cut(self, first_step: int) -> tuple[int, Tensor | None]:
@@ -156,7 +183,8 @@ class CheckpointMeasurer:
         index = cut_index([entry.step for entry in entries])
         if index is None or entries[index].step in self._skip or not self._can_be_read(entries[index]):
             return -1, None
-        return entries[index].step, self._open(entries[index]).read_head()
+        opened = self._keep_open(entries[index])
+        return entries[index].step, opened.stored_head() if opened.stored_head().dtype in HALF else opened.read_head()
 
 
 def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measurement | Failed]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -10,6 +11,23 @@ from jaxtyping import Float, Int
 BLOCK = 2048  # rows that stay in a core's cache
 AS_IT_IS = np.float32(1.0)
 Blocks = Iterator[tuple[slice, np.ndarray]]
+
+
+@runtime_checkable
+class Matrix(Protocol):
+    """An output embedding [vocab, dim], float32, that gives blocks of its rows: an array, or what reads them.
+
+    A block need only hold until the next is taken.
+    """
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Rows and columns."""
+        ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: Any, /) -> Any: ...
 
 
 class Change:
@@ -21,9 +39,9 @@ class Change:
 
     def __init__(
         self,
-        matrix: Float[np.ndarray, "vocab dim"],
+        matrix: Matrix,
         *,
-        first: Float[np.ndarray, "vocab dim"],
+        first: Matrix,
         ids: Int[np.ndarray, "row"] | None = None,
         scale: np.float32 = AS_IT_IS,
     ) -> None:
@@ -78,13 +96,13 @@ def slices(rows: int) -> Iterator[slice]:
         yield slice(start, min(start + BLOCK, rows))
 
 
-def rows_of(matrix: np.ndarray, ids: np.ndarray | None, where: slice) -> np.ndarray:
+def rows_of(matrix: Matrix, ids: np.ndarray | None, where: slice) -> np.ndarray:
     """A block of the rows that count: a view where these are all."""
     rows: np.ndarray = matrix[where] if ids is None else matrix[ids[where]]
     return rows
 
 
-def farthest_element(matrix: Float[np.ndarray, "vocab dim"], ids: Int[np.ndarray, "row"] | None = None) -> float:
+def farthest_element(matrix: Matrix, ids: Int[np.ndarray, "row"] | None = None) -> float:
     """The largest absolute value in the rows that count; NaN where one is NaN."""
     largest = 0.0
     with np.errstate(invalid="ignore"):

@@ -13,7 +13,7 @@ from dataclasses import dataclass, fields
 import numpy as np
 from jaxtyping import Float, Int, Shaped
 
-from trainhooks.lead.change import AS_IT_IS, Change, slices
+from trainhooks.lead.change import AS_IT_IS, Change, Matrix, slices
 
 # below these shares of the change's square, float32 records no longer tell a part from rounding
 LEAST_PART = 1e-12
@@ -95,8 +95,8 @@ class Decomposition:
 
     def __init__(
         self,
-        first: Float[np.ndarray, "vocab dim"],
-        last: Float[np.ndarray, "vocab dim"],
+        first: Matrix,
+        last: Matrix,
         *,
         labellings: Float[np.ndarray, "row labelling"],
         weights: Shaped[np.ndarray, "row draw"] | None = None,
@@ -110,11 +110,11 @@ class Decomposition:
         found = walked(self._final, [self])[0]
         self._final_products = found.products()
 
-    def change_to(self, matrix: Float[np.ndarray, "vocab dim"]) -> Change:
+    def change_to(self, matrix: Matrix) -> Change:
         """D of a record."""
         return Change(matrix, first=self._first, ids=self._ids, scale=self._scale)
 
-    def measure(self, matrix: Float[np.ndarray, "vocab dim"]) -> dict[str, np.ndarray]:
+    def measure(self, matrix: Matrix) -> dict[str, np.ndarray]:
         """The record's row of each array of `Products`."""
         return self.figures(walked(self.change_to(matrix), [self])[0])
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 from jaxtyping import Float, Int
 
-from trainhooks.lead.change import Change
+from trainhooks.lead.change import Change, Matrix
 from trainhooks.lead.decomposition import Decomposition, Products, walked
 from trainhooks.lead.draws import DRAWS, Columns, draw_labellings, twins_of
 from trainhooks.lead.labellings import resampling_weights, singular_basis, unit_labelling
@@ -61,9 +61,9 @@ class LeadAccumulator:
 
     def __init__(
         self,
-        first: Float[np.ndarray, "vocab dim"],
-        last: Float[np.ndarray, "vocab dim"],
-        cut: Float[np.ndarray, "vocab dim"] | None,
+        first: Matrix,
+        last: Matrix,
+        cut: Matrix | None,
         *,
         targets: Float[np.ndarray, "row"],
         ids: Int[np.ndarray, "row"] | None = None,
@@ -82,7 +82,7 @@ class LeadAccumulator:
         self._whole = Decomposition(last=last, labellings=columns, weights=weights, **ends)
         self._until_cut = None if cut is None else _until_cut(cut, labelling, draws=draws, seed=seed, **ends)
 
-    def measure(self, matrix: Float[np.ndarray, "vocab dim"], *, within_cut: bool) -> dict[str, np.ndarray]:
+    def measure(self, matrix: Matrix, *, within_cut: bool) -> dict[str, np.ndarray]:
         """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too."""
         until_cut = self._until_cut if within_cut else None
         parts = [self._whole] if until_cut is None else [self._whole, until_cut]
@@ -92,7 +92,7 @@ class LeadAccumulator:
         return whole | {CUT + name: one[name] for one in cut for name in CUT_PARTS}
 
 
-def _until_cut(cut: np.ndarray, labelling: np.ndarray, *, draws: int, seed: int, **ends: Any) -> Decomposition | None:
+def _until_cut(cut: Matrix, labelling: np.ndarray, *, draws: int, seed: int, **ends: Any) -> Decomposition | None:
     """The run up to the cut, with twins of its own; None where nothing has moved by then."""
     change = Change(cut, **ends)
     if not any(block.any() for _, block in change.blocks()):

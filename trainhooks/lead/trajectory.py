@@ -8,7 +8,7 @@ from typing import Protocol, runtime_checkable
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
-from trainhooks.lead.change import Change, farthest_element
+from trainhooks.lead.change import Change, Matrix, farthest_element
 
 FARTHEST = 1e6
 """A record with elements that many times those of both ends is broken, and alone would decide every onset."""
@@ -142,8 +142,8 @@ def matrices(
 
 
 def unit_scale(
-    first: Float[np.ndarray, "vocab dim"],
-    last: Float[np.ndarray, "vocab dim"],
+    first: Matrix,
+    last: Matrix,
     *,
     ids: Int[np.ndarray, "row"] | None = None,
 ) -> np.float32:

@@ -11,6 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from trainhooks.numerics.norms import squared_norms
+from trainhooks.numerics.row_blocks import rows_read
 
 SLAB = 1 << 22
 BLOCK = 1 << 19
@@ -68,6 +69,7 @@ class PairSums:
             if squares.reference is None:
                 norms[1].extend(_row_norms(y))
             norms[2].extend(_row_norms(torch.sub(x, y, out=own)))
+            rows_read(then, None, slice(0, len(then)))
             yield number * BLOCK, now
         squares.values, squares.apart = _squared(norms[0]), _squared(norms[2])
         if squares.reference is None:

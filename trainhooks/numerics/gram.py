@@ -12,7 +12,7 @@ from torch import Tensor
 from trainhooks.core.errors import SettingsError
 from trainhooks.numerics.norms import accumulator
 from trainhooks.numerics.products import exact_products, mirrored, upper_strips
-from trainhooks.numerics.row_blocks import even_slices, shifted_blocks
+from trainhooks.numerics.row_blocks import even_slices, rows_read, shifted_blocks
 
 HOST_BLOCK = 1024  # rows that stay in a core's cache: 1,024 took a quarter of the time of 8,192
 DEVICE_BLOCK = 16384  # rows in one product
@@ -195,6 +195,7 @@ def mean_of_ids(rows: Float[Tensor, "vocab dim"], ids: Int64[Tensor, "row"] | No
     for where in row_slices(rows, ids=ids):
         block = rows[where] if ids is None else rows.index_select(0, ids[where])
         total += block.sum(dim=0, dtype=working_dtype(rows))
+        rows_read(rows, ids, where)
     return total / max(len(rows) if ids is None else len(ids), 1)
 
 

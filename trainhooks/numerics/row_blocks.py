@@ -8,6 +8,8 @@ import torch
 from jaxtyping import Bool, Float, Shaped
 from torch import Tensor
 
+from trainhooks.core.file_maps import any_let_go, was_read
+
 
 def shifted_blocks(
     *matrices: Shaped[Tensor, "vocab _"],
@@ -27,10 +29,20 @@ def shifted_blocks(
         for matrix, shift, block in zip(matrices, shifts, blocks, strict=True):
             if ids is None and matrix.dtype == block.dtype:
                 torch.sub(matrix[where], shift, out=block)
-                continue
-            _take(matrix, ids, where, out=block)
-            block.sub_(shift)
+            else:
+                _take(matrix, ids, where, out=block)
+                block.sub_(shift)
+            rows_read(matrix, ids, where)
         yield where, blocks
+
+
+def rows_read(matrix: Shaped[Tensor, "vocab ..."], ids: Tensor | None, where: slice) -> None:
+    """These rows (of `ids`, ascending) are not looked at again in this pass: a file's pages of them may go."""
+    if where.start == where.stop or not any_let_go() or matrix.device.type != "cpu":
+        return
+    first, last = (where.start, where.stop - 1) if ids is None else (int(ids[where.start]), int(ids[where.stop - 1]))
+    size = matrix.stride(0) * matrix.element_size()
+    was_read(matrix.data_ptr() + first * size, (last + 1 - first) * size)
 
 
 def zero_rows(block: Float[Tensor, "row dim"], bad: Bool[Tensor, "row"]) -> None:

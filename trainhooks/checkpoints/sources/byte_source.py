@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from trainhooks.checkpoints.base import CheckpointError
+from trainhooks.core.file_maps import remember
 
 SMALL_BYTES = 1 << 16  # below this a copy is cheaper than a mapping
 MOST_SIZE = 1 << 63  # torch counts elements in int64
@@ -78,6 +79,7 @@ class LocalFile:
                 mapped = mmap.mmap(file.fileno(), stop - page, access=mmap.ACCESS_COPY, offset=page)
         except OSError as error:
             raise CheckpointError(f"{self.name} cannot be read: {error.strerror}.") from error
+        remember(mapped)
         return memoryview(mapped)[start - page :]
 
 
