@@ -58,11 +58,12 @@ SMALL: dict[str, tuple[int, ...]] = {
     "steps": (32, 64),
 }
 PANELS = {
-    "vocabulary": f"rows of the output embedding, V (d = {D})",
-    "width": f"columns of the output embedding, d (V = {V:,})",
-    "parameters": "parameters of the model",
-    "steps": "records of the run",
+    "vocabulary": f"rows of the output embedding, V  (d = {D})",
+    "width": f"columns of the output embedding, d  (V = {V:,})",
+    "parameters": "parameters of the model, P",
+    "steps": "records of the run so far, T",
 }
+SYMBOLS = {"vocabulary": "V", "width": "d", "parameters": "P", "steps": "T"}
 PROBE, ALL, PRODUCT = "frequency probe, each record", "all head metrics, each tenth record", "one bare product E'E"
 HEADS_HELD = 8  # of one size, while its record is measured
 PART = 1 << 22
@@ -187,29 +188,31 @@ def draw(points: list[Point], path: Path) -> None:
         here = [point for point in points if point.panel == panel]
         for color, what in zip(PALETTE, dict.fromkeys(point.what for point in here), strict=False):
             line = sorted((point.x, point.ms) for point in here if point.what == what)
-            axes.plot(*zip(*line, strict=True), "o-", color=color, markersize=5, linewidth=1.6, label=named(what, line))
+            name = named(what, line, size=SYMBOLS[panel])
+            axes.plot(*zip(*line, strict=True), "o-", color=color, markersize=5, linewidth=1.6, label=name)
         finish(axes, label, sizes=sorted({point.x for point in here}))
     figure.suptitle("What a record costs as things grow: processor time, one thread of a CPU", fontsize=13)
     figure.savefig(path, dpi=110)
 
 
-def named(what: str, line: list[tuple[int, float]]) -> str:
+def named(what: str, line: list[tuple[int, float]], *, size: str) -> str:
     """The line's name, and how it grows from a quarter of its last size on."""
     near = [(math.log(x), math.log(max(ms, 1e-6))) for x, ms in line if 4.1 * x >= line[-1][0]]
     if len(near) < 2:
         return what
-    return f"{what}  (~ size$^{{{np.polyfit(*zip(*near, strict=True), 1)[0]:.1f}}}$)"
+    power = np.polyfit(*zip(*near, strict=True), 1)[0] + 0.0
+    return f"{what}:  ~ {size}$^{{{power:.1f}}}$" if abs(power) >= 0.15 else f"{what}:  does not grow with {size}"
 
 
 def finish(axes, label: str, *, sizes: list[int]) -> None:  # type: ignore[no-untyped-def]
     """Scales, ticks in plain words, room for the legend above the lines."""
-    from matplotlib.ticker import FuncFormatter, NullFormatter
+    from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator
 
     axes.set(xscale="log", yscale="log", xlabel=label, ylabel="processor time")
     axes.set_xticks(sizes, [count_in_words(size) for size in sizes], fontsize=9)
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.xaxis.set_minor_locator(NullLocator())
     low, high = axes.get_ylim()
-    axes.set_ylim(10 ** math.floor(math.log10(low)), high * (high / low) ** 0.45)
+    axes.set_ylim(low, high * max(3.0, (high / low) ** 0.4))  # the legend stands above the lines
     axes.yaxis.set_major_formatter(FuncFormatter(lambda ms, _: f"{ms / 1000:g} s" if ms >= 1000 else f"{ms:g} ms"))
     axes.yaxis.set_minor_formatter(NullFormatter())
     axes.grid(visible=True, which="major", alpha=0.3)
@@ -232,7 +235,7 @@ def main() -> None:
     parser.add_argument("--draw", action="store_true", help="draw the table that is there")
     parser.add_argument("--small", action="store_true", help="two small sizes a panel: for CI")
     parser.add_argument("--most", type=int, default=8 << 30, help="bytes of memory")
-    parser.add_argument("--most-records", type=int, default=100_000)
+    parser.add_argument("--most-records", type=int, default=102_400)
     parser.add_argument("--repeats", type=int, default=2)
     given = parser.parse_args()
     torch.set_num_threads(1)

@@ -49,8 +49,9 @@ def test_sizes_that_are_too_large_are_left_out():
 
 def test_a_line_says_how_it_grows():
     cubes = [(x, 5.0 * x**3) for x in (10, 20, 40)]
-    assert "size$^{3.0}$" in growth.named("work", [(1, 1e9), *cubes])
-    assert growth.named("work", [(1, 1.0)]) == "work"
+    assert "~ d$^{3.0}$" in growth.named("work", [(1, 1e9), *cubes], size="d")
+    assert "does not grow" in growth.named("work", [(x, 2.0) for x, _ in cubes], size="d")
+    assert growth.named("work", [(1, 1.0)], size="d") == "work"
 
 
 def table(folder):

@@ -3,6 +3,7 @@
 import json
 import random
 import sys
+from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
 
@@ -89,6 +90,22 @@ def test_plan_of_a_large_run(capsys):
     assert (code, "disk, at most" in out) == (0, True)
     code, _, err = call(capsys, "plan", *size[:6], "--schedule", "weekly")
     assert (code, "use every:N, log" in err) == (1, True)
+
+
+@pytest.mark.parametrize("precision", ["bfloat16", "float32"])
+@pytest.mark.parametrize("records", [11, 32, 45])
+def test_what_the_plan_estimates_is_right_within_a_half(tmp_path, precision, records):
+    """Of a head that moves by a percent a step, in full blocks and in the beginning of one."""
+    layout = Layout(vocab=2048, dim=64, groups=(), sketch_size=0, precision=precision)
+    draw = np.random.default_rng(0)
+    head, path = 0.02 * draw.standard_normal((2048, 64), dtype=np.float32), tmp_path / "run.zarr"
+    with closing(StoreWriter(path, layout)) as writer:
+        for step in range(records):
+            writer.append(step, {}, snapshot=head)
+            head += 2e-4 * draw.standard_normal(head.shape, dtype=np.float32)
+    taken = sum(file.stat().st_size for file in (path / "output_embedding").rglob("*"))
+    planned = plan_store(layout, records=records, snapshots=records, total_steps=records)
+    assert planned.estimated_bytes / 1.5 < taken < 1.5 * planned.estimated_bytes, taken / planned.estimated_bytes
 
 
 @pytest.mark.parametrize("records", [3, 32, 40])

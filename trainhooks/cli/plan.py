@@ -99,7 +99,9 @@ def _render(planned: StorePlan, *, costly: int) -> str:
         "records with a matrix": str(planned.snapshots),
         "with spectrum and CKA": f"{costly} (th.default_metrics(counts, costly=None): all)",
         "disk, at most": human(planned.disk_bytes),
-        "disk, estimated": "not measured" if estimate is None else f"{human(estimate)} (ratio of consecutive steps)",
+        "disk, estimated": "not measured"
+        if estimate is None
+        else f"{human(estimate)} (as heads in training were compressed)",
         "files": str(planned.files),
         "bandwidth": "give --ms-per-step" if rate is None else f"{human(int(rate))} a second",
         "memory, queue": human(planned.queue_bytes),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -13,19 +13,35 @@ from trainhooks.store.format.precision import BFLOAT16_MANTISSA_BITS, FLOAT32_MA
 from trainhooks.store.format.schema import array_specs, file_count, inner_rows, required_bytes
 from trainhooks.store.writing.options import Writing
 
-# live profile on consecutive steps of real runs (benchmarks/RESULTS.md); how far they will be
-# compressed elsewhere depends on the learning rate and on how many steps lie between the snapshots
-_MEASURED_RATIOS = {BFLOAT16_MANTISSA_BITS: 5.0, FLOAT32_MANTISSA_BITS: 1.35}
+
+class _Compressed(NamedTuple):
+    """What the live profile made of heads in training (benchmarks/RESULTS.md), in matrices of float32.
+
+    A snapshot of a full block takes 1 / `full`; the last block, where it is not full, `base` and 1 / `rest` for each of
+    its snapshots. Learning rate and steps between snapshots move it by half.
+    """
+
+    full: float
+    rest: float
+    base: float
+
+    def matrices(self, snapshots: int, *, block: int) -> float:
+        """Of all snapshots."""
+        blocks, left = divmod(snapshots, block)
+        return blocks * block / self.full + (self.base + left / self.rest if left else 0)
+
+
+_COMPRESSED = {BFLOAT16_MANTISSA_BITS: _Compressed(5.0, 4.5, 1.2), FLOAT32_MANTISSA_BITS: _Compressed(1.35, 1.25, 2.5)}
 
 
 @dataclass(frozen=True)
 class StorePlan:
     """What a run's store takes; every number in bytes but `files`, and all but the estimates bounds from above.
 
-    `disk_bytes` at any moment, as if nothing were compressed; `estimated_bytes` with the ratio measured on consecutive
-    steps of real runs (None: not measured at this precision). `bytes_per_second` is what the disk must take while
-    training where the milliseconds of a step are known: journal and folded arrays. `queue_bytes` of records that wait
-    for the writer, `fold_bytes` while a block is folded.
+    `disk_bytes` at any moment, as if nothing were compressed; `estimated_bytes` at the end, as heads in training were
+    compressed, to within a half (None: not measured at this precision). `bytes_per_second` is what the disk must take
+    while training where the milliseconds of a step are known: journal and folded arrays. `queue_bytes` of records that
+    wait for the writer, `fold_bytes` while a block is folded.
     """
 
     records: int
@@ -61,8 +77,12 @@ def plan_store(
     disk = required_bytes(layout, records=records, snapshots=snapshots)
     matrix = layout.vocab * layout.dim
     row = 4 * len(layout.groups) * layout.sketch_size
-    ratio = _MEASURED_RATIOS.get(layout.kept_bits)
-    folded = None if ratio is None else int(4 * matrix * snapshots / ratio) + row * records
+    compressed = _COMPRESSED.get(layout.kept_bits)
+    folded = (
+        None
+        if compressed is None
+        else int(4 * matrix * compressed.matrices(snapshots, block=layout.block)) + row * records
+    )
     journal = (
         matrix * (2 if layout.kept_bits <= BFLOAT16_MANTISSA_BITS else 4) + 8 * layout.vocab
     ) * snapshots + row * records
