@@ -15,6 +15,7 @@ from trainhooks.numerics.distances import PairSquares, PairSums
 from trainhooks.numerics.sketch import Sketcher
 
 HOST = torch.device("cpu")
+AHEAD_BYTES = 1 << 30
 
 
 class GroupFigures(NamedTuple):
@@ -41,6 +42,14 @@ class GroupSums:
         self._pair_sums = PairSums()
         self._final_squares: dict[tuple[str, bool], float] = {}
 
+    def expect(self, opened: OpenedCheckpoint) -> None:
+        """Have the parameters read ahead, up to 1 GiB, while something else is computed."""
+        ahead = 0
+        for name in self._names:
+            ahead += opened.expect(name)
+            if ahead > AHEAD_BYTES:
+                return
+
     def measure(self, opened: OpenedCheckpoint, final: OpenedCheckpoint) -> GroupFigures:
         """One checkpoint's figures. Raises ValueError where a parameter has another shape than at the final step."""
         squares: dict[str, PairSquares] = {}
@@ -56,6 +65,7 @@ class GroupSums:
         self, name: str, opened: OpenedCheckpoint, final: OpenedCheckpoint, *, squares: dict[str, PairSquares]
     ) -> Iterator[tuple[int, Tensor]]:
         """A parameter's blocks for its sketch; `squares` gets its own after the last."""
+        opened.expect(name)  # where it is long its end is on the way while its begin is worked on
         now, then = opened.parameter(name), final.parameter(name)
         if now.shape != then.shape:
             raise ValueError(f"{name} is {tuple(now.shape)}, at the final step {tuple(then.shape)}.")

@@ -18,11 +18,12 @@ from trainhooks.analyze.skeleton import ModelSkeleton, build_skeleton
 from trainhooks.analyze.text import TextProbe
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
 from trainhooks.checkpoints.head_key import HeadKey, head_key
+from trainhooks.checkpoints.opening import FileCheckpoint
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.defaults import default_metrics
-from trainhooks.model import NamedTensors, named_parameters
+from trainhooks.model import NamedTensors
 from trainhooks.probe.row_selection import RowSelection
 from trainhooks.store import SNAPSHOT
 
@@ -147,6 +148,15 @@ class OpenedCheckpoint:
         """The head's bias and the last norm, by parameter name, as stored."""
         return {name: self.checkpoint.read(key) for name, key in self.norm_and_bias.items()}
 
+    def expect(self, name: str) -> int:
+        """Have a parameter read ahead, where the checkpoint can; its bytes."""
+        if name not in self.standin.keys:
+            return 0
+        key = self.standin.keys[name]
+        if isinstance(self.checkpoint, FileCheckpoint):
+            self.checkpoint.expect(key)
+        return self.checkpoint.tensors[key].nbytes
+
     def parameter(self, name: str) -> Tensor:
         """A parameter by its name. Raises CheckpointError where the checkpoint has none under a key that fits."""
         if name not in self.standin.keys:
@@ -184,18 +194,11 @@ def open_entry(
         tuple(map(_sign, checkpoint.tensors.values())),
     )
     standin = known[sign] if sign in known else known.setdefault(sign, build_skeleton(checkpoint, key, whole=whole))
-    return OpenedCheckpoint(checkpoint, standin, key, _around(standin))
+    return OpenedCheckpoint(checkpoint, standin, key, standin.around)
 
 
 def _sign(entry: TensorEntry) -> tuple[object, ...]:
     return (entry.key, entry.dtype, entry.shape) if entry.announced else (entry.key,)
-
-
-def _around(standin: ModelSkeleton) -> dict[str, str]:
-    head = standin.head
-    beside = {id(part) for part in (head.bias, head.norm_weight, head.norm_bias) if part is not None}
-    names = [name for name, parameter in named_parameters(standin.model) if id(parameter) in beside]
-    return {name: standin.keys[name] for name in names if name in standin.keys}
 
 
 def wanted_groups(opened: OpenedCheckpoint, *, params: str) -> dict[str, tuple[str, ...]]:

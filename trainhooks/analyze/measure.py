@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
+from itertools import zip_longest
 from typing import Any
 from weakref import WeakValueDictionary
 
@@ -48,6 +49,7 @@ class CheckpointMeasurer:
         self._opened: WeakValueDictionary[int, OpenedCheckpoint] = WeakValueDictionary()
         self._ends: list[OpenedCheckpoint] = []
         self._standins: StandIns = {}
+        self._following: OpenedCheckpoint | None = None
         self._initial: tuple[int, Tensor] | None = None
         self._previous: tuple[int, Tensor] | None = None
         self._final: Tensor | None = None
@@ -60,12 +62,13 @@ class CheckpointMeasurer:
     def measure(self, indices: Sequence[int]) -> Iterator[Measurement | Failed]:
         """The numbers of these entries, ascending; a checkpoint that fails is passed over."""
         self._go_before(indices[0])
-        for index in indices:
-            entry = self._job.entries[index]
+        entries = [self._job.entries[index] for index in indices]
+        for entry, following in zip_longest(entries, entries[1:]):
             try:
                 opened = self._open(entry)
                 text = self._text_values(entry)
                 groups = self._groups.measure(opened, self._final_opened())
+                self._expect(following)
                 values = self._head_values(entry, opened)
                 host = {**to_host({**values, **groups.to_final}), **text}
                 assert self._previous is not None
@@ -110,6 +113,13 @@ class CheckpointMeasurer:
             return False
         return True
 
+    def _expect(self, entry: CheckpointRef | None) -> None:
+        """Open the next checkpoint and have it read ahead; what is wrong with it is said when it is its turn."""
+        if entry is not None:
+            with suppress(*FAILURES):
+                self._following = self._open(entry)
+                self._groups.expect(self._following)
+
     def _open(self, entry: CheckpointRef) -> OpenedCheckpoint:
         """The checkpoint, as long as it is held by someone the one that was opened before."""
         found = self._opened.get(entry.step)
@@ -135,7 +145,7 @@ class CheckpointMeasurer:
         """All figures of the output embedding; it is the previous one from then on."""
         weight = opened.read_head()
         final = self._final_head()
-        opened.standin.load_tensors({opened.standin.head.name: weight, **opened.read_around()})
+        opened.standin.load_tensors({opened.standin.head_name: weight, **opened.read_around()})
         state = State(
             step=entry.step,
             model=opened.standin.model,

@@ -7,6 +7,7 @@ import importlib.util
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -66,6 +67,19 @@ class ModelSkeleton:
     def head(self) -> OutputEmbedding:
         """The output embedding and what stands around it, as it is now."""
         return find_output_embedding(self.model, name=self.head_module)
+
+    @cached_property
+    def head_name(self) -> str:
+        """The output embedding's name as a parameter."""
+        return self.head.name
+
+    @cached_property
+    def around(self) -> dict[str, str]:
+        """The keys of the head's bias and the last norm, by parameter name; those that the checkpoint holds."""
+        head = self.head
+        beside = {id(part) for part in (head.bias, head.norm_weight, head.norm_bias) if part is not None}
+        names = [name for name, parameter in named_parameters(self.model) if id(parameter) in beside]
+        return {name: self.keys[name] for name in names if name in self.keys}
 
     def groups(self, patterns: Sequence[str] = ()) -> dict[str, NamedTensors]:
         """Parameter groups by the names and rules of a live run; each of `patterns` is a group under its own glob."""

@@ -74,6 +74,10 @@ class FileCheckpoint:
                 )
         return held
 
+    def expect(self, key: str) -> None:
+        """Have a local tensor read ahead while something else is done; one at a hub is not asked for."""
+        self._stored(key).expect()
+
     def identity(self, key: str, *, full: bool = False) -> str:
         """A hash that two checkpoints share where the tensor's bytes are the same. Raises CheckpointError.
 

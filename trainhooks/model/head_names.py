@@ -83,7 +83,7 @@ NESTED = ("text_config", "llm_config", "language_config", "decoder", "model", "m
 
 def is_named(path: str, names: Iterable[str]) -> bool:
     """Whether a module's path ends in one of the names, whole parts only."""
-    return any(f".{path}".endswith("." + name) for name in names)
+    return f".{path}".endswith(tuple("." + name for name in names))
 
 
 def says_tied(config: Mapping[str, Any]) -> bool | None:

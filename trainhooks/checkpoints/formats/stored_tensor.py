@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from trainhooks.checkpoints.base import CheckpointError, TensorEntry
-from trainhooks.checkpoints.sources.byte_source import ByteSource
+from trainhooks.checkpoints.sources.byte_source import ByteSource, LocalFile
 
 EDGE_BYTES = 1 << 20
 
@@ -67,6 +67,12 @@ class StoredTensor:
                 block = block.narrow(axis, at, size)
             block.copy_(part.read(dtype))
         return whole
+
+    def expect(self) -> None:
+        """Have what lies on this machine read ahead, since it will be read soon."""
+        for part in self.locate():
+            if isinstance(part.source, LocalFile):
+                part.source.expect(part.start, part.stop)
 
     def digest(self, *, full: bool) -> str:
         """SHA-256 (first 32 digits) of dtype, shape and the first and last MiB of each part; `full`: of all values in
