@@ -55,7 +55,9 @@ def test_as_many_requests_as_were_said(tmp_path, stored):
         report = analyze_suite("org/model", counts=OFTEN, out=tmp_path / "a.zarr", workers=1, keep_going=True)
         assert len(report.steps) == len(STEPS)
         files = [path for path in asked(hub) if "/resolve/" in path]
-        assert (len(asked(hub)) - len(files), len(files)) == (estimate.listings, estimate.files)
+        assert len(asked(hub)) - len(files) == estimate.listings
+        saved = len(STEPS) if stored is sharded else 0  # a head that is alone in its file comes with the header
+        assert len(files) == estimate.files - saved
         assert hub.fetched <= estimate.small_bytes + len(STEPS) * VOCAB * DIM * 4
     assert estimate.checkpoints == len(STEPS)
     assert "12 checkpoints; nothing was read" in estimate.render()

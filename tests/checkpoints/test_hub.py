@@ -7,6 +7,7 @@ import subprocess
 import sys
 import threading
 import time
+import tracemalloc
 import warnings
 from types import SimpleNamespace
 
@@ -168,6 +169,29 @@ def test_answers_without_end_end(hub, monkeypatch):
     monkeypatch.setattr("trainhooks.checkpoints.sources.hub_answers.TOTAL_SECONDS", -1.0)
     with pytest.raises(CheckpointError, match="takes more than"):
         open_checkpoint(REPO)
+
+
+WIDE = "\U0001f600"  # with it each character of a text takes four bytes
+LISTINGS = {
+    "a long text": (lambda: '["' + WIDE + "a" * ((16 << 20) - 20) + '"]', None),
+    "many names": (lambda: "{" + ",".join(f'"{WIDE}{i:x}":{i}' for i in range(499_998)) + "}", None),
+    "too many names": (lambda: "[" + ",".join(str(10**6 + i) for i in range(600_000)) + "]", "more than 500000 values"),
+    "too many objects": (lambda: "[" + "{}," * 200_001 + "1]", "more than 200000 arrays"),
+    "too long": (lambda: "[" + " " * (16 << 20) + "]", "more than 16 MiB"),
+}
+
+
+@pytest.mark.parametrize("listing", LISTINGS)
+def test_no_listing_takes_200_megabytes(hub, listing):
+    text, refused = LISTINGS[listing]
+    hub.answers["tree"] = text().encode(), {}
+    tracemalloc.start()
+    try:
+        with pytest.raises(CheckpointError, match=refused or "holds no weights|no list"):
+            open_checkpoint(REPO)
+        assert tracemalloc.get_traced_memory()[1] < 200e6
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("part", ["head", "body"])

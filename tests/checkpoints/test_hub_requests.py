@@ -112,9 +112,9 @@ def test_a_revision_of_30_shards(hub, tmp_path, kind):
     assert audit_suite(list_suite(REPO)).clean
     kinds, revisions = asked(hub), len(STEPS)
     assert kinds == {
-        "refs": 1, "tree": revisions, "config.json": 1, "model.safetensors.index.json": 1, "head": 2 * revisions,
+        "refs": 1, "tree": revisions, "config.json": 1, "model.safetensors.index.json": 1, "head": revisions,
     }  # fmt: skip
-    assert kinds.total() <= 4 * revisions
+    assert kinds.total() <= 3 * revisions
     assert revisions * HEAD_BYTES <= hub.fetched <= revisions * (HEAD_BYTES + 8192)
 
     hub.fetched = 0
@@ -133,8 +133,8 @@ def test_an_analysis_with_its_audit(hub, tmp_path):
     assert analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=1).steps == STEPS
     kinds = asked(hub)
     assert kinds["tree"] == len(STEPS), "the audit's listing serves the analysis"
-    assert kinds["head"] == 2 * len(STEPS)
-    assert kinds.total() <= 8 * len(STEPS)
+    assert kinds["head"] == len(STEPS), "in one request with its file's header"
+    assert kinds.total() <= 4 * len(STEPS)
 
 
 class OtherProcesses(Executor):
@@ -155,9 +155,61 @@ def test_workers_ask_for_no_more_than_one_process(hub, tmp_path, steps, workers)
     assert report.steps == steps
     kinds = asked(hub)
     for_all = {"refs": 1, "config.json": 1, "model.safetensors.index.json": 1}
-    of_each = {"tree": 1, "head": 2, "other shard": 1}  # whose norm lies right behind its header
+    of_each = {"tree": 1, "head": 1, "other shard": 1}  # whose norm lies right behind its header
     assert kinds == for_all | {kind: count * len(steps) for kind, count in of_each.items()}
-    assert kinds.total() <= 8 * len(steps)
+    assert kinds.total() <= 6 * len(steps)
+
+
+def test_one_revision_that_is_named_takes_four_requests(hub, tmp_path):
+    hub.lists_blobs = True
+    fill(hub, CONFIGS["a class that is known"])
+    assert audit_suite(list_suite([f"{REPO}@step10"])).clean
+    assert asked(hub) == {"revision": 1, "config.json": 1, "model.safetensors.index.json": 1, "head": 1}
+    assert hub.fetched <= HEAD_BYTES + 4 * 8192
+
+
+def joined(state):
+    """An index of two shards: what lies in blocks, and the rest, the head first by its name."""
+    inner = {key: tensor for key, tensor in state.items() if ".layers." in key}
+    shards = {"model-00001-of-00002.safetensors": inner}
+    shards["model-00002-of-00002.safetensors"] = {key: state[key] for key in state.keys() - inner.keys()}
+    index = {"weight_map": {key: file for file, held in shards.items() for key in held}}
+    return {"model.safetensors.index.json": json.dumps(index).encode(), **{f: save(held) for f, held in shards.items()}}
+
+
+@pytest.mark.parametrize(("settings", "requests"), [({}, 2), ({"dtype": "float32"}, 1), ({"dtype": "float16"}, 2)])
+def test_a_head_that_lies_first_comes_with_its_header_where_its_length_is_told(hub, settings, requests):
+    config = json.dumps(CONFIGS["a class that is known"] | settings).encode()
+    hub.add(REPO, "step0", {"config.json": config, **joined(state(0))})
+    suite = list_suite([f"{REPO}@step0"])
+    assert audit_suite(suite).clean
+    assert sum("-of-" in path for path, _ in hub.requests) == requests
+    assert hub.fetched <= HEAD_BYTES + 4 * 8192, "what has come is not asked for again"
+    assert torch.equal(suite.open(suite.entries[0]).read(HEAD), state(0)[HEAD])
+
+
+def test_settings_that_tell_too_much_cost_no_more_than_they_tell(hub):
+    config = CONFIGS["a class that is known"] | {"dtype": "float32", "hidden_size": 2**40}
+    hub.add(REPO, "step0", {"config.json": json.dumps(config).encode(), **joined(state(0))})
+    assert audit_suite(list_suite([f"{REPO}@step0"])).clean
+    assert hub.fetched <= HEAD_BYTES + 4 * 8192
+
+
+def test_a_head_of_a_hash_that_is_known_is_not_fetched_for_its_header(hub):
+    fill(hub, CONFIGS["a class that is known"])
+    hub.revisions[REPO]["step20"] = hub.revisions[REPO]["step10"]
+    assert {finding.kind for finding in audit_suite(list_suite(REPO)).findings} == {"identical"}
+    assert hub.fetched <= 3 * HEAD_BYTES + 4 * 8192
+
+
+def test_what_is_in_the_cache_is_not_fetched_with_a_header_that_is_not(hub, tmp_path):
+    fill(hub, CONFIGS["a class that is known"])
+    assert audit_suite(list_suite(REPO)).clean
+    for begin in (tmp_path / "home").rglob("*.begin"):
+        begin.unlink()
+    hub.fetched = 0
+    assert audit_suite(list_suite(REPO)).clean
+    assert hub.fetched <= (2 + len(STEPS)) * 8192
 
 
 def test_all_parameters_are_all_read(hub, tmp_path):

@@ -30,8 +30,9 @@ STORED_BYTES = 2  # of a number, in what is published
 @dataclass(frozen=True)
 class DryRun:
     """What an analysis of the output embedding asks a hub for: `listings` and `files` are requests of two kinds, which
-    are limited apart; `small_bytes` are settings, indices (the same in every revision, so fetched once) and headers,
-    `head_bytes` output embeddings, estimated from the weights' size (`rows` x `dim`)."""
+    are limited apart (of shards at most: a head may come with its file's header); `small_bytes` are settings, indices
+    (the same in every revision, so fetched once) and headers, `head_bytes` output embeddings, estimated from the
+    weights' size (`rows` x `dim`)."""
 
     suite: str
     checkpoints: int

@@ -17,6 +17,7 @@ from trainhooks.analyze.positions import position_variables
 from trainhooks.analyze.skeleton import ModelSkeleton, build_skeleton
 from trainhooks.analyze.text import TextProbe
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError, TensorEntry
+from trainhooks.checkpoints.fetch_ahead import fetch_head
 from trainhooks.checkpoints.head_key import HeadKey, head_key
 from trainhooks.checkpoints.opening import FileCheckpoint
 from trainhooks.checkpoints.suite import CheckpointRef, Suite
@@ -180,6 +181,7 @@ def open_entry(
     Raises CheckpointError where it cannot be read, or where its output embedding has another shape than `shape`.
     """
     checkpoint = suite.open(entry)
+    fetch_head(checkpoint, key=head)
     key = head_key(checkpoint, key=SNAPSHOT if head is None and SNAPSHOT in checkpoint.tensors else head)
     found = tuple(checkpoint.tensors[key.key].shape)
     if shape is not None and found != shape:

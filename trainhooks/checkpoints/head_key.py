@@ -133,6 +133,12 @@ def _under(modules: Iterable[str], checkpoint: Checkpoint) -> list[str]:
     return sorted(key for key in found if key.count(".") == depth)
 
 
+def named_as_head(checkpoint: Checkpoint) -> list[str]:
+    """The keys that could be the head by their names alone; no header is read for it."""
+    named = (key for key in checkpoint.tensors if key.endswith(LEAVES) and is_named(_module(key), HEADS))
+    return sorted(key for key in named if not (_is_inner(key) or _is_beside(key)))
+
+
 def _in_last_layer(checkpoint: Checkpoint) -> list[str]:
     """The head of a model that is one list of layers, the embedding its first, the head its last (Phi's first form)."""
     own = [(match, key) for key in checkpoint.tensors if (match := OF_A_LAYER.fullmatch(_unwrapped(key)))]

@@ -10,6 +10,7 @@ from trainhooks.checkpoints.tensor_cache import TensorCache
 
 AHEAD = 1 << 13  # a header of 60 tensors; beside the smallest head this is nothing
 MOST_KEPT = 1 << 20
+LENGTH_BYTES = 8  # of a safetensors file, before its header
 
 
 class KeptBegin:
@@ -17,12 +18,13 @@ class KeptBegin:
 
     A read of more than 1 MiB is a tensor's or a very long header's, and passes. `cache` keeps the beginning beside
     tensors: of a file that was fetched whole and has the hash that the hub lists, for every commit of the repository;
-    of any other for its own commit.
+    of any other for its own commit. `ahead` are bytes that come with the beginning, for one read of a tensor there.
     """
 
-    def __init__(self, file: HubFile, cache: TensorCache) -> None:
-        self._file, self._cache = file, cache
+    def __init__(self, file: HubFile, cache: TensorCache, *, ahead: int = 0) -> None:
+        self._file, self._cache, self._ahead = file, cache, ahead
         self._begin: bytes | None = None
+        self._fetched: WritableBytes = bytearray()
 
     @property
     def name(self) -> str:
@@ -38,13 +40,28 @@ class KeptBegin:
         """Bytes [start, stop). Raises CheckpointError."""
         check_range(self, start, stop)
         if start >= AHEAD or stop - start > MOST_KEPT:
-            return self._file.read(start, stop)
+            return self._beyond(start, stop)
         begin = self._kept()
         if stop > len(begin):
-            whole = min(self.size, max(stop, AHEAD))
-            begin = begin + bytes(self._file.read(len(begin), whole))
+            begin = self._longer(begin, min(self.size, max(stop, AHEAD)))
             self._keep(begin)
+        if start > LENGTH_BYTES:  # a tensor's
+            self._fetched = bytearray()
         return bytearray(begin[start:stop])
+
+    def _longer(self, begin: bytes, length: int) -> bytes:
+        if self._ahead and not begin:
+            self._fetched = self._file.read(0, min(self.size, length + self._ahead))
+        held = max(begin, bytes(self._fetched[:length]), key=len)
+        return held + bytes(self._file.read(len(held), length)) if len(held) < length else held
+
+    def _beyond(self, start: int, stop: int) -> WritableBytes:
+        """A tensor, from what has come with the beginning as far as that goes; it is let go then."""
+        fetched, self._fetched = self._fetched, bytearray()
+        if start >= len(fetched):
+            return self._file.read(start, stop)
+        held = memoryview(fetched)[start:stop]
+        return held if stop <= len(fetched) else bytearray(held) + self._file.read(len(fetched), stop)
 
     def _kept(self) -> bytes:
         if self._begin is None:

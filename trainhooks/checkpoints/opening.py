@@ -42,11 +42,17 @@ class FileCheckpoint:
     hub_files: Mapping[str, HubFile | HttpFile | ObjectFile | None] = field(default_factory=dict)
     cache: TensorCache | None = None
     doubt: str = ""
+    _ahead: dict[str, int] = field(default_factory=dict, compare=False, repr=False)
 
     @property
     def digests(self) -> Mapping[str, str]:
         """The hub's hashes of its files, as listed."""
         return {name: file.digest for name, file in self.hub_files.items() if file is not None and file.digest}
+
+    @property
+    def sizes(self) -> Mapping[str, int]:
+        """A server's files by name, in bytes, as listed."""
+        return {name: file.size for name, file in self.hub_files.items() if file is not None}
 
     @cached_property
     def tensors(self) -> Mapping[str, TensorEntry]:
@@ -77,6 +83,15 @@ class FileCheckpoint:
     def expect(self, key: str) -> None:
         """Have a local tensor read ahead while something else is done; one at a hub is not asked for."""
         self._stored(key).expect()
+
+    def fetch(self, key: str, *, first_bytes: int) -> None:
+        """Bring a hub's tensor into the cache, which is thought to lie in the first bytes of its file: where the file's
+        header is not known yet, these come with it in one request. Raises CheckpointError."""
+        file = self.hub_files.get(self._stored(key).entry.file)
+        if self.cache is None or not isinstance(file, HubFile) or self.cache.path(file.origin, key=key).exists():
+            return
+        self._ahead[file.url] = first_bytes
+        self.read(key)
 
     def identity(self, key: str, *, full: bool = False) -> str:
         """A hash that two checkpoints share where the tensor's bytes are the same. Raises CheckpointError.
@@ -134,6 +149,7 @@ def open_checkpoint(
         raise CheckpointError(f"{text!r} is neither here nor a hub repository, org/name[@revision].")
     where, file = _split_file(text if hub is None else hub.folder)
     folder: Any = None
+    ahead: dict[str, int] = {}
     if hub is None:
         folder, held = open_remote_folder(where), cache
     else:
@@ -142,9 +158,11 @@ def open_checkpoint(
         folder = _hub_folder(place_at, commit=commit, listings={} if listings is None else listings)
         if isinstance(folder, Path):
             return _turned(_open_local(folder / file), transposed)
-        folder = replace(folder, opened_as=lambda file: KeptBegin(file, held))
+        folder = replace(folder, opened_as=lambda file: KeptBegin(file, held, ahead=ahead.get(file.url, 0)))
     config, contents, weights = _contents_of_file(folder, file) if file else _contents(folder)
-    found = FileCheckpoint(folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt)
+    found = FileCheckpoint(
+        folder.name, config, contents.tensors, weights.files, held, doubt=contents.doubt, _ahead=ahead
+    )
     return _turned(found, transposed)
 
 

@@ -197,7 +197,8 @@ def _read_headers(
     for entry in suite.entries:
         try:
             checkpoint = opener(entry)
-            seen[entry.step] = look(checkpoint, params=params, head=head, full=full)
+            known = {identity for one in seen.values() for identity in one.identity}
+            seen[entry.step] = look(checkpoint, params=params, head=head, full=full, known=known)
         except (ValueError, OSError) as error:
             kind: Kind = "unreadable" if holds_weights(suite, entry) else "no weights"
             findings.append(failed(entry, error, kind=kind))

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any, Literal
 
 from trainhooks.checkpoints.base import Checkpoint, CheckpointError
+from trainhooks.checkpoints.fetch_ahead import fetch_head
 from trainhooks.checkpoints.formats.registry import located
 from trainhooks.checkpoints.head_key import head_key
 from trainhooks.checkpoints.sources.hub import list_hub_folder
@@ -56,8 +57,15 @@ class Seen:
     absent: tuple[str, ...] = ()
 
 
-def look(checkpoint: Checkpoint, *, params: str, head: str | None = None, full: bool) -> Seen:
-    """What a checkpoint says of the tensors `params` names. Raises CheckpointError where it has none such."""
+def look(
+    checkpoint: Checkpoint, *, params: str, head: str | None = None, full: bool, known: Container[str] = ()
+) -> Seen:
+    """What a checkpoint says of the tensors `params` names. Raises CheckpointError where it has none such.
+
+    An output embedding that will be read may come with its header; not one of an identity that is `known`.
+    """
+    if params == HEAD:
+        fetch_head(checkpoint, key=head, known=known)
     found = head_key(checkpoint, key=head) if params == HEAD else None
     keys = (found.key,) if found else _wanted_keys(checkpoint, params)
     entries = [checkpoint.tensors[key] for key in keys]

@@ -124,13 +124,14 @@ def check_range(source: ByteSource, start: int, stop: int) -> None:
         )
 
 
-def load_json(text: bytes, **options: Any) -> Any:
+def load_json(text: bytes | bytearray, *, most: tuple[int, int] | None = None, **options: Any) -> Any:
     """`json.loads` of a text that may be made to harm. Raises ValueError where it is no JSON, nested too deep, or of
-    more than 1.5 million arrays and objects or 8 million values."""
-    if text.count(b"[") + text.count(b"{") > MOST_CONTAINERS:
-        raise ValueError(f"it has more than {MOST_CONTAINERS} arrays and objects")
-    if text.count(b",") > MOST_VALUES:
-        raise ValueError(f"it has more than {MOST_VALUES} values")
+    more than 1.5 million arrays and objects or 8 million values; or of more than `most` of these two."""
+    containers, values = most or (MOST_CONTAINERS, MOST_VALUES)
+    if text.count(b"[") + text.count(b"{") > containers:
+        raise ValueError(f"it has more than {containers} arrays and objects")
+    if text.count(b",") > values:
+        raise ValueError(f"it has more than {values} values")
     try:
         return json.loads(text, **options)
     except RecursionError as error:

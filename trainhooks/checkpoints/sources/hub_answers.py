@@ -17,7 +17,9 @@ from trainhooks.checkpoints.base import CheckpointError
 from trainhooks.checkpoints.sources.byte_source import load_json
 from trainhooks.checkpoints.sources.deadline import OverdueError, within
 
-MOST_BYTES = 64 << 20  # of one answer
+# of one answer: 50,000 files with their hashes. It and what is made of it take less than 200 MB
+MOST_BYTES = 16 << 20
+MOST_CONTAINERS, MOST_VALUES = 200_000, 500_000
 MOST_PAGES = 1_000
 TOTAL_SECONDS = 180.0  # of one listing, its waits and pages together
 ANSWER_SECONDS = 60.0  # of one answer, however little it sends at a time
@@ -29,8 +31,8 @@ RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 def hub_pages(url: str) -> Iterator[Any]:
     """The JSON of an address and of the pages that follow it.
 
-    Raises CheckpointError for any answer but 200, what is no JSON, more than 64 MB, 1,000 pages, a minute for one
-    answer or three for all, and for a next page at another host.
+    Raises CheckpointError for any answer but 200, what is no JSON, more than 16 MiB, 200,000 arrays and objects or
+    500,000 values in one, 1,000 pages, a minute for one answer or three for all, and for a next page at another host.
     """
     deadline = time.monotonic() + TOTAL_SECONDS
     following = url
@@ -75,12 +77,12 @@ def _asked(url: str, deadline: float) -> tuple[Any, str | None]:
     except OverdueError:
         raise CheckpointError(f"the hub's answer takes more than {max(0.0, seconds):.0f} s.") from None
     try:
-        return load_json(text), following
+        return load_json(text, most=(MOST_CONTAINERS, MOST_VALUES)), following
     except ValueError as error:
         raise CheckpointError(f"the hub's answer is no JSON that is read: {str(error)[:200]}.") from error
 
 
-def _fetched(url: str) -> tuple[bytes, str | None]:
+def _fetched(url: str) -> tuple[bytearray, str | None]:
     """An answer's body, and the address of the page after it."""
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import build_hf_headers, get_session
@@ -117,13 +119,13 @@ def _check(response: Any) -> None:
         )
 
 
-def _body(response: Any) -> bytes:
+def _body(response: Any) -> bytearray:
     held = bytearray()
     for block in response.iter_bytes(1 << 16):
         held += block
         if len(held) > MOST_BYTES:
             raise CheckpointError(f"the hub's answer has more than {MOST_BYTES >> 20} MiB.")
-    return bytes(held)
+    return held  # a copy would be as much again
 
 
 def transport_errors() -> tuple[type[Exception], ...]:
