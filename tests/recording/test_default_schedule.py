@@ -1,5 +1,7 @@
 """When the default metrics that need the Gram are computed, and that what they say does not depend on it."""
 
+import inspect
+
 import numpy as np
 import pytest
 import torch
@@ -105,3 +107,52 @@ def test_records_without_metrics_are_no_fault(tmp_path):
 def test_what_the_user_calls_schedules_stays(tmp_path):
     _, store = run(tmp_path / "own.zarr", updates=1, provenance={"schedules": ["mine"]})
     assert store.attributes["schedules"] == ["mine"]
+
+
+class Sometimes(th.Schedule):
+    """One of the user's own, of which nothing is known before its step."""
+
+    def __call__(self, step):
+        return step in (0, 3)
+
+
+@pytest.mark.parametrize(
+    ("when", "kept"),
+    [(th.Every(3), [0, 2, 5]), (th.Steps([1, 2]), [0, 1]), (None, [*range(6)]), (Sometimes(), [*range(6)])],
+)
+def test_a_copy_is_kept_for_the_next_record_where_that_asks_for_it(tmp_path, when, kept):
+    metrics = th.default_metrics(None, costly=when)
+    settings = {"store": tmp_path / "run.zarr", "precision": "bfloat16", "total_steps": 6}
+    recorder, held = th.Recorder(TinyLM(), metrics=metrics, **settings), []
+    for step in range(6):
+        recorder.begin_step()
+        model = recorder.head.weight
+        previous = recorder.state_dict()["references"].get("previous_head")
+        if previous is not None:
+            held.append(step)
+            assert torch.equal(previous, model)
+        recorder.before_update()
+        with torch.no_grad():
+            model.add_(1.0)
+        recorder.after_update()
+    assert held == kept
+    recorder.close()
+
+
+def test_what_a_budget_may_change_is_not_foreseen():
+    metrics = th.default_metrics(None, costly=th.Every(3))
+    recorder = th.Recorder(TinyLM(), metrics=metrics, budget=0.5)
+    recorder.begin_step()
+    recorder.before_update()
+    recorder.after_update()
+    assert "previous_head" in recorder.state_dict()["references"]
+    recorder.close()
+
+
+def test_a_number_is_no_schedule():
+    with pytest.raises(ValueError, match=r"costly is 10; pass a schedule, such as th.Every\(10\)"):
+        inspect.unwrap(th.default_metrics)(None, costly=10)  # without the tests' own checks of types
+    metrics = th.default_metrics(None)
+    metrics[0].schedule = 10
+    with pytest.raises(ValueError, match="the schedule of Spectrum is 10; pass a schedule"):
+        th.Recorder(TinyLM(), metrics=metrics)

@@ -218,6 +218,22 @@ class Union(Schedule):
         return " | ".join(dict.fromkeys(map(in_words, self.parts)))
 
 
+def check_schedule(what: str, schedule: object) -> None:
+    """Raises ValueError for what is no schedule, such as a number of steps; None is one."""
+    if schedule is not None and not isinstance(schedule, Schedule):
+        raise ValueError(f"{what} is {schedule!r}; pass a schedule, such as th.Every(10) or th.Steps([0, 5]).")
+
+
+def is_foreseen(schedule: Schedule) -> bool:
+    """Whether it says of a later step now what it will say then: ours do, one of the user's own may look elsewhere."""
+    if isinstance(schedule, Union):
+        return all(map(is_foreseen, schedule.parts))
+    return is_foreseen(schedule.of) if isinstance(schedule, Thinned) else type(schedule) in _FORESEEN
+
+
+_FORESEEN = (EveryStep, Every, LogSpaced, Steps)
+
+
 def in_words(schedule: Schedule) -> str:
     """A schedule as one writes it, cut where it is long; one without words of its own has its class's name.
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from trainhooks.core.schedule import check_schedule
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import NEEDS, Metric
@@ -75,11 +76,14 @@ def padded_texts(texts: Sequence[str], *, rows: int) -> list[str]:
 def checked_metrics(metrics: Sequence[Any], *, own: Sequence[Variable]) -> list[Metric]:
     """The metrics, if they can be recorded together beside the recorder's `own` variables.
 
-    Raises ValueError for what is no instance, for variables declared twice, and for unknown needs.
+    Raises ValueError for what is no instance, for a schedule that is none, for variables declared twice, and for
+    unknown needs.
     """
     for metric in metrics:
         if not isinstance(metric, Metric):
             raise ValueError(f"metrics takes instances of th.Metric, got {metric!r}: call the class to make one.")
+        if not callable(metric.schedule):  # a function of the step has always done
+            check_schedule(f"the schedule of {type(metric).__name__}", metric.schedule)
     names = [variable.name for metric in metrics for variable in metric.variables]
     names += [variable.name for variable in own]
     twice = sorted({name for name in names if names.count(name) > 1})

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from trainhooks.core.schedule import Schedule, Thinned
+from trainhooks.core.schedule import Schedule, Thinned, check_schedule
 from trainhooks.core.token_counts import TokenCounts
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.covariate_baseline import CovariateBaseline
@@ -38,11 +38,13 @@ def default_metrics(
 
     Probe and convergence come with every record. What needs the embedding's Gram is `costly` (spectrum, geometry with
     CKA, covariates): in a recorder it comes with each below step 10, then with the first of every ten updates, and
-    with the last where the run's length is known; between them its variables are NaN. None: with every record.
+    with the last where the run's length is known; between them its variables are NaN. None: with every record. Raises
+    ValueError where it is no schedule.
 
     >>> [type(metric).__name__ for metric in default_metrics(np.array([5, 3, 0, 2]))]
     ['FrequencyProbe', 'Spectrum', 'HeadGeometry', 'GroupConvergence']
     """
+    check_schedule("costly", costly)
     if counts is None:
         return [Spectrum(schedule=costly), HeadGeometry(schedule=costly), GroupConvergence()]
     rows = RowSelection.of(counts, min_count=min_count, exclude=exclude).counted()

@@ -50,9 +50,9 @@ class Room:
         self.size, self.block_tiles = size, _block_tiles(size)
         self.most_tiles = _power_of_two(WAITING // size)
         with torch.inference_mode(False):
-            self.block = torch.empty(self.block_tiles * TILE * size, device=HOST)
-            self.tiles = torch.empty(self.most_tiles, size, device=HOST)
-            self.norms = torch.empty(self.most_tiles * TILE, device=HOST)
+            self.block = torch.empty(self.block_tiles * TILE * size, device=HOST, dtype=torch.float32)
+            self.tiles = torch.empty(self.most_tiles, size, device=HOST, dtype=torch.float32)
+            self.norms = torch.empty(self.most_tiles * TILE, device=HOST, dtype=torch.float32)
         self._views: dict[tuple[int, int], Views] = {}
 
     @classmethod
@@ -218,7 +218,7 @@ class _Sums:
 
     def __init__(self, cells: int, room: Room, *, squared: bool) -> None:
         self._room, self._squared = room, squared
-        self.total = torch.zeros(cells, room.size, device=HOST)
+        self.total = torch.zeros(cells, room.size, device=HOST, dtype=torch.float32)
         self.squares = torch.zeros(cells, dtype=torch.float64, device=HOST)
 
     def take(self, flat: Float[Tensor, "element"], sizes: Sequence[int], steps: Sequence[Step]) -> None:

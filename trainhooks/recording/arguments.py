@@ -7,7 +7,7 @@ from numbers import Real
 
 from torch import Tensor
 
-from trainhooks.core.schedule import Schedule
+from trainhooks.core.schedule import check_schedule
 
 
 def check_when(total_steps: int | None, **schedules: object) -> None:
@@ -15,8 +15,7 @@ def check_when(total_steps: int | None, **schedules: object) -> None:
     if total_steps is not None and (not isinstance(total_steps, int) or total_steps < 1):
         raise ValueError(f"total_steps is {total_steps!r}; needed a whole number of 1 or more, or None.")
     for what, schedule in schedules.items():
-        if schedule is not None and not isinstance(schedule, Schedule):
-            raise ValueError(f"{what} is {schedule!r}; pass a schedule, such as th.Every(10) or th.Steps([0, 5]).")
+        check_schedule(what, schedule)
 
 
 def check_has_values(weight: Tensor) -> None:

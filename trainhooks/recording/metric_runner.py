@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from trainhooks.core.schedule import EveryStep, Schedule, Thinned, Union
+from trainhooks.core.schedule import EveryStep, Schedule, Thinned, Union, is_foreseen
 from trainhooks.core.variable import Variable
 from trainhooks.metrics.base import Metric, State
 from trainhooks.model.distributed import Announcement, RankGroup
@@ -19,6 +19,8 @@ from trainhooks.recording.metric_failures import Faults
 from trainhooks.recording.timing import Cost, Stopwatch
 
 logger = logging.getLogger("trainhooks")
+
+LOOK_AHEAD = 16  # steps
 
 
 class MetricRunner:
@@ -84,6 +86,18 @@ class MetricRunner:
         """What this rank computes of the record of `step` at a moment; what all ranks observe, all of them compute."""
         here = [m for m in self.metrics if m.moment == moment and (self._ranks.computes_metrics or "hidden" in m.needs)]
         return [metric for metric in here if self._is_due(metric, step)]
+
+    def may_compare_with(self, step: int) -> bool:
+        """Whether the record after that of `step` may ask for its output embedding, as far as schedules foresee it.
+
+        Where a budget changes them, one is of the user's own, or the next record lies far off: yes.
+        """
+        asking = [part for part, metric in enumerate(self.metrics) if "previous_head" in metric.needs]
+        whens = [self._own[part] or self._schedule for part in asking]
+        if self._controller is not None or not all(map(is_foreseen, [self._records, *whens])):
+            return True
+        following = next(filter(self._records, range(step + 1, step + 1 + LOOK_AHEAD)), None)
+        return following is None or any(when(following) for when in whens)
 
     def observe(self, hidden: Tensor, *, step: int) -> None:
         """Show what entered the head after `step` updates to the metrics whose next record is due."""

@@ -29,11 +29,14 @@ class ReferenceStates:
     stager: Stager = field(default_factory=BlockingStager)
 
     def advance(self, *, head: Tensor | None, sketch: Tensor | None, needs: frozenset[str]) -> None:
-        """Take in the record just made: `head` is the float32 copy that the stager made last."""
+        """Take in the record just made: `head` is the float32 copy that the stager made last, None where it made none.
+
+        Then there is no previous one until the next record, which does not ask for it.
+        """
         if head is not None and "initial_head" in needs and self.initial_head is None:
             self.initial_head = self.stager.offload(head)
-        if head is not None and "previous_head" in needs:
-            self.previous_head = self.stager.offload(head, over=self.previous_head)
+        if "previous_head" in needs:
+            self.previous_head = None if head is None else self.stager.offload(head, over=self.previous_head)
         if self.initial_sketch is None:
             self.initial_sketch = sketch
         self.previous_sketch = sketch

@@ -29,6 +29,8 @@ class Stager(ABC):
     """
 
     waits = 0
+    has_places = False
+    """Whether copies have places of their own, which are held all along."""
 
     @abstractmethod
     def copy(self, matrix: Tensor, *, dtype: torch.dtype) -> Tensor:
@@ -166,6 +168,8 @@ class PinnedStager(Stager):
     matrices in pinned memory, and `to_device` moves them to the device for one record. A stager that `keeps_on_device`
     leaves them there, and nothing moves: what was copied last is kept, and the next copy takes the place of `over`.
     """
+
+    has_places = True
 
     def __init__(
         self,

@@ -150,7 +150,8 @@ class TrackedModel:
             head = self.full_head()  # collective, so before anything that depends on the rank
             if compared or taken:
                 copy = stager.copy(head, dtype=torch.float32 if compared or stored is None else stored)
+        kept = copy if compared else None
         if stored is None or not by_rows:
-            return copy if stored is not None else None, copy
+            return copy if stored is not None else None, kept
         rows = self.local_rows()
-        return None if rows is None else stager.copy(rows, dtype=stored), copy
+        return None if rows is None else stager.copy(rows, dtype=stored), kept

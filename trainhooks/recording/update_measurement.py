@@ -107,7 +107,7 @@ class UpdateMeasurement:
     def remember(self) -> None:
         """Take the model in as what later records compare with, without a record."""
         if self._ranks.computes_metrics:
-            _, head = self._copy_head(stored=False)
+            _, head = self._copy_head(stored=False, compared=self._compares_heads)
             self.references.advance(head=head, sketch=self._tracked.sketch(self._sketcher)[0], needs=self._needs)
 
     @torch.no_grad()
@@ -124,7 +124,7 @@ class UpdateMeasurement:
         snapshot = copy = None
         if self._ranks.computes_metrics:
             stored = self._metric_runner.take_snapshot(step)
-            snapshot, copy = self._copy_head(stored=stored)
+            snapshot, copy = self._copy_head(stored=stored, compared=self._will_compare(step))
         before, self.before = self.before, {}
         values = {**record_values(state, **vars(said)), **before}
         for metric in due:
@@ -135,12 +135,22 @@ class UpdateMeasurement:
             self._send(state, values, paired=before.keys() - {MOVED}, snapshot=snapshot)
             self.references.advance(head=copy, sketch=sketch, needs=self._needs)
 
-    def _copy_head(self, *, stored: bool) -> tuple[Tensor | None, Tensor | None]:
+    def _will_compare(self, step: int) -> bool:
+        """Whether a later record compares with this one's matrix, as far as it is known.
+
+        Where its place on a device is held either way, it is copied: that is one operation.
+        """
+        if not self._compares_heads or self._pipeline.stager.has_places:
+            return self._compares_heads
+        is_first = "initial_head" in self._needs and self.references.initial_head is None
+        return is_first or self._metric_runner.may_compare_with(step)
+
+    def _copy_head(self, *, stored: bool, compared: bool) -> tuple[Tensor | None, Tensor | None]:
         pipeline = self._pipeline
         return self._tracked.copy_head(
             pipeline.stager,
             stored=pipeline.staging_plan.stored if stored else None,
-            compared=self._compares_heads,
+            compared=compared,
             by_rows=pipeline.takes_rows,
             taken=pipeline.accepts_records,
         )
