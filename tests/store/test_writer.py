@@ -10,6 +10,7 @@ import pytest
 import zarr
 
 from trainhooks.store import StoreError, StoreWriter, check_place, open_store
+from trainhooks.store.format.journal import JournalRecord, write_piece
 from trainhooks.store.storage.local import LocalStorage
 
 
@@ -118,6 +119,38 @@ def test_the_writer_goes_on_after_a_fold_that_failed(run, tmp_path, monkeypatch)
     run.append(writer, range(6, 9))
     assert zarr.open_array(writer.path, path="output_embedding", mode="r").shape[0] == 8
     np.testing.assert_array_equal(list(open_store(writer.path).snapshots), [run.matrix(s) for s in range(9)])
+
+
+def test_a_fold_opens_each_journal_file_once(run, tmp_path, monkeypatch):
+    """So its bytes are summed once, for its matrix and its numbers."""
+    opened: list[int] = []
+    whole = JournalRecord.open
+
+    def noted(storage, entry, layout):
+        opened.append(entry.step)
+        return whole(storage, entry, layout)
+
+    writer = StoreWriter(tmp_path / "s.zarr", replace(run.layout, block=4))
+    monkeypatch.setattr(JournalRecord, "open", noted)
+    run.append(writer, range(8))
+    assert sorted(opened) == list(range(8))
+
+
+def test_large_arrays_of_a_record_lie_where_its_header_says(tmp_path):
+    safetensors = pytest.importorskip("safetensors.numpy")
+    arrays = {
+        "a": np.arange(3.0),
+        "b": np.arange(1 << 16, dtype="<f4"),
+        "c": np.arange(5, dtype="<f4"),
+        "d": np.float64(7),
+    }
+    arrays |= {"e": np.arange(1 << 20, dtype="<u2")[::2].reshape(1 << 10, -1), "f": np.arange(1 << 19, dtype="|i1")}
+    piece, size = write_piece(LocalStorage(tmp_path), arrays, step=1, attempt=0, has_snapshot=False)
+    found = safetensors.load_file(tmp_path / piece.key)
+    assert size == (tmp_path / piece.key).stat().st_size
+    assert {name: array.shape for name, array in found.items()} == {name: a.shape for name, a in arrays.items()}
+    for name, array in found.items():
+        np.testing.assert_array_equal(array, arrays[name])
 
 
 def test_a_failed_record_leaves_no_trace(run, tmp_path, monkeypatch):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -42,6 +43,6 @@ def stacked(records: Sequence[JournalRecord], name: str, shape: tuple[int, ...],
     """One array of several records, [record, ...]; NaN (whole numbers: -1) where a record has none."""
     values = np.full((len(records), *shape), missing_value(dtype), dtype=dtype)
     for position, record in enumerate(records):
-        if name in record.names:
+        with suppress(KeyError):
             values[position] = record.array(name)
     return values

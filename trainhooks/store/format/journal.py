@@ -31,6 +31,7 @@ _NAME = re.compile(
     r"-(?P<crc32>[0-9a-f]{8})\.safetensors"
 )
 _CODES = {"F64": "<f8", "F32": "<f4", "I64": "<i8", "I32": "<i4", "I16": "<i2", "U16": "<u2", "I8": "|i1"}
+_LARGE_BYTES = 1 << 18  # what is smaller is written together
 _NAMES = {np.dtype(code): name for name, code in _CODES.items()}
 
 
@@ -102,9 +103,15 @@ def write_piece(
         nonlocal key
         # safetensors keeps the widest numbers first, so that each lies aligned
         ordered = dict(sorted(arrays.items(), key=lambda item: (-item[1].itemsize, item[0])))
-        file.write(_header(ordered, metadata))
+        small = [_header(ordered, metadata)]
         for array in ordered.values():
-            file.write(np.require(array, requirements="C").reshape(-1).view(np.uint8).data)
+            if array.nbytes < _LARGE_BYTES:
+                small.append(array.tobytes())
+            else:
+                file.write(b"".join(small))
+                small.clear()
+                file.write(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+        file.write(b"".join(small))
         key = f"{stem}-{file.crc32:08x}.safetensors"
         return key
 
@@ -221,7 +228,7 @@ class JournalPiece:
     def check_fits(self, layout: Layout) -> None:
         """Raise StoreError where the arrays that the header names are none of this layout's."""
         height = max(0, self.rows.stop - self.rows.start)
-        wanted = {v.name: (layout.row_shape(v), v.dtype) for v in layout.variables}
+        wanted = {v.name: (layout.row_shapes[v.name], v.dtype) for v in layout.variables}
         wanted[SKETCH] = (len(layout.groups), layout.sketch_size), "float32"
         wanted[LABEL_COUNTS] = (layout.vocab,), "int64"
         wanted[SNAPSHOT] = (height, layout.dim), "uint16" if self._is_packed else "float32"
@@ -303,6 +310,8 @@ class JournalRecord:
 
     def array(self, name: str) -> np.ndarray:
         """An array of the record, sketches and label counts added over its pieces; KeyError where it has none."""
+        if len(self._pieces) == 1:
+            return self._pieces[0].arrays[name]
         found = [piece.arrays[name] for piece in self._pieces if name in piece.arrays]
         if not found:
             raise KeyError(name)
@@ -323,6 +332,8 @@ class JournalRecord:
         """
         parts, reached = [], rows.start
         for piece in self._by_rows:
+            if len(self._by_rows) == 1 and piece.rows.start <= rows.start < rows.stop <= piece.rows.stop:
+                return piece.arrays[SNAPSHOT][rows.start - piece.rows.start : rows.stop - piece.rows.start]
             start, stop = max(rows.start, piece.rows.start), min(rows.stop, piece.rows.stop)
             if start < stop:
                 if start != reached:

@@ -97,6 +97,11 @@ class Layout:
         document: dict[str, Any] = json.loads(json.dumps(dict(self.attributes)))
         return document
 
+    @cached_property
+    def row_shapes(self) -> dict[str, tuple[int, ...]]:
+        """By name, the shape of one record of each variable."""
+        return {variable.name: self.row_shape(variable) for variable in self.variables}
+
     def row_shape(self, variable: Variable) -> tuple[int, ...]:
         """The shape of one record of `variable`."""
         sizes = self.dim_sizes

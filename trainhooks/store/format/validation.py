@@ -92,7 +92,7 @@ def _checked_values(
     problems: list[str],
 ) -> dict[str, np.ndarray]:
     variables = {variable.name: variable for variable in layout.variables}
-    arrays = {}
+    fitting = {}
     for name, value in values.items():
         variable = variables.get(name)
         if variable is None:
@@ -102,15 +102,15 @@ def _checked_values(
             problems.append(f"variable {name!r} goes to {moment}")
         else:
             array = np.asarray(value)
-            shape = leading + layout.row_shape(variable)
+            shape = leading + layout.row_shapes[name]
             if array.shape != shape:
                 problems.append(f"variable {name!r} has shape {array.shape}, needed {shape}")
             elif not _fits(array, variable):
                 problems.append(f"variable {name!r} is {array.dtype} and does not fit its dtype {variable.dtype}")
             else:
-                with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, and the run goes on
-                    arrays[name] = array.astype(variable.dtype)
-    return arrays
+                fitting[name] = array, variable.dtype
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite there, and the run goes on
+        return {name: array.astype(dtype) for name, (array, dtype) in fitting.items()}
 
 
 def _fits(array: np.ndarray, variable: Variable) -> bool:

@@ -77,6 +77,8 @@ class LocalStorage(Storage):
 
     def _make_folder(self, folder: Path) -> list[Path]:
         """Make a folder and those above it; returns those that were not there."""
+        if folder.is_dir():
+            return []
         missing = [one for one in (folder, *folder.parents) if not one.exists()]
         folder.mkdir(parents=True, exist_ok=True)
         return missing
@@ -86,14 +88,14 @@ class LocalStorage(Storage):
         parts = key.split("/")
         if "\0" in key or any(part in ("", ".", "..") for part in parts):
             raise StoreError(f"{self.path}: {key!r} is no name of a file in a store. Restore the store from a copy.")
-        folder = self.path
+        folder = str(self.path)  # text: a fold asks for hundreds of keys
         for part in parts[:-1]:
-            folder = folder / part
-            if folder.is_symlink():
+            folder = f"{folder}/{part}"
+            if os.path.islink(folder):
                 raise StoreError(
                     f"{folder} is a link; a store has folders and plain files alone. Copy it with `cp -rL`."
                 )
-        return folder / parts[-1]
+        return Path(folder, parts[-1])
 
     def _folder(self, prefix: str) -> Path:
         """As `_inside`, for a folder that may be the place itself. Raises StoreError where it is a link."""

@@ -9,7 +9,7 @@ import numpy as np
 
 from trainhooks.store.format.arrays import ArrayMetadata, of_length, snapshot_names, stacked
 from trainhooks.store.format.chunks import write_rows
-from trainhooks.store.format.journal import JournalEntry, JournalRecord
+from trainhooks.store.format.journal import JournalRecord
 from trainhooks.store.format.layout import LABEL_COUNTS, SKETCH, SNAPSHOT, SNAPSHOT_STEP, STEP, Layout
 from trainhooks.store.format.schema import inner_rows, shard_rows
 from trainhooks.store.format.shards import Shard, ShardShape, write_shard
@@ -23,33 +23,32 @@ def fold_records(
     store: ManifestStore,
     arrays: Mapping[str, ArrayMetadata],
     layout: Layout,
-    entries: Sequence[JournalEntry],
+    records: Sequence[JournalRecord],
     *,
     start: int,
 ) -> dict[str, dict[str, Any]]:
-    """Write the numbers and sketches of `entries` as rows `start` and on; what a record lacks is written as missing.
+    """Write the numbers and sketches of `records` as rows `start` and on; what one lacks is written as missing.
 
     Returns the metadata of the arrays that grew; they are not written yet.
     """
-    records = [JournalRecord.open(store.storage, entry, layout) for entry in entries]
-    rows = {STEP: np.array([entry.step for entry in entries], dtype=np.int64)}
+    rows = {STEP: np.array([record.entry.step for record in records], dtype=np.int64)}
     for variable in layout.variables:
         rows[variable.name] = stacked(records, variable.name, layout.row_shape(variable), variable.dtype)
     if layout.sketch_size:
         rows[SKETCH] = stacked(records, SKETCH, (len(layout.groups), layout.sketch_size), "float32")
-    return _write_rows(store, arrays, rows, start=start, stop=start + len(entries))
+    return _write_rows(store, arrays, rows, start=start, stop=start + len(records))
 
 
 def fold_snapshots(
     store: ManifestStore,
     arrays: Mapping[str, ArrayMetadata],
     layout: Layout,
-    entries: Sequence[JournalEntry],
+    records: Sequence[JournalRecord],
     *,
     start: int,
     progress: FoldProgress,
 ) -> dict[str, dict[str, Any]]:
-    """Write the matrices of `entries` as snapshots `start` and on, block by block and shard by shard.
+    """Write the matrices of `records` as snapshots `start` and on, block by block and shard by shard.
 
     Where `progress` is called off, CalledOffError, and nothing of it counts. Memory: a few inner chunks a thread,
     whatever the matrices' size, and one chunk of label counts. Returns the metadata of the arrays that grew; they are
@@ -57,9 +56,9 @@ def fold_snapshots(
     """
     grown = {name: dict(arrays[name]) for name in snapshot_names(layout)}
     done = 0
-    while done < len(entries):
+    while done < len(records):
         room = layout.block - (start + done) % layout.block
-        part = entries[done : done + room]
+        part = records[done : done + room]
         grown = _fold_block(store, grown, layout, part, start=start + done, progress=progress)
         done += len(part)
     return grown
@@ -69,13 +68,12 @@ def _fold_block(
     store: ManifestStore,
     arrays: Mapping[str, ArrayMetadata],
     layout: Layout,
-    entries: Sequence[JournalEntry],
+    records: Sequence[JournalRecord],
     *,
     start: int,
     progress: FoldProgress,
 ) -> dict[str, dict[str, Any]]:
-    records = [JournalRecord.open(store.storage, entry, layout) for entry in entries]
-    stop = start + len(entries)
+    stop = start + len(records)
     # a block that was closed before it was full has snapshots already: its shards are written anew
     first = start // layout.block * layout.block
     shape = ShardShape(layout.block, shard_rows(layout), layout.dim, inner_rows(layout))
@@ -109,7 +107,7 @@ def _fold_block(
         store.put_streamed(key, write)
     grown = {SNAPSHOT: of_length(arrays[SNAPSHOT], stop)}
     rows = {
-        SNAPSHOT_STEP: np.array([entry.step for entry in entries], dtype=np.int64),
+        SNAPSHOT_STEP: np.array([record.entry.step for record in records], dtype=np.int64),
         LABEL_COUNTS: stacked(records, LABEL_COUNTS, (layout.vocab,), "int64"),
     }
     return grown | _write_rows(store, arrays, rows, start=start, stop=stop)

@@ -254,19 +254,24 @@ class StoreWriter:
 
     def _fold(self, unfolded: Sequence[JournalEntry], waiting: Sequence[JournalEntry]) -> None:
         grown: dict[str, dict[str, Any]] = {}
+        # once for both: each file's checksum is compared when it is first read
+        opened = {
+            entry: JournalRecord.open(self.storage, entry, self.layout) for entry in sorted({*unfolded, *waiting})
+        }
         if waiting:
             start = self._root.snapshots
             grown |= fold_snapshots(
                 self._store,
                 self._root.arrays,
                 self.layout,
-                waiting,
+                [opened[entry] for entry in waiting],
                 start=start,
                 progress=self.progress,
             )
         # records go along with snapshots, so that every snapshot's step is among the steps
         if unfolded:
-            grown |= fold_records(self._store, self._root.arrays, self.layout, unfolded, start=self._root.records)
+            records = [opened[entry] for entry in unfolded]
+            grown |= fold_records(self._store, self._root.arrays, self.layout, records, start=self._root.records)
         for name, metadata in grown.items():
             write_metadata(self._store, name, metadata)
         self._commit(replace(self._root, arrays={**self._root.arrays, **grown}, complete=False))
