@@ -64,3 +64,16 @@ def test_a_lead_of_some_rows_is_that_of_a_matrix_without_the_others():
     one, other = by_id.measure(middle, within_cut=True), alone.measure(middle[ids], within_cut=True)
     assert set(one) == set(other)
     assert all(np.array_equal(one[name], other[name]) for name in one)
+
+
+def test_what_is_known_of_the_ends_is_what_measuring_them_gives():
+    first, last = ends()
+    middle = (first + 0.4 * (last - first)).astype(np.float32)
+    targets = np.random.default_rng(4).standard_normal(ROWS)
+    reader = LeadAccumulator(first, last, middle, targets=targets, draws=19, resamples=5)
+    for end, matrix in (("first", first), ("cut", middle), ("last", last)):
+        known = reader.measure(matrix, within_cut=end != "last", end=end)
+        anew = reader.measure(matrix, within_cut=end != "last")
+        assert set(known) == set(anew)
+        for name, value in anew.items():
+            np.testing.assert_allclose(known[name], value, rtol=1e-12, err_msg=f"{name} at the {end}")

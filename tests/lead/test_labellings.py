@@ -126,3 +126,17 @@ def test_resampling_weights_count_draws_with_replacement():
 def test_unit_labelling_takes_targets_of_any_size(unit):
     values = np.random.default_rng(0).standard_normal(50)
     np.testing.assert_allclose(unit_labelling(values * unit), unit_labelling(values), atol=1e-14)
+
+
+@pytest.mark.parametrize("least", [1.0, 1e-5])
+def test_draws_are_right_to_1e5_whatever_the_change_is_worst_known_in(least):
+    rng = np.random.default_rng(6)
+    left, _ = np.linalg.qr(rng.standard_normal((3000, DIMS)))
+    right, _ = np.linalg.qr(rng.standard_normal((DIMS, DIMS)))
+    change = (left * np.geomspace(100.0, 100.0 * least, DIMS) @ right.T).astype(np.float32)
+    basis = singular_basis(change)
+    coefficients = sign_flips(np.full(len(basis.values), DIMS**-0.5), draws=DRAWS, rng=rng)
+    exact = basis.combine(change, coefficients)
+    drawn = np.concatenate([part for _, part in basis.combined_blocks(change, coefficients)])
+    assert drawn.dtype == (np.float32 if least == 1.0 else np.float64)
+    assert np.linalg.norm(drawn - exact, axis=0).max() < 1e-5

@@ -13,7 +13,7 @@ from trainhooks.core.variable import Variable
 from trainhooks.lead.change import farthest_element
 from trainhooks.lead.draws import Columns
 from trainhooks.lead.kept_sums import VALUES, lead_sizes
-from trainhooks.lead.lead_sums import LeadAccumulator
+from trainhooks.lead.lead_sums import End, LeadAccumulator
 from trainhooks.lead.run_analysis import LEAST_ROWS
 from trainhooks.lead.trajectory import FARTHEST
 from trainhooks.numerics.row_blocks import rows_read
@@ -52,11 +52,14 @@ class LeadKeeper:
     it gives no values.
     """
 
-    def __init__(self, job: Job, *, first: Tensor, final: Tensor, cut: Tensor | None, cut_step: int) -> None:
+    def __init__(
+        self, job: Job, *, first: Tensor, final: Tensor, cut: Tensor | None, first_step: int, cut_step: int
+    ) -> None:
         mask = lead_mask(job)
         self._reader: LeadAccumulator | None = None
         self._ids = None if mask is None or mask.all() else np.flatnonzero(mask)
         self._cut_step = cut_step
+        self._ends: dict[int, End] = {first_step: "first", cut_step: "cut", job.final.step: "last"}
         if mask is None or job.counts is None:
             return
         y = frequency_target(job.counts, mask=torch.from_numpy(mask)).numpy()[mask]
@@ -75,9 +78,10 @@ class LeadKeeper:
 
     def values(self, step: int, head: Tensor) -> Mapping[str, Tensor]:
         """The variables' values, float64, of the head at `step`; nothing where there is no lead."""
-        if self._reader is None or not self._is_sound(matrix := HeadRows(head)):
+        matrix, end = HeadRows(head), self._ends.get(step)
+        if self._reader is None or (end is None and not self._is_sound(matrix)):
             return {}
-        found = self._reader.measure(matrix, within_cut=step <= self._cut_step)
+        found = self._reader.measure(matrix, within_cut=step <= self._cut_step, end=end)
         found |= {"correlation": np.asarray(self._reader.correlation), "cut_step": np.asarray(float(self._cut_step))}
         return {f"lead.{name}": torch.from_numpy(np.array(value)) for name, value in found.items()}
 

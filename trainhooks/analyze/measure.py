@@ -184,7 +184,8 @@ class CheckpointMeasurer:
             assert self._initial is not None
             first_step, first = self._initial
             cut_step, cut = self._read_cut(first_step)
-            self._lead = LeadKeeper(self._job, first=first, final=self._final_head(), cut=cut, cut_step=cut_step)
+            ends: Any = {"first": first, "final": self._final_head(), "cut": cut}
+            self._lead = LeadKeeper(self._job, **ends, first_step=first_step, cut_step=cut_step)
         return self._lead.values(entry.step, weight)
 
     def _read_cut(self, first_step: int) -> tuple[int, Tensor | None]:

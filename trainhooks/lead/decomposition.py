@@ -109,6 +109,13 @@ class Decomposition:
         self._final = self.change_to(last)
         found = walked(self._final, [self])[0]
         self._final_products = found.products()
+        self.at_last = self.figures(found)
+
+    @property
+    def at_first(self) -> dict[str, np.ndarray]:
+        """What `measure` gives for `first`, where D is 0; `at_last` is that for `last`."""
+        nothing = {name: np.zeros_like(value) for name, value in self.at_last.items()}
+        return nothing | {"apart": self.at_last["total"]}
 
     def change_to(self, matrix: Matrix) -> Change:
         """D of a record."""

@@ -119,7 +119,8 @@ def _fill_twins(
     coefficients, signs = (np.concatenate(part, axis=-1) for part in zip(*drawn, strict=True))
     columns[:, 0] = labelling
     for where, within in basis.combined_blocks(change, coefficients):
-        columns[where, 1:] = within + at.outside[where, None] * signs
+        columns[where, 1:] = within
+        columns[where, 1:] += at.outside[where, None].astype(np.float32) * signs.astype(np.float32)
 
 
 def draw_labellings(

@@ -12,6 +12,8 @@ from jaxtyping import Float, UInt8
 
 from trainhooks.lead.change import Blocks, Rows, blocks_of
 
+LEAST_SHARE = 1e-5
+
 
 def unit_labelling(targets: Float[np.ndarray, "row"]) -> Float[np.ndarray, "row"]:
     """The targets with their mean taken off, at norm 1, float64.
@@ -50,15 +52,28 @@ class SingularBasis:
     def combine(self, change: Rows, coefficients: Float[np.ndarray, "rank draw"]) -> Float[np.ndarray, "row draw"]:
         """Left singular vectors times `coefficients`, made from D without keeping the left vectors."""
         labellings = np.empty((len(change), coefficients.shape[1]))
-        for where, part in self.combined_blocks(change, coefficients):
+        for where, part in self._blocks(change, self._directions(coefficients)):
             labellings[where] = part
         return labellings
 
     def combined_blocks(self, change: Rows, coefficients: Float[np.ndarray, "rank draw"]) -> Blocks:
-        """`combine` a block of rows at a time, float64."""
-        directions = self.right @ (coefficients / self.values[:, None])
+        """`combine` a block of rows at a time, of coefficients of norm 1 or less.
+
+        In float32 where its rounding cannot reach 1e-5 of a vector of norm 1, which takes half the time: where no
+        coefficient stands on a singular value far below the others. Else in float64.
+        """
+        directions = self._directions(coefficients)
+        lengths = np.linalg.norm(directions, axis=0)
+        rounding = np.finfo(np.float32).eps * np.linalg.norm(self.values) * lengths.max(initial=0.0)
+        yield from self._blocks(change, directions.astype(np.float32) if rounding < LEAST_SHARE else directions)
+
+    def _directions(self, coefficients: np.ndarray) -> np.ndarray:
+        directions: np.ndarray = self.right @ (coefficients / self.values[:, None])
+        return directions
+
+    def _blocks(self, change: Rows, directions: np.ndarray) -> Blocks:
         for where, block in blocks_of(change):
-            yield where, block.astype(np.float64) @ directions
+            yield where, block.astype(directions.dtype, copy=False) @ directions
 
 
 def singular_basis(change: Rows) -> SingularBasis:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -18,6 +18,7 @@ from trainhooks.lead.trajectory import unit_scale
 CUT_AT = 0.75
 CUT = "cut_"
 CUT_PARTS = ("inner", "total")
+End = Literal["first", "cut", "last"]
 RESAMPLES = 100
 
 
@@ -81,15 +82,24 @@ class LeadAccumulator:
         self.correlation = abs(float(basis.coefficients(change, labelling)[0]))
         self._whole = Decomposition(last=last, labellings=columns, weights=weights, **ends)
         self._until_cut = None if cut is None else _until_cut(cut, labelling, draws=draws, seed=seed, **ends)
+        self._known: dict[tuple[End | None, int], dict[str, np.ndarray]] = {
+            ("first", 0): self._whole.at_first,
+            ("last", 0): self._whole.at_last,
+        }
+        if self._until_cut is not None:
+            self._known |= {("first", 1): self._until_cut.at_first, ("cut", 1): self._until_cut.at_last}
 
-    def measure(self, matrix: Matrix, *, within_cut: bool) -> dict[str, np.ndarray]:
-        """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too."""
-        until_cut = self._until_cut if within_cut else None
-        parts = [self._whole] if until_cut is None else [self._whole, until_cut]
-        whole, *cut = [
-            part.figures(walk) for part, walk in zip(parts, walked(self._whole.change_to(matrix), parts), strict=True)
-        ]
-        return whole | {CUT + name: one[name] for one in cut for name in CUT_PARTS}
+    def measure(self, matrix: Matrix, *, within_cut: bool, end: End | None = None) -> dict[str, np.ndarray]:
+        """A record's numbers: a row of `Products`; where `within_cut`, inner and total to the cut run's end too.
+
+        `end` says which of the ends the record is, if one: what is known of it is not measured again.
+        """
+        parts = [self._whole, *([self._until_cut] if within_cut and self._until_cut is not None else [])]
+        found = {i: self._known[end, i] for i in range(len(parts)) if (end, i) in self._known}
+        asked = [i for i in range(len(parts)) if i not in found]
+        walks = walked(self._whole.change_to(matrix), [parts[i] for i in asked]) if asked else []
+        found |= {i: parts[i].figures(walk) for i, walk in zip(asked, walks, strict=True)}
+        return found[0] | {CUT + name: found[1][name] for name in CUT_PARTS if 1 in found}
 
 
 def _until_cut(cut: Matrix, labelling: np.ndarray, *, draws: int, seed: int, **ends: Any) -> Decomposition | None:

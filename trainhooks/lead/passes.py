@@ -6,7 +6,7 @@ import numpy as np
 from jaxtyping import Bool, Float, Int
 
 from trainhooks.lead.figure import FOLDS, Picture, draw_picture, heldout_correlation
-from trainhooks.lead.lead_sums import LeadAccumulator, LeadSums, cut_index, gathered
+from trainhooks.lead.lead_sums import End, LeadAccumulator, LeadSums, cut_index, gathered
 from trainhooks.lead.trajectory import FARTHEST, StraightLine, Trajectory, matrices, thinned
 
 PICTURE_RECORDS = 24
@@ -34,10 +34,12 @@ def read_run(
     end = cut_index(steps)
     cut = None if end is None else next(matrices(trajectory, kept[end : end + 1], mask=mask, farthest=farthest))
     reader = LeadAccumulator(first, last, cut, targets=targets, draws=draws, seed=seed, resamples=resamples)
+    ends: dict[int, End] = {0: "first", **({} if end is None else {end: "cut"}), len(steps) - 1: "last"}
     drawn = thinned(steps, limit=PICTURE_RECORDS) if with_picture else np.arange(0)
     in_picture, correlations, records = set(drawn.tolist()), [], []
     for position, matrix in enumerate(matrices(trajectory, kept, mask=mask, farthest=farthest)):
-        records.append(reader.measure(matrix, within_cut=end is not None and position <= end))
+        within_cut = end is not None and position <= end
+        records.append(reader.measure(matrix, within_cut=within_cut, end=ends.get(position)))
         if position in in_picture:
             correlations.append(heldout_correlation(matrix, targets, folds=folds))
     reading = gathered(steps, records, columns=reader.columns, dims=reader.dims, correlation=reader.correlation)
