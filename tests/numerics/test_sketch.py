@@ -220,6 +220,26 @@ def test_other_precisions_are_read_as_float32(dtype):
     assert torch.equal(sketch_parameter(values, name="w"), sketch_parameter(values.float(), name="w"))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("planned", [False, True])
+def test_the_default_dtype_is_the_loops(monkeypatch, dtype, planned):
+    """Chosen before the first record or, `planned`, after it."""
+    monkeypatch.setattr(sketch_on_host.Room, "_free", [])
+    groups = {"a": [("w", draw(300, 70))]}
+    sketcher, before = Sketcher(groups, size=101), torch.get_default_dtype()
+    expected = Sketcher(groups, size=101).sketch_and_norms(groups)
+    sketch_on_host.Room._free.clear()
+    if planned:
+        sketcher.sketch_and_norms(groups)
+    torch.set_default_dtype(dtype)
+    try:
+        found, of_slices = sketcher.sketch_and_norms(groups), sketcher.sketch(groups)
+    finally:
+        torch.set_default_dtype(before)
+    assert all(map(torch.equal, found, expected))
+    assert torch.equal(of_slices, expected[0])
+
+
 def test_layout_in_memory_does_not_matter():
     values = draw(60, 40)
     assert torch.equal(sketch_parameter(values.T.contiguous().T, name="w"), sketch_parameter(values, name="w"))

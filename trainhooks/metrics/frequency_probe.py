@@ -217,9 +217,11 @@ class FrequencyProbe(Metric):
         return values
 
     def kept_bytes(self, state: State) -> Mapping[str, int]:
-        """The factor that records of a wide head on a CPU start from."""
+        """The factor and the sets of rows that records of a wide head on a CPU start from."""
         weight = state.head.weight
-        return {} if weight.device.type != "cpu" else {"host": warm_bytes(dim=weight.shape[1], sets=1 + FOLDS)}
+        if weight.device.type != "cpu":
+            return {}
+        return {"host": warm_bytes(vocab=len(weight), dim=weight.shape[1], sets=1 + FOLDS, targets=2)}
 
     def state_dict(self) -> dict[str, Any]:
         """The slope of the last record, which the next one's drift refers to. No factor: the next record makes one."""

@@ -51,7 +51,7 @@ class PairSums:
     """
 
     def __init__(self) -> None:
-        self._room = torch.empty(2, BLOCK)
+        self._room = torch.empty(2, BLOCK, dtype=torch.float32, device="cpu")
 
     def blocks(
         self, values: Tensor, reference: Tensor, *, squares: PairSquares

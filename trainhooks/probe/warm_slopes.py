@@ -119,6 +119,11 @@ class WarmStart:
             pivot=found.pivot,
         )
 
+    def far_from(self, mean: Float64[Tensor, "dim"]) -> bool:
+        """Whether rows have their mean, less what is taken off them, so far out that float32 products lose digits."""
+        share = (mean * self.factor.scale[0, :, 0]).square().mean() * self.sets.weight[0]
+        return bool(share > NEAR_MEAN)
+
     @property
     def worn(self) -> bool:
         """Whether the passes for want of a new factor have cost as much as one by now, or it is old."""
@@ -189,7 +194,9 @@ def refine(embedding: Shaped[Tensor, "vocab dim"], start: WarmStart) -> Refined 
     goal = _Goal(start)
     residual = passes.begin(start.slopes + start.ahead)
     residual[-len(start.check) :] += start.check
-    if not passes.finite or not bool(residual.isfinite().all()) or not _descend(passes, goal, residual, start):
+    if not passes.finite or not bool(residual.isfinite().all()) or start.far_from(passes.mean[0]):
+        return None
+    if not _descend(passes, goal, residual, start):
         return None
     return Refined(_scored(passes, start), passes.mean_row, start.after(passes), passes.count)
 
@@ -290,6 +297,10 @@ def _scored(passes: Passes, start: WarmStart) -> Scored:
     )
 
 
-def warm_bytes(*, dim: int, sets: int) -> int:
-    """Bytes of the factors that a start keeps on the host, of sets and two halves; the rest is small beside them."""
-    return 4 * (sets + 2) * dim**2 if dim >= MIN_DIM else 0
+def warm_bytes(*, vocab: int, dim: int, sets: int, targets: int) -> int:
+    """Bytes that a start keeps on the host: the factors of sets and two halves, and a few numbers a row of the matrix.
+
+    The slopes are small beside them.
+    """
+    of_row = 2 * (sets * targets + 2) + sets - 1  # targets and sets by column, folds
+    return 4 * ((sets + 2) * dim**2 + of_row * vocab) if dim >= MIN_DIM else 0
