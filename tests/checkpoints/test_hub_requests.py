@@ -148,10 +148,11 @@ class OtherProcesses(Executor):
 
 @pytest.mark.parametrize("steps", [(0,), (0, 10, 20)], ids=["1 revision", "3 revisions"])
 @pytest.mark.parametrize("workers", [1, 2])
-def test_workers_ask_for_no_more_than_one_process(hub, tmp_path, steps, workers):
+@pytest.mark.parametrize("audit", [True, False], ids=["audited", "as it is"])
+def test_workers_ask_for_no_more_than_one_process(hub, tmp_path, steps, workers, audit):
     fill(hub, CONFIGS["a class that is known"], steps=steps)
     pool = {} if workers == 1 else {"executor": OtherProcesses()}
-    report = analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=workers, **pool)
+    report = analyze_suite(REPO, counts=COUNTS, out=tmp_path / "a.zarr", workers=workers, audit=audit, **pool)
     assert report.steps == steps
     kinds = asked(hub)
     for_all = {"refs": 1, "config.json": 1, "model.safetensors.index.json": 1}

@@ -4,7 +4,7 @@ import pytest
 import torch
 from naive_metrics import draw
 
-from trainhooks.numerics.norms import group_norms, squared_norms
+from trainhooks.numerics.norms import all_finite, group_norms, squared_norms
 from trainhooks.numerics.segments import gathered_sums
 
 
@@ -57,3 +57,19 @@ def test_rotation_and_scale():
 def test_parameters_keep_no_graph():
     parameter = torch.nn.Parameter(torch.ones(3))
     assert not group_norms({"whole": [parameter]}).requires_grad
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16, torch.int64], ids=str)
+def test_whether_all_is_finite(dtype, monkeypatch):
+    monkeypatch.setattr("trainhooks.numerics.norms._PART", 8)
+    values = torch.zeros(5, 7, dtype=dtype)
+    assert all_finite(values)
+    assert all_finite(values[:0])
+    if not dtype.is_floating_point:
+        return
+    values[2] = torch.finfo(dtype).max
+    assert all_finite(values), "a sum that overflows says nothing"
+    for bad in ("nan", "inf", "-inf"):
+        values[4, 6] = float(bad)
+        assert not all_finite(values)
+        assert not all_finite(values.T)

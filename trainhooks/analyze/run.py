@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from trainhooks.analyze.audited import SuiteInDoubt as SuiteInDoubt  # noqa: PLC0414 - its public place
 from trainhooks.analyze.audited import audited
@@ -33,6 +32,7 @@ from trainhooks.corpora.presets import PYTHIA_RULE, PYTHIA_VOCAB
 from trainhooks.metrics.arguments import checked_counts, checked_metrics, checked_rows, known_of_counts, padded_texts
 from trainhooks.metrics.base import Metric
 from trainhooks.metrics.record_info import RECORD_VARIABLES
+from trainhooks.numerics.norms import all_finite
 from trainhooks.numerics.sketch import DEFAULT_SIZE
 from trainhooks.probe.row_selection import RowSelection
 
@@ -239,7 +239,7 @@ def _job(suite: Suite, broken: Mapping[int, str], *, params: str, head: str | No
 
 def _is_finite(job: Job) -> bool:
     head = open_entry(job.suite, job.final, head=job.head, shape=job.shape).read_head()
-    return bool(head.sum(dtype=torch.float64).isfinite())
+    return all_finite(head)
 
 
 def _check_text(suite: Suite, text: str | Path, *, counts: object) -> None:

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future
+from contextlib import suppress
 
 import torch
 
-from trainhooks.analyze.job import Failed, Job, Measurement
+from trainhooks.analyze.job import FAILURES, Failed, Job, Measurement
 from trainhooks.analyze.measure import CheckpointMeasurer, run_chunk
+from trainhooks.checkpoints.opening import is_local
 from trainhooks.core.workers import WorkerPool, is_lost_worker, usable_cores
 
 CHUNK = 8
@@ -44,6 +46,7 @@ def spread(job: Job, indices: Sequence[int], pool: WorkerPool) -> Outcomes:
     size = max(1, min(CHUNK, -(-len(indices) // pool.count)))
     chunks = [tuple(indices[start : start + size]) for start in range(0, len(indices), size)]
     deadly: set[int] = set()
+    _list_shared(job, chunks)
 
     def measure(chunk: tuple[int, ...]) -> Future[list[Measurement | Failed]]:
         return pool.submit(run_chunk, job, chunk, frozenset(deadly))
@@ -63,6 +66,17 @@ def spread(job: Job, indices: Sequence[int], pool: WorkerPool) -> Outcomes:
                 why = f"the worker that measured it died, and {TRIES} times more when it was tried again alone"
                 found = [Failed(step, why)]
             yield from found
+
+
+def _list_shared(job: Job, chunks: Sequence[tuple[int, ...]]) -> None:
+    """Ask a hub here for the files of what several workers open: the first checkpoint and the one before each chunk.
+
+    The listings travel with the suite. What cannot be listed is said by the worker whose turn it is.
+    """
+    for index in sorted({0, *(chunk[0] - 1 for chunk in chunks if chunk[0])}):
+        if not is_local(job.entries[index].location):
+            with suppress(*FAILURES):
+                job.suite.open(job.entries[index])
 
 
 def _alone(measure: Measure, index: int) -> list[Measurement | Failed] | None:

@@ -11,6 +11,8 @@ from torch import Tensor
 from trainhooks.numerics.segments import gathered_sums, segment_sums
 
 HOST_PIECE = 1 << 16
+_PART = 1 << 21
+_SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 def accumulator(device: torch.device) -> torch.dtype:
@@ -80,6 +82,14 @@ def _by_kind(pieces: list[Tensor]) -> list[list[int]]:
     for index, piece in enumerate(pieces):
         kinds.setdefault((piece.dtype, piece.device), []).append(index)
     return list(kinds.values())
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether all elements are finite."""
+    # in parts: a mask of the whole tensor would be one more copy; a sum is finite only where its terms are
+    parts = tensor.flatten().split(_PART)
+    summed = tensor.dtype in _SUMMED
+    return all((summed and bool(part.sum().isfinite())) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def ratio(value: Float[Tensor, "*shape"], norm: Float[Tensor, "*#shape"]) -> Float[Tensor, "*shape"]:

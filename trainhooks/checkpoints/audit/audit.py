@@ -38,10 +38,8 @@ from trainhooks.checkpoints.suite import CheckpointRef, Suite
 from trainhooks.core.formatting import shortened
 from trainhooks.core.html import card
 from trainhooks.core.printable import page, shown
+from trainhooks.numerics.norms import all_finite
 from trainhooks.numerics.sketch import DEFAULT_SIZE, sketch_parameter
-
-_PART_ELEMENTS = 2**21
-_SUMMED = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 
 
 @dataclass(frozen=True)
@@ -249,7 +247,7 @@ def _walk(
         except (ValueError, OSError) as error:
             walk.findings.append(failed(entry, error))
             continue
-        if bad := [key for key, tensor in zip(seen[entry.step].keys, state, strict=True) if not _finite(tensor)]:
+        if bad := [key for key, tensor in zip(seen[entry.step].keys, state, strict=True) if not all_finite(tensor)]:
             message = f"step {entry.step}: NaN or infinity in {', '.join(bad[:3])}"
             walk.findings.append(SuiteFinding("not finite", (entry.step,), message, broken=(entry.step,)))
             continue
@@ -275,13 +273,6 @@ def _walk(
 def _sketch(state: Sequence[Tensor]) -> Tensor:
     parts = [sketch_parameter(tensor, name=str(number), size=DEFAULT_SIZE) for number, tensor in enumerate(state)]
     return torch.stack(parts).sum(0)
-
-
-def _finite(tensor: Tensor) -> bool:
-    # in parts: a mask of the whole tensor would be one more copy; a sum is finite only where its terms are
-    parts = tensor.flatten().split(_PART_ELEMENTS)
-    summed = tensor.dtype in _SUMMED
-    return all((summed and bool(part.sum().isfinite())) or bool(torch.isfinite(part).all()) for part in parts)
 
 
 def _out_of_line(walk: _Walk) -> list[SuiteFinding]:
