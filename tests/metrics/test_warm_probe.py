@@ -183,6 +183,51 @@ def test_a_head_that_loses_a_direction_has_the_answer_of_sums(sums, name, idle):
     assert_same_figures(again, cold(before))
 
 
+def test_slopes_that_go_on_begin_where_they_are_heading():
+    """A head whose slopes move steadily needs fewer passes than one that was shown each matrix by itself."""
+    y = frequency_target(np.maximum(COUNTS, 1)).float()
+    rows, metric, passes = draw(VOCAB, DIM, seed=3), FrequencyProbe(COUNTS), []
+    for step in range(7):
+        planted = draw(DIM, seed=1) + 0.05 * step * draw(DIM, seed=2)
+        one = rows + ((y - rows @ planted) / planted.square().sum())[:, None] * planted
+        if metric._starts:
+            refined = warm_slopes.refine(one, metric._starts[-1][1])
+            passes.append(None if refined is None else refined.passes)
+        metric.compute(state(one, step))
+    assert None not in passes
+    assert passes[-1] <= passes[0]
+    start = metric._starts[-1][1]
+    assert torch.linalg.vector_norm(start.ahead[:2]) > 0.5 * torch.linalg.vector_norm(start.moved[:2]) > 0
+
+
+@pytest.mark.parametrize("fold", range(5))
+def test_a_direction_that_all_sets_but_one_have_is_seen_by_its_half(sums, fold):
+    """A mix of columns, no one of them constant, that only the rows of one fold spread along from now on."""
+    before, metric = head(), FrequencyProbe(COUNTS)
+    metric.compute(state(before))
+    along = draw(DIM, seed=11)
+    along /= along.norm()
+    others = torch.arange(VOCAB) % 5 != fold
+    lost = before - (before @ along)[:, None] * along * others[:, None]
+    values, expected = metric.compute(state(lost, 1)), cold(lost)
+    assert len(sums) == 3
+    for figure, value in expected.items():
+        if figure != "probe.drift":
+            np.testing.assert_array_equal(values[figure], value, err_msg=figure)
+
+
+@pytest.mark.parametrize("size", [1e-12, 1e12])
+def test_the_unit_of_a_head_does_not_matter(sums, size):
+    heads = walk(head())
+    scaled = run(FrequencyProbe(COUNTS), [size * one for one in heads])
+    assert len(sums) == 1
+    plain = cold(heads[-1])
+    assert_same_figures(scaled[-1], plain, but=("slope", "fold_slope"))
+    assert (
+        float(torch.dist(size * scaled[-1]["probe.slope"], plain["probe.slope"]) / plain["probe.slope"].norm()) < 1e-4
+    )
+
+
 @pytest.mark.parametrize("size", [0.1, 1.0, 30.0])
 def test_a_head_that_jumps_has_the_same_figures(size):
     first = head()

@@ -17,6 +17,15 @@ def test_average_ranks_agree_with_scipy(values):
     assert np.array_equal(ranks.numpy(), scipy.stats.rankdata(values))
 
 
+@pytest.mark.parametrize("rows", [0, 1, 7])
+def test_ranks_of_several_lines_do_not_mix(rows):
+    """Ties at the end of a line and at the beginning of the next are no ties."""
+    values = torch.tensor(np.random.default_rng(0).integers(0, 3, size=(4, 5, rows)).astype(np.float32))
+    expected = [[scipy.stats.rankdata(line) for line in lines] for lines in values.numpy()]
+    np.testing.assert_array_equal(average_ranks(values), np.reshape(expected, values.shape))
+    np.testing.assert_array_equal(average_ranks(values.bfloat16().requires_grad_()), np.reshape(expected, values.shape))
+
+
 def test_average_ranks_of_rows_with_infinities_zeros_and_nan():
     values = torch.tensor([[2.0, -torch.inf, 0.0, -0.0], [torch.nan, 1.0, torch.inf, torch.inf]])
     ranks = average_ranks(values)

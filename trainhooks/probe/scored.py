@@ -211,15 +211,16 @@ def scored_moments(
     lost = ~keep
     if not keeps_all:
         columns.masked_fill_(lost, 0)
-    ranked = columns[:, : layout.ranked].masked_fill(lost, torch.inf)  # behind all others, where no rank is disturbed
-    ranks = ranks_to_scale(ranked[:, layout.targets :] if keeps_all else ranked)
-    if keeps_all:  # those of the targets are known
-        ranks = torch.cat([rows.target_ranks, ranks], 1)
+    known = [rows.target_ranks] if keeps_all else []
+    ranked = columns[:, layout.targets * len(known) : layout.ranked]
+    ranks = ranks_to_scale(ranked.masked_fill(lost, torch.inf))  # behind all others, where no rank is disturbed
+    columns = torch.cat([columns, *known, ranks], 1)
     weights = keep.double()
     if rows.root_weights is not None:
         own = weights * rows.root_weights.square()[rows.table[0]][:, None]
-        weights = torch.cat([own.expand_as(columns), weights.expand_as(ranks)], 1)
-    return FoldMoments.of(torch.cat([columns, ranks], 1), weights=weights)
+        plain = columns.shape[1] - layout.ranked
+        weights = torch.cat([own.expand(-1, plain, -1), weights.expand(-1, layout.ranked, -1)], 1)
+    return FoldMoments.of(columns, weights=weights)
 
 
 def spearman_by_fold(

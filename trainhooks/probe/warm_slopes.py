@@ -127,7 +127,7 @@ class WarmStart:
     @property
     def worn(self) -> bool:
         """Whether the passes for want of a new factor have cost as much as one by now, or it is old."""
-        return self.spent >= max(6, self.slopes.shape[1] // 80) or self.records >= MOST_RECORDS
+        return self.spent >= max(12, self.slopes.shape[1] // 80) or self.records >= MOST_RECORDS
 
     @property
     def most_passes(self) -> int:
@@ -204,20 +204,21 @@ def refine(embedding: Shaped[Tensor, "vocab dim"], start: WarmStart) -> Refined 
 def _descend(passes: Passes, goal: _Goal, residual: Tensor, start: WarmStart) -> bool:
     """Conjugate gradients, each column its own, until all are near enough (True) or a Gram is the better way."""
     z = goal.solve(residual)
-    error = goal.error(residual, z, passes)
-    direction, energy = z, (residual * z).sum(1, keepdim=True)
-    while not error <= 1:
-        if not error <= MOST_ERROR or passes.count >= start.most_passes or goal.stretch > MOST_STRETCH:
+    energy = torch.linalg.vecdot(residual, z)
+    if not goal.reached(energy, z, passes, share=MOST_ERROR):
+        return False
+    direction = z
+    while not goal.reached(energy, z, passes):
+        if passes.count >= start.most_passes or goal.stretch > MOST_STRETCH:
             return False
         direction, product = passes.multiply(direction)
-        curvature = (direction * product).sum(1, keepdim=True)
-        length = ((residual * direction).sum(1, keepdim=True) / curvature).where(curvature > 0, 0)
+        curvature = torch.linalg.vecdot(direction, product)
+        length = (torch.linalg.vecdot(residual, direction) / curvature).where(curvature > 0, 0)
         goal.stretch = max(goal.stretch, float(length.max()))
-        residual = residual - passes.step(length) * product
+        residual = torch.addcmul(residual, passes.step(length)[:, None], product, value=-1)
         z = goal.solve(residual)
-        error = goal.error(residual, z, passes)
-        before, energy = energy, (residual * z).sum(1, keepdim=True)
-        direction = z + (energy / before).where(before > 0, 0) * direction
+        before, energy = energy, torch.linalg.vecdot(residual, z)
+        direction = torch.addcmul(z, (energy / before).where(before > 0, 0)[:, None], direction)
     return goal.stretch <= MOST_STRETCH
 
 
@@ -246,17 +247,17 @@ class _Goal:
             start += columns
         return torch.cat(solved).double() * self._scale
 
-    def error(self, residual: Tensor, z: Tensor, passes: Passes) -> float:
-        """The largest error of predictions, slopes, intercepts and checks over its tolerance; NaN if one is."""
-        targets = len(self._mean_y)
-        slopes, about = passes.slopes[:targets], passes.mean_rows[:targets]
-        intercept = (self._mean_y - (slopes * about).sum(1)).abs().clamp_min(1)
-        near = ((residual * z).sum(1) / self._energy).clamp_min(0).sqrt()
-        z = z[:targets]
-        still = torch.linalg.vector_norm(z, dim=1) / torch.linalg.vector_norm(slopes, dim=1) / SLOPE_TOLERANCE
-        level = (z * about).sum(1).abs() / intercept / INTERCEPT_TOLERANCE
-        # 0 / 0 of a slope that is 0 is no error; a maximum keeps NaN
-        return self.stretch * float(torch.cat([near, still.where(z.any(1), 0), level]).max())
+    def reached(self, energy: Tensor, z: Tensor, passes: Passes, *, share: float = 1.0) -> bool:
+        """Whether predictions, checks, slopes and intercepts are within `share` of their tolerances; false for NaN."""
+        targets, least = len(self._mean_y), (share / self.stretch) ** 2
+        z, slopes = z[:targets], passes.slopes[:targets]
+        found = torch.cat([energy, torch.linalg.vecdot(z, z)])
+        most = torch.cat([self._energy, SLOPE_TOLERANCE**2 * torch.linalg.vecdot(slopes, slopes)])
+        if not bool((found <= least * most).all()):
+            return False
+        about = passes.mean_rows[:targets]
+        intercept = (self._mean_y - torch.linalg.vecdot(slopes, about)).abs().clamp_min(1)
+        return bool((torch.linalg.vecdot(z, about).abs() <= least**0.5 * INTERCEPT_TOLERANCE * intercept).all())
 
 
 def _scored(passes: Passes, start: WarmStart) -> Scored:
