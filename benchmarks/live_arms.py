@@ -30,10 +30,24 @@ class Arm:
         self.head = self.model.get_output_embeddings().weight
         self.optimizer = torch.optim.AdamW(self.model.parameters(), lr=1e-3, fused=setting.on_gpu)
         self.losses: list[Tensor] = []
+        generator = torch.Generator(setting.device).manual_seed(SEED)
+        self.changes = [1e-4 * torch.randn(p.shape, generator=generator, device=p.device) for p in self.given]
+
+    @property
+    def given(self) -> list[Tensor]:
+        """The parameters that a step of the recorder alone changes."""
+        return list(self.model.parameters()) if self.setting.alone else []
 
     def step(self, ids: Tensor) -> None:
         """One update on [window, context + 1] ids."""
         self.before(ids[:, 1:])
+        if self.setting.alone:
+            self.ready()
+            with torch.no_grad():
+                torch._foreach_add_(self.given, self.changes)
+            self.losses.append(torch.ones((), device=self.setting.device))
+            self.after(self.losses[-1])
+            return
         with torch.autocast("cuda", torch.bfloat16) if self.setting.on_gpu else nullcontext():
             logits = self.model(ids[:, :-1]).logits
             loss = nn.functional.cross_entropy(logits.flatten(0, 1).float(), ids[:, 1:].flatten())
@@ -49,7 +63,11 @@ class Arm:
         for ids in batches:
             clock.tick()
             self.step(ids)
+        self.settle()
         clock.tick()
+
+    def settle(self) -> None:
+        """After a block: what was begun in the background counts, where that can be said."""
 
     def before(self, labels: Tensor) -> None:
         """Before the forward pass."""
@@ -90,6 +108,11 @@ class Recorded(Arm):
         """The record."""
         with self.guard():
             self.recorder.after_update(loss=loss, learning_rate=1e-3)
+
+    def settle(self) -> None:
+        """Until all records are durable, as before a checkpoint."""
+        if self.setting.alone:
+            self.recorder.state_dict()
 
     @contextmanager
     def guard(self) -> Iterator[None]:
@@ -182,7 +205,7 @@ class Lightning(Arm):
 
 @dataclass(frozen=True)
 class Setting:
-    """Size and length of a comparison."""
+    """Size and length of a comparison; `alone`: nothing is trained, each step changes all parameters by the same."""
 
     size: str
     vocab: int
@@ -191,6 +214,7 @@ class Setting:
     block: int
     rounds: int
     device: str
+    alone: bool = False
 
     @property
     def on_gpu(self) -> bool:
@@ -251,12 +275,14 @@ def make_arms(setting: Setting, folder: Path, *, only: list[str] | None) -> list
     texts = [f" t{index}" for index in range(setting.vocab)]
     every = {"counts": counts, "vocab_size": setting.vocab, "token_texts": texts}
     chosen = [m for m in th.default_metrics(counts) if not isinstance(m, HeadGeometry)]
+    groups = [m for m in th.default_metrics(None) if type(m).__name__ == "GroupConvergence"]
     common: dict[str, Any] = {"folder": folder, "setting": setting}
     tenth = {"schedule": th.Every(10), "snapshot_schedule": th.Steps([0])}
     makers: dict[str, Any] = {
         "bare": lambda: Arm("bare", **common),
         "scalars": lambda: Recorded("scalars", settings={**every, **tenth}, **common),
         "snapshot": lambda: Recorded("snapshot", settings={"metrics": []}, **common),
+        "groups": lambda: Recorded("groups", settings={"metrics": groups}, **common),
         "everything": lambda: Recorded("everything", settings={"counts": counts, "metrics": chosen}, **common),
         "defaults": lambda: Recorded("defaults", settings=every, **common),
         "demo": lambda: Recorded("demo", settings={**every, "metrics": as_in_the_demo(counts, texts)}, **common),

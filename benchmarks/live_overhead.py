@@ -4,6 +4,7 @@
     python benchmarks/live_overhead.py --small                  # a small setting for CI, seconds
     python benchmarks/live_overhead.py --device cuda --size 160m --steps 300
     python benchmarks/live_overhead.py --against v0.1.0 --only scalars everything defaults
+    python benchmarks/live_overhead.py --alone --against v0.1.0 --only groups everything demo --threads 1
 
 One process. Each arm has its own copy of the model and its own optimizer, and all take the same batches, in blocks of
 `--block` steps that take turns, the order rotating, so that a slow moment of the machine falls on all arms. A step's
@@ -17,12 +18,17 @@ far peak memory rose within a block above its begin, "own" what the recorder say
   precision, no metric. `everything`: at each step snapshot, probe, convergence of all groups, sketches and label
   counts, and the spectrum when it is due by default (in other versions at each step). `defaults`: what
   `default_metrics` adds to that, geometry with CKA and the covariate baseline.
+- `groups`: at each step snapshot, sketches, label counts and convergence of all groups: a record without its probe.
 - `demo`: the default metrics as the demo has them: probe and convergence at each step, the others at each tenth.
 - `torch.save` of the output embedding a step; `tensorboard`: its histogram a step.
 - `lightning`: the same loop in Lightning's Trainer; `checkpoint`: that with `ModelCheckpoint(every_n_train_steps=1)`.
 
 With `--against REF` another version of the library runs beside the present one, in a process of its own, round by
-round; "own" is then an arm's processor time above that version's bare loop.
+round; "own" is then an arm's processor time above that version's bare loop, and "own, in its thread" what of it falls
+to the loop's own thread.
+
+With `--alone` no model is trained: a step adds a fixed change to all parameters, and all records of a block are durable
+at its end. What is left beside the bare arm is the recorder, in a tenth of the time.
 
 Losses of all arms of the plain loop must agree to the bit, or the program ends with an error. On a GPU the loop runs
 under bfloat16 autocast, and `--check-sync` runs the hooks of the last rounds with
@@ -181,10 +187,15 @@ def serve_rounds(setting: Setting, arms: list[Arm]) -> None:
     batches = setting.ids()
 
     def measured(number: int) -> dict[str, float]:
-        turn = number % len(arms)
-        cpu = {arm.name: measure(arm, batches[number])[1] for arm in [*arms[turn:], *arms[:turn]]}
-        own = {f"{name}, own": ms - cpu["bare"] for name, ms in cpu.items() if name != "bare"}
-        return {name: cpu[name] for name in (arm.name for arm in arms)} | own
+        turn, cpu, of_thread = number % len(arms), {}, {}
+        for arm in [*arms[turn:], *arms[:turn]]:
+            begin = time.thread_time()
+            cpu[arm.name] = measure(arm, batches[number])[1]
+            of_thread[arm.name] = 1000 * (time.thread_time() - begin) / len(batches[number])
+        recorded = [arm.name for arm in arms if arm.name != "bare"]
+        own = {f"{name}, own": cpu[name] - cpu["bare"] for name in recorded}
+        own |= {f"{name}, own, in its thread": of_thread[name] - of_thread["bare"] for name in recorded}
+        return {arm.name: cpu[arm.name] for arm in arms} | own
 
     against.serve(measured)
 
@@ -199,6 +210,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--block", type=int, default=10, help="a multiple of 10, for `scalars` to be measured right")
     parser.add_argument("--threads", type=int, help="torch's threads on the CPU")
     parser.add_argument("--only", nargs="+", metavar="ARM", help="these arms beside the bare one")
+    parser.add_argument("--alone", action="store_true", help="the recorder without a loop that trains")
     parser.add_argument("--small", action="store_true", help="vocabulary 512, context 32: for CI")
     parser.add_argument("--check-sync", action="store_true", help="the hooks must not wait for the GPU")
     parser.add_argument("--against", metavar="REF", help="a commit, branch or tag to run beside the present tree")
@@ -225,6 +237,7 @@ def main() -> None:
         block=given.block,
         rounds=1 + -(-given.steps // given.block),
         device=given.device,
+        alone=given.alone,
     )
     if given.against and not given.serve:
         rows = against.compare(__file__, sys.argv[1:], ref=given.against, rounds=setting.rounds - 1)

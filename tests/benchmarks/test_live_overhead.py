@@ -9,20 +9,31 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 
 
-def test_live_overhead(tmp_path):
-    arms = ["scalars", "everything", "torch.save"]
-    small = ["--small", "--threads", "1", "--steps", "10"]
+def measured(folder, arms, *options):
+    small = ["--small", "--threads", "1", "--steps", "10", *options]
     command = [sys.executable, str(ROOT / "benchmarks" / "live_overhead.py"), *small, "--only", *arms]
     run = subprocess.run(
-        [*command, "--out", str(tmp_path / "table")],
+        [*command, "--out", str(folder / "table")],
         check=False,
         capture_output=True,
         text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"},
     )
     assert run.returncode == 0, run.stderr[-2000:]
-    found = json.loads((tmp_path / "table.json").read_text())
-    rows = {row["arm"]: row for row in found["rows"]}
+    found = json.loads((folder / "table.json").read_text())
+    return {row["arm"]: row for row in found["rows"]}
+
+
+def test_the_recorder_alone(tmp_path):
+    rows = measured(tmp_path, ["groups"], "--alone")
+    assert list(rows) == ["bare", "groups"]
+    assert rows["groups"]["bytes_per_step"] > 512 * 256 / 2, "matrices that move, as they are stored"
+    assert rows["groups"]["recorder_ms"] > 0
+
+
+def test_live_overhead(tmp_path):
+    arms = ["scalars", "everything", "torch.save"]
+    rows = measured(tmp_path, arms)
     assert list(rows) == ["bare", *arms]
     assert all(row["ms"] > 0 and row["ratio"] > 0 for row in rows.values())
     assert rows["bare"]["ratio"] == 1
