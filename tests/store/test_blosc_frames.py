@@ -62,6 +62,27 @@ def test_a_frame_that_is_cut_or_names_places_outside_is_an_error():
             Frame.parse(data[:place] + length + data[place + 4 :])
 
 
+def test_blocks_that_share_their_bytes_make_no_more_than_the_frame_says():
+    """A file of 66 kB would be joined into one of 4 MB, one of 1 MB into one of 2 GB."""
+    good = Frame.parse(CODEC.encode(np.zeros(1 << 19, "<f4")))
+    assert good is not None
+    assert len(good.blocks) == 64
+    long = (1 << 16).to_bytes(4, "little") + bytes(1 << 16)
+    start = 16 + 4 * 64
+    head = good.head + b"".join(part.to_bytes(4, "little") for part in (good.size, good.block_size, start + len(long)))
+    with pytest.raises(ValueError, match=f"behind {good.block_size} bytes"):
+        Frame.parse(head + start.to_bytes(4, "little") * 64 + long)
+
+
+def test_blocks_that_are_smaller_than_the_codec_makes_are_left_to_it():
+    """It would be given their size and take a larger one."""
+    values = np.zeros(256, "<f4")
+    head = CODEC.encode(np.zeros(1 << 16, "<f4"))[:4]
+    data = Frame(head, values.nbytes, 64, [(64).to_bytes(4, "little") + bytes(64)] * 16).join()
+    assert np.array_equal(np.frombuffer(CODEC.decode(data), "<f4"), values)
+    assert replaced_from(data, CODEC, np.full(40, 7, "<f4"), start=20, items=256, missing=np.nan) is None
+
+
 def test_upper_halves_make_a_frame_of_the_whole_numbers():
     upper = drawn((300, 1000), "<i2").view("<u2")
     for block_size in (1 << 12, 1 << 16, 1 << 20):

@@ -153,6 +153,22 @@ def test_large_arrays_of_a_record_lie_where_its_header_says(tmp_path):
         np.testing.assert_array_equal(array, arrays[name])
 
 
+@pytest.mark.parametrize("closed", [9, 11, 15])
+def test_a_block_that_was_closed_early_is_written_anew_when_it_is_full(run, tmp_path, closed):
+    layout = replace(run.layout, block=8)
+    first = StoreWriter(tmp_path / "s.zarr", layout)
+    run.append(first, range(closed))
+    first.close()
+    writer = StoreWriter(first.path, layout, mode="resume")
+    for step in range(closed, 15):
+        run.append(writer, [step])
+        assert writer.backlog == step + 1 - closed
+    run.append(writer, [15])
+    assert writer.backlog == 0
+    writer.close()
+    np.testing.assert_array_equal(list(open_store(writer.path).snapshots), [run.matrix(s) for s in range(16)])
+
+
 def test_a_failed_record_leaves_no_trace(run, tmp_path, monkeypatch):
     writer = StoreWriter(tmp_path / "s.zarr", run.layout)
     run.append(writer, [0])

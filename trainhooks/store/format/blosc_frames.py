@@ -23,6 +23,7 @@ _PLACES = np.dtype("<u4")
 _ITEM_SIZE, _SHUFFLED_BYTES = 3, 16  # a byte of the header; the bits of 8 items of 2 bytes are shuffled together
 _FLAGS, _STORED_FLAG, _WHOLE_BLOCKS_FLAG = 2, 0x2, 0x10  # a byte of the header, and bits in it
 _LARGEST = (1 << 31) - 1
+_SMALLEST_BLOCK = 128  # raw bytes: blosc makes a smaller one of a smaller whole alone
 
 
 @dataclass(frozen=True)
@@ -39,7 +40,8 @@ class Frame:
 
     @staticmethod
     def parse(data: bytes) -> Frame | None:
-        """The blocks of a frame; None where it has none that stand for themselves: stored as it is, or split up.
+        """The blocks of a frame; None where it has none that stand for themselves: stored as it is, or split up, or in
+        smaller ones than blosc makes.
 
         Raises ValueError where it is no whole frame.
         """
@@ -50,12 +52,14 @@ class Frame:
             return None
         if length != len(data) or not 0 < block_size <= size:
             raise ValueError(f"a frame of {len(data)} bytes says {length}, in blocks of {block_size} of {size}")
+        if block_size < min(size, _SMALLEST_BLOCK):
+            return None
         count = -(-size // block_size)
         if _HEADER.size + _PLACES.itemsize * count > len(data):
             raise ValueError(f"a frame of {len(data)} bytes has no room for {count} blocks")
         view = memoryview(data)
         places = np.frombuffer(data, _PLACES, count=count, offset=_HEADER.size).tolist()
-        return Frame(head, size, block_size, [_block(view, place) for place in places])
+        return Frame(head, size, block_size, [_block(view, place, block_size) for place in places])
 
     def alone(self, number: int) -> bytes:
         """A frame of one of the blocks."""
@@ -75,13 +79,14 @@ class Frame:
         return b"".join([header, places.astype(_PLACES).tobytes(), *self.blocks])
 
 
-def _block(view: memoryview, place: int) -> memoryview:
+def _block(view: memoryview, place: int, most: int) -> memoryview:
     start = place + _LENGTH.size
     if start > len(view):
         raise ValueError(f"a block at {place} lies outside its frame")
     stop = start + _LENGTH.unpack_from(view, place)[0]
-    if not start < stop <= len(view):
-        raise ValueError(f"a block at {place} ends at {stop}, outside its frame")
+    # none is longer than it was raw: blocks that share their bytes would join into far more than was read
+    if not start < stop <= min(len(view), start + most):
+        raise ValueError(f"a block at {place} ends at {stop}, outside its frame or behind {most} bytes")
     return view[place:stop]
 
 

@@ -240,7 +240,8 @@ class StoreWriter:
         unfolded = [entry for entry in pending if entry.step > self._folded_step]
         waiting = [entry for entry in pending if entry.has_snapshot and entry.step > self._folded_snapshot]
         if not whole:
-            waiting = waiting[: (snapshots + len(waiting)) // block * block - snapshots]
+            # a block that was closed before it was full is written anew once: when it is full
+            waiting = waiting[: max(0, (snapshots + len(waiting)) // block * block - snapshots)]
         if not waiting and (not unfolded or (len(unfolded) < block and not whole)):
             return
         last = pending[-1].step
