@@ -1,5 +1,7 @@
 """Several ranks write one record, each its own rows."""
 
+import os
+import resource
 from dataclasses import replace
 
 import numpy as np
@@ -25,6 +27,26 @@ def append(run, writer, other, step):
     """A record's two pieces."""
     other.append_piece(step, snapshot=run.matrix(step)[40:])
     writer.append(step, {}, snapshot=run.matrix(step)[:40], rows=(0, 40))
+
+
+def test_many_ranks_need_no_more_files_than_a_process_may_open(run, tmp_path):
+    """A mapped file holds a descriptor: a block of 4 records of 30 pieces are 120, where 60 more may be opened."""
+    layout = replace(run.layout, block=4, variables=())
+    writer = StoreWriter(tmp_path / "s.zarr", layout, pieces=30)
+    rows = [(0, 12), *((start, start + 2) for start in range(12, 70, 2))]
+    others = [PieceWriter(writer.path, piece=n, pieces=30, rows=rows[n], attempt=0) for n in range(1, 30)]
+    soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (len(os.listdir("/dev/fd")) + 60, hard))
+    try:
+        for step in range(7):
+            for other, (start, stop) in zip(others, rows[1:], strict=True):
+                other.append_piece(step, snapshot=run.matrix(step)[start:stop])
+            writer.append(step, {}, snapshot=run.matrix(step)[:12], rows=(0, 12))
+        np.testing.assert_array_equal(list(open_store(writer.path).snapshots), [run.matrix(step) for step in range(7)])
+        assert resource.getrlimit(resource.RLIMIT_NOFILE)[1] == hard
+    finally:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
+    writer.close()
 
 
 def test_ranks_write_pieces_of_a_record_without_a_gather(run, tmp_path):

@@ -301,6 +301,8 @@ class JournalRecord:
     @staticmethod
     def open(storage: Storage, entry: JournalEntry, layout: Layout) -> JournalRecord:
         """Map the record's files."""
+        if len(entry.pieces) > 1:  # where many ranks write, a block of records is a thousand files
+            storage.expect_maps(len(entry.pieces))
         return JournalRecord(entry, [JournalPiece(storage, piece) for piece in entry.pieces], layout)
 
     @property

@@ -88,6 +88,9 @@ class Storage(ABC):
     def mmap(self, key: str) -> memoryview:
         """A whole file, mapped where the medium can; it stays readable when the file is deleted or replaced."""
 
+    def expect_maps(self, count: int) -> None:  # noqa: B027
+        """So many files will be mapped and held together: make room for it where the system bounds that."""
+
     @abstractmethod
     def size(self, prefix: str = "") -> int:
         """Bytes of all files below the folder `prefix`; those that go meanwhile do not count."""

@@ -64,6 +64,10 @@ class FencedStorage(Storage):
         """See `Storage.mmap`."""
         return self._there(lambda: self._storage.mmap(key))
 
+    def expect_maps(self, count: int) -> None:
+        """See `Storage.expect_maps`."""
+        self._storage.expect_maps(count)
+
     def size(self, prefix: str = "") -> int:
         """See `Storage.size`."""
         return self._storage.size(prefix)

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import mmap
 import os
+import resource
 import shutil
 import stat
 import time
@@ -26,6 +27,8 @@ from trainhooks.store.storage.base import (
     Storage,
     _no_plain_file,
 )
+
+_SPARE_FILES = 256  # descriptors that are left to the rest of the process
 
 
 class LocalStorage(Storage):
@@ -136,6 +139,16 @@ class LocalStorage(Storage):
             if not os.fstat(file.fileno()).st_size:
                 return memoryview(b"")
             return memoryview(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ))
+
+    def expect_maps(self, count: int) -> None:
+        """See `Storage.expect_maps`: each mapped file holds a descriptor, of which a process often may have 1,024."""
+        soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        wanted = _open_files() + count + _SPARE_FILES
+        if soft == resource.RLIM_INFINITY or wanted <= soft:
+            return
+        most = wanted if hard == resource.RLIM_INFINITY else min(hard, wanted)
+        with suppress(OSError, ValueError):  # what does not fit is said where it is opened
+            resource.setrlimit(resource.RLIMIT_NOFILE, (max(soft, most), hard))
 
     def size(self, prefix: str = "") -> int:
         """See `Storage.size`."""
@@ -257,6 +270,14 @@ class LocalStorage(Storage):
             with suppress(OSError):  # or a child that was forked meanwhile would hold it as long as it lives
                 fcntl.flock(descriptor, fcntl.LOCK_UN)
             os.close(descriptor)
+
+
+def _open_files() -> int:
+    """Descriptors that this process has open; what most have where the system does not say."""
+    try:
+        return len(os.listdir("/dev/fd"))
+    except OSError:
+        return _SPARE_FILES
 
 
 def sync(descriptor: int) -> None:
