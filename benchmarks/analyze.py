@@ -10,7 +10,9 @@ Prints JSON. `probe_ratio` is the frequency probe with its folds over a bare loo
 tiny one (libraries), in float32 output embeddings (wanted: 4): the kernel's VmHWM, set back before, in which pages of
 mapped files count, once for each place they are mapped at. `anonymous_copies` is the same without mapped files, which
 the kernel may take back: RssAnon, looked at every 4 ms. Linux only. Times are medians of interleaved rounds on a warm
-cache. `analyze_ratio` is a whole analysis, its audit and store included, over the bare loop (wanted: 3), and
+cache. `fixed_ratio` and `per_checkpoint_ratio` are the parts of a whole analysis: what it costs once and what each
+checkpoint adds, in bare products, from the whole suite and its first half; `ratio_at_154` is that of a suite as long as
+Pythia's. `analyze_ratio` is a whole analysis, its audit and store included, over the bare loop (wanted: 3), and
 `all_ratio` one of all parameters without its audit over a sum of every stored number (wanted: 1.5), both in processor
 time of one thread, the bare loops before and after.
 """
@@ -28,6 +30,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from threading import Event, Thread
+from typing import Any
 
 import numpy as np
 import torch
@@ -40,6 +43,8 @@ from trainhooks.metrics.frequency_probe import FrequencyProbe
 from trainhooks.model import find_output_embedding
 
 HEAD = "embed_out.weight"
+PYTHIA = 154
+LEAST_RECORDS = 3
 
 
 def write_suite(folder: Path, *, vocab: int, dim: int, checkpoints: int) -> np.ndarray:
@@ -138,8 +143,19 @@ def peak_copies(suite: Path, counts: Path, *, vocab: int, dim: int) -> dict[str,
         **copies,
         "analyze_seconds_per_checkpoint": found["seconds"] / found["checkpoints"],
         "analyze_ratio": found["analyze_cpu"] / found["bare_cpu"],
+        **length_ratios(found),
         "all_ratio": found["all_cpu"] / found["read_cpu"],
     }
+
+
+def length_ratios(found: dict[str, float]) -> dict[str, float]:
+    """What an analysis costs once, and by checkpoint, in bare products a checkpoint: from two lengths of one suite."""
+    bare_cpu, longer = found["bare_cpu"] / found["checkpoints"], found["checkpoints"] - found["half"]
+    if longer <= 0:
+        return {}
+    each = (found["analyze_cpu"] - found["half_cpu"]) / longer / bare_cpu
+    once = found["analyze_cpu"] / bare_cpu - each * found["checkpoints"]
+    return {"fixed_ratio": once, "per_checkpoint_ratio": each, "ratio_at_154": once / PYTHIA + each}
 
 
 def measure_memory(suite: Path, counts: Path) -> None:
@@ -159,6 +175,9 @@ def measure_memory(suite: Path, counts: Path) -> None:
             report = analyze_suite(suite, counts=np.load(counts), out=folder / "a.zarr", workers=1)
             cpu = time.process_time() - began
         grown = resident_bytes("VmHWM") - before
+        half = max(LEAST_RECORDS, len(places) // 2)
+        some: dict[str, Any] = {"counts": np.load(counts), "workers": 1, "steps": list(range(half))}
+        half_cpu = processor_seconds(lambda: analyze_suite(suite, out=folder / "half.zarr", **some))
         after_cpu = processor_seconds(lambda: [bare(place) for place in places])
         whole = {"counts": None, "params": "all", "workers": 1, "audit": False}
         all_cpu = processor_seconds(lambda: analyze_suite(suite, out=folder / "all.zarr", **whole))
@@ -167,7 +186,7 @@ def measure_memory(suite: Path, counts: Path) -> None:
         json.dumps({
             "peak_copies": grown, "anonymous_copies": max(peaks) - anonymous, "seconds": report.seconds,
             "checkpoints": len(report.steps), "analyze_cpu": cpu, "bare_cpu": (before_cpu + after_cpu) / 2,
-            "all_cpu": all_cpu, "read_cpu": read_cpu,
+            "all_cpu": all_cpu, "read_cpu": read_cpu, "half": half, "half_cpu": half_cpu,
         })
     )  # fmt: skip
 
