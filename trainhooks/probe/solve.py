@@ -197,8 +197,8 @@ def _rank(inverse: Tensor, *, tau: float, constant: Tensor) -> Tensor:
     that neither rounding noise around 0 nor small eigenvalues add up to a whole one. Exact up to rounding unless
     eigenvalues lie near tau; constant columns, whose 1 stands in the matrix for nothing, do not count.
     """
-    trace = _diagonal(inverse).sum() * tau  # the steps add up to 10 times its cube at most
-    if inverse.device.type in HOSTS and float(trace.numpy()) < NEARLY_NONE:
+    # the steps add up to 10 times the cube of the sum of all 1 - f at most
+    if inverse.device.type in HOSTS and float(_diagonal(inverse).sum().numpy()) * tau < NEARLY_NONE:
         return len(inverse) - constant.sum().double()
     g = inverse.mul_(tau).float()  # its eigenvalues are 1 - f, in [0, 1] but for noise: float32 will do
     square = g @ g
