@@ -12,7 +12,7 @@ import trainhooks as th
 from trainhooks.numerics.sketch import Sketcher
 from trainhooks.recording.plan import Plan, _record_and_folds, advice, all_bytes, host_measuring_bytes, working_bytes
 from trainhooks.store import Layout
-from trainhooks.store.maintenance.planning import fold_bytes, matrix_fold_bytes
+from trainhooks.store.maintenance.planning import fold_bytes, matrix_fold_bytes, row_fold_bytes
 
 RUN = """
 import json, re, sys, threading
@@ -135,9 +135,11 @@ def test_what_fills_no_block_is_folded_when_nothing_is_measured():
         sizes = {"record_bytes": 2 * matrix, "threads": threads}
         return _record_and_folds(layout, records=records, snapshots=snapshots, **sizes)
 
-    assert host(layout.block, layout.block) == host(None, None) == 2 * matrix + fold
-    assert host(layout.block - 1, layout.block - 1) == fold > 2 * matrix, "one after the other: the larger counts"
-    assert host(1000, 5) == max(2 * matrix + fold - of_matrices, fold), "matrices at the end, numbers on the way"
+    few = of_matrices + row_fold_bytes(layout, records=layout.block - 1)
+    assert host(10**6, layout.block) == host(None, None) == 2 * matrix + fold
+    assert host(layout.block - 1, layout.block - 1) == few > 2 * matrix, "one after the other: the larger counts"
+    assert host(10**6, 5) == max(2 * matrix + fold - of_matrices, fold), "matrices at the end, numbers on the way"
+    assert few < fold, "chunks of a short run hold little"
     assert host(5, 5, threads=4) > host(5, 5), "each thread holds chunks of its own"
 
 

@@ -174,7 +174,7 @@ def _record_and_folds(
 
     What fills no block is folded at the end, when nothing is measured any more.
     """
-    of_matrices, of_rows = matrix_fold_bytes(layout, threads=threads), row_fold_bytes(layout)
+    of_matrices, of_rows = matrix_fold_bytes(layout, threads=threads), row_fold_bytes(layout, records=records)
     meanwhile = of_matrices if snapshots is None or snapshots >= layout.block else 0
     meanwhile += of_rows if records is None or records >= layout.block else 0
     return max(record_bytes + meanwhile, of_matrices + of_rows)

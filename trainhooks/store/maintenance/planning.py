@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
@@ -118,7 +119,15 @@ def matrix_fold_bytes(layout: Layout, *, threads: int) -> int:
     return 2 * (2 * threads + 1) * inner
 
 
-def row_fold_bytes(layout: Layout) -> int:
-    """The largest chunk that holds no matrices: old, new, encoded."""
+def row_fold_bytes(layout: Layout, *, records: int | None = None) -> int:
+    """The largest chunk that holds no matrices: whole when it is made, later its frame as it was and as it grows.
+
+    Both frames are as large as what a run of `records` puts into it (None: it is filled), should nothing compress.
+    """
+
+    def most(chunks: Sequence[int], item: int) -> int:
+        held = chunks[0] if records is None else min(records, chunks[0])
+        return max(chunks[0], 2 * held) * math.prod(chunks[1:]) * item
+
     others = (spec for spec in array_specs(layout) if spec.shards is None and spec.dtype != "string")
-    return 3 * max(math.prod(spec.chunks) * np.dtype(spec.dtype).itemsize for spec in others)
+    return max(most(spec.chunks, np.dtype(spec.dtype).itemsize) for spec in others)
