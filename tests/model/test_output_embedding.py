@@ -201,6 +201,17 @@ def test_gemmas_norm_multiplies_by_one_plus_its_weight():
     assert th.find_output_embedding(neox()).norm_offset == 0.0
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_a_norm_of_another_precision_is_judged_beside_a_large_bias(dtype):
+    model = neox()
+    norm = model.base_model.final_layer_norm
+    with torch.no_grad():
+        norm.weight.copy_(torch.linspace(-1, 1, len(norm.weight)))
+        norm.bias.fill_(30.0)
+    assert th.find_output_embedding(model.to(dtype)).norm_offset == 0.0
+    assert norm.weight.dtype == dtype
+
+
 def test_barts_input_norm_is_not_its_last_norm():
     config = BartConfig(
         vocab_size=64, d_model=16, encoder_layers=1, decoder_layers=1, encoder_attention_heads=2,

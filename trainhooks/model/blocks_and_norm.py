@@ -51,24 +51,28 @@ def norm_offset(norm: nn.Module) -> float | None:
         return None
     if weight.is_meta or len(weight) % 2:
         return 0.0
-    norm, weight = _unsharded(norm), full_tensor(weight)
-    signs = torch.ones_like(weight, memory_format=torch.contiguous_format).detach()
+    norm, weight = _whole_and_wide(norm), full_tensor(weight).detach().float()
+    signs = torch.ones_like(weight, memory_format=torch.contiguous_format)
     signs[1::2] = -1
     forward = type(norm).forward  # not the module's call: that would run hooks
     with torch.no_grad():
         scale = (forward(norm, signs[None])[0] - forward(norm, -signs[None])[0]) / (2 * signs)
     for offset in (0.0, 1.0):
-        if torch.allclose(scale.float(), weight.float() + offset, rtol=1e-2, atol=1e-3):
+        if torch.allclose(scale.float(), weight + offset, rtol=1e-2, atol=1e-3):
             return offset
     return None
 
 
-def _unsharded(norm: nn.Module) -> nn.Module:
-    """The same norm over whole parameters; itself where none is sharded (a collective where one is)."""
-    if not any(is_sharded(parameter) for parameter in norm.parameters(recurse=False)):
+def _whole_and_wide(norm: nn.Module) -> nn.Module:
+    """The same norm over whole parameters in float32; itself where its are (a collective where one is sharded).
+
+    In half precision what a bias loses to rounding may be more than the weight beside it.
+    """
+    held = list(norm.parameters(recurse=False))
+    if not any(is_sharded(parameter) or parameter.dtype != torch.float32 for parameter in held):
         return norm
     still: nn.Module = object.__new__(type(norm))  # copy.copy() would call the constructor of FSDP2's class
     still.__dict__.update(norm.__dict__)
-    own = {name: None if tensor is None else full_tensor(tensor) for name, tensor in norm._parameters.items()}
+    own = {name: None if one is None else full_tensor(one).detach().float() for name, one in norm._parameters.items()}
     still.__dict__["_parameters"] = own
     return still
