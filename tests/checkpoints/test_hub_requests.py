@@ -16,8 +16,10 @@ from safetensors.torch import save
 
 from trainhooks.analyze import analyze_suite
 from trainhooks.checkpoints.audit.audit import audit_suite
-from trainhooks.checkpoints.base import CheckpointError
-from trainhooks.checkpoints.opening import open_checkpoint
+from trainhooks.checkpoints.base import CheckpointError, PromisedEntry
+from trainhooks.checkpoints.fetch_ahead import fetch_head
+from trainhooks.checkpoints.formats.stored_tensor import StoredTensor
+from trainhooks.checkpoints.opening import FileCheckpoint, open_checkpoint
 from trainhooks.checkpoints.suite import list_suite
 
 REPO, SHARDS, STEPS = "org/sharded", 30, (0, 10, 20, 30)
@@ -169,6 +171,13 @@ def test_one_revision_that_is_named_takes_four_requests(hub, tmp_path):
     assert hub.fetched <= HEAD_BYTES + 4 * 8192
 
 
+def test_a_revision_of_more_files_than_one_answer_may_list_is_listed_by_folders(hub, monkeypatch):
+    monkeypatch.setattr("trainhooks.checkpoints.sources.hub_answers.MOST_BYTES", 4_000)
+    hub.lists_blobs = True
+    hub.add(REPO, "step0", {f"{i}/model.safetensors": save({HEAD: torch.full((2, 2), float(i))}) for i in range(50)})
+    assert torch.equal(open_checkpoint(f"{REPO}@step0:7").read(HEAD), torch.full((2, 2), 7.0))
+
+
 def joined(state):
     """An index of two shards: what lies in blocks, and the rest, the head first by its name."""
     inner = {key: tensor for key, tensor in state.items() if ".layers." in key}
@@ -187,6 +196,15 @@ def test_a_head_that_lies_first_comes_with_its_header_where_its_length_is_told(h
     assert sum("-of-" in path for path, _ in hub.requests) == requests
     assert hub.fetched <= HEAD_BYTES + 4 * 8192, "what has come is not asked for again"
     assert torch.equal(suite.open(suite.entries[0]).read(HEAD), state(0)[HEAD])
+
+
+def test_a_head_elsewhere_than_at_a_hub_is_not_looked_into_before_its_turn():
+    def refuse():
+        raise AssertionError("a header or a tensor was read")
+
+    entries = [PromisedEntry(key, "a.safetensors", read=refuse, announced=lambda: False) for key in (HEAD, "z")]
+    config = CONFIGS["a class that is known"] | {"dtype": "float32"}
+    fetch_head(FileCheckpoint("https://host/step0/", config, {one.key: StoredTensor(one, refuse) for one in entries}))
 
 
 def test_settings_that_tell_too_much_cost_no_more_than_they_tell(hub):

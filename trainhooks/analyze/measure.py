@@ -18,6 +18,7 @@ from trainhooks.analyze.group_sums import GroupSums
 from trainhooks.analyze.job import FAILURES, HEAD, Failed, Job, Measurement, OpenedCheckpoint, StandIns, open_entry
 from trainhooks.analyze.lead_sums import LeadKeeper, lead_mask
 from trainhooks.analyze.text import Fit
+from trainhooks.checkpoints.opening import is_local
 from trainhooks.checkpoints.suite import CheckpointRef
 from trainhooks.core.file_maps import let_go
 from trainhooks.lead.lead_sums import cut_index
@@ -114,8 +115,8 @@ class CheckpointMeasurer:
         return True
 
     def _expect(self, entry: CheckpointRef | None) -> None:
-        """Open the next checkpoint and have it read ahead; what is wrong with it is said when it is its turn."""
-        if entry is not None:
+        """Open the next checkpoint of a disk and have it read ahead; what is wrong with it is said at its turn."""
+        if entry is not None and is_local(entry.location):
             with suppress(*FAILURES):
                 self._following = self._open(entry)
                 self._groups.expect(self._following)

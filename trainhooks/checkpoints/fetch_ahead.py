@@ -25,7 +25,7 @@ def fetch_head(checkpoint: Checkpoint, *, key: str | None = None, known: Contain
     where that is known; of what has one of the identities `known` nothing is fetched. Raises CheckpointError where the
     file cannot be read.
     """
-    if not isinstance(checkpoint, FileCheckpoint):
+    if not isinstance(checkpoint, FileCheckpoint) or not checkpoint.is_at_hub:
         return
     tensors = checkpoint.tensors
     names = _names(checkpoint) if key is None else [key]
@@ -46,7 +46,10 @@ def _names(checkpoint: Checkpoint) -> list[str]:
 def _length(
     key: str, tensors: Mapping[str, TensorEntry], *, config: Mapping[str, object], sizes: Mapping[str, int]
 ) -> int:
-    """Bytes from the file's begin to the tensor's end, or a little more; 0 where nobody can say."""
+    """Bytes from the file's begin to the tensor's end, or a little more; 0 where nobody can say.
+
+    Settings that name a wider type than is stored make it up to twice as much.
+    """
     file = tensors[key].file
     beside = [name for name, entry in tensors.items() if entry.file == file]
     if not file.endswith(".safetensors") or min(beside) != key:

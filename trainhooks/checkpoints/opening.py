@@ -50,6 +50,11 @@ class FileCheckpoint:
         return {name: file.digest for name, file in self.hub_files.items() if file is not None and file.digest}
 
     @property
+    def is_at_hub(self) -> bool:
+        """Whether a hub has listed its files; elsewhere a tensor's identity is read from it."""
+        return any(isinstance(file, HubFile) for file in self.hub_files.values())
+
+    @property
     def sizes(self) -> Mapping[str, int]:
         """A server's files by name, in bytes, as listed."""
         return {name: file.size for name, file in self.hub_files.items() if file is not None}

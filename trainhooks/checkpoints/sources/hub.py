@@ -269,7 +269,8 @@ def list_hub_folder(
 def _described(repo: str, *, revision: str) -> tuple[str, dict[str, HubFile]]:
     """A revision's commit and all its files by path; no files where the hub does not tell sizes and hashes."""
     with _listing(f"{repo}@{revision}"):
-        (told,) = hub_pages(f"{_api(repo)}/revision/{quote(revision, safe='')}?blobs=true")
+        address = f"{_api(repo)}/revision/{quote(revision, safe='')}"
+        (told,) = hub_pages(f"{address}?blobs=true", shorter=address)  # then folders are listed as they are opened
         commit = told.get("sha") if isinstance(told, dict) else None
         if not isinstance(commit, str) or not COMMIT.fullmatch(commit):
             raise CheckpointError("the hub's answer names no commit.")
@@ -281,8 +282,7 @@ def _described(repo: str, *, revision: str) -> tuple[str, dict[str, HubFile]]:
             lfs = one.get("lfs")
             entry = {"path": one.get("rfilename"), "size": one["size"], "oid": one.get("blobId")}
             entry |= {"lfs": {"oid": lfs.get("sha256")}} if isinstance(lfs, dict) else {}
-            file = _listed(entry, repo=repo, revision=revision, commit=commit)
-            files[str(entry["path"])] = file
+            files[str(entry["path"])] = _listed(entry, repo=repo, revision=revision, commit=commit)
     return commit, files
 
 

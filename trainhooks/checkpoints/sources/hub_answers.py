@@ -28,8 +28,8 @@ RETRIES = 4
 RETRY_STATUS = (408, 429, 500, 502, 503, 504)
 
 
-def hub_pages(url: str) -> Iterator[Any]:
-    """The JSON of an address and of the pages that follow it.
+def hub_pages(url: str, *, shorter: str | None = None) -> Iterator[Any]:
+    """The JSON of an address and of the pages that follow it; of `shorter` where the address' answer is not read.
 
     Raises CheckpointError for any answer but 200, what is no JSON, more than 16 MiB, 200,000 arrays and objects or
     500,000 values in one, 1,000 pages, a minute for one answer or three for all, and for a next page at another host.
@@ -37,7 +37,12 @@ def hub_pages(url: str) -> Iterator[Any]:
     deadline = time.monotonic() + TOTAL_SECONDS
     following = url
     for _ in range(MOST_PAGES):
-        value, after = _tried(following, deadline)
+        try:
+            value, after = _tried(following, deadline)
+        except UnreadAnswerError:
+            if shorter is None:
+                raise
+            value, after = _tried(shorter, deadline)
         yield value
         if after is None:
             return
@@ -62,6 +67,10 @@ def _tried(url: str, deadline: float) -> tuple[Any, str | None]:
     raise AssertionError("unreachable")
 
 
+class UnreadAnswerError(CheckpointError):
+    """An answer that came and is not read: it is too long, or no JSON."""
+
+
 class _PassingError(Exception):
     """An answer that another try may mend, and the seconds that the server asks to be left alone."""
 
@@ -79,7 +88,7 @@ def _asked(url: str, deadline: float) -> tuple[Any, str | None]:
     try:
         return load_json(text, most=(MOST_CONTAINERS, MOST_VALUES)), following
     except ValueError as error:
-        raise CheckpointError(f"the hub's answer is no JSON that is read: {str(error)[:200]}.") from error
+        raise UnreadAnswerError(f"the hub's answer is no JSON that is read: {str(error)[:200]}.") from error
 
 
 def _fetched(url: str) -> tuple[bytearray, str | None]:
@@ -124,7 +133,7 @@ def _body(response: Any) -> bytearray:
     for block in response.iter_bytes(1 << 16):
         held += block
         if len(held) > MOST_BYTES:
-            raise CheckpointError(f"the hub's answer has more than {MOST_BYTES >> 20} MiB.")
+            raise UnreadAnswerError(f"the hub's answer has more than {MOST_BYTES >> 20} MiB.")
     return held  # a copy would be as much again
 
 
