@@ -16,6 +16,8 @@ from trainhooks.probe.rows import HOSTS, LINE_ELEMENTS, Rows, refuse_rows
 from trainhooks.probe.scored import ProbeFit, Scored
 
 BLOCK_ROWS = 2048
+CACHED_ELEMENTS = 1 << 16
+"""Elements of float64 that a core's cache holds beside what is made of them."""
 
 SPACE_MARKS = (" ", "\u0120", "\u2581")
 """How token texts begin after a space: the space itself, GPT-2's byte-level mark, SentencePiece's mark."""
@@ -238,16 +240,16 @@ class UnseenSums:
 def sum_unseen(embedding: Tensor, ids: Tensor, *, mean_row: Tensor, slope: Tensor) -> UnseenSums:
     """The sums of rows that are known by id: no wait for the device."""
     options: dict[str, Any] = {"dtype": torch.float64, "device": embedding.device}
-    limit = BLOCK_ROWS if embedding.device.type in HOSTS else max(BLOCK_ROWS, LINE_ELEMENTS // len(mean_row))
+    on_host, dim = embedding.device.type in HOSTS, len(mean_row)
+    limit = max(1, CACHED_ELEMENTS // dim) if on_host else max(BLOCK_ROWS, LINE_ELEMENTS // dim)
     sums, counts = torch.zeros(2, len(mean_row), **options), torch.zeros(2, **options)
     zero = torch.zeros((), **options)
     for block in ids.split(limit):
-        rows = embedding.index_select(0, block).double()
-        # a row that is not finite has no finite sum of squares
-        finite = torch.linalg.vector_norm(rows, dim=1, keepdim=True).isfinite()
-        rows = torch.where(finite, rows, mean_row)
-        centred = rows - mean_row
+        centred = embedding.index_select(0, block).double().sub_(mean_row)
         norms = torch.linalg.vector_norm(centred, dim=1, keepdim=True)
+        finite = norms.isfinite()  # a row that is not finite has no finite sum of squares
+        if not on_host or not finite.numpy().all():
+            centred, norms = torch.where(finite, centred, zero), torch.where(finite, norms, zero)
         weights = torch.cat([finite.double(), norms.clamp_min(torch.finfo(torch.float64).tiny).reciprocal()], 1)
         sums.addmm_(weights.T, centred)
         counts.add_(torch.cat([finite, norms > zero], 1).sum(0))
