@@ -78,7 +78,8 @@ class FrequencyProbe(Metric):
     E diag(gamma) has the same figures (`norm_folded`), so it has no variables here. Costs about two products
     E'E and, at 50304 x 768, 0.8 copies of E in memory; the device must know float64. On a CPU, from 192 columns on, a
     record whose Gram no other metric takes goes on from the slopes of the record before (`probe.warm_slopes`): 0.2 to
-    0.7 products of a wide head, figures within 1e-5 (slopes 1e-4) of the others, rank and pivot those of the last Gram.
+    0.7 products of a wide head, figures within 1e-5 of the others (slopes 1e-4; intercepts, and heads whose columns
+    nearly depend on each other, twice that), rank and pivot those of the last Gram.
 
     Source: Cho et al. 2025, arXiv 2406.01468. Raises ValueError for counts that do not fit the embedding, at the
     first record.
