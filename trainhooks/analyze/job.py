@@ -30,6 +30,7 @@ from trainhooks.store import SNAPSHOT
 
 HEAD, ALL = "head", "all"
 FAILURES = (ValueError, OSError, RuntimeError, MemoryError)
+HALF = (torch.float16, torch.bfloat16)
 StandIns = dict[tuple[object, ...], ModelSkeleton]
 MakeMetrics = Callable[[], Sequence[Metric]]
 
@@ -144,6 +145,10 @@ class OpenedCheckpoint:
     def read_head(self) -> Tensor:
         """The output embedding as float32 [vocab, dim], contiguous; a map of the file where it can be."""
         return self.stored_head().to(torch.float32).contiguous()
+
+    def reference_head(self) -> Tensor:
+        """What others are compared with: half precision as it is stored, since a copy in float32 would be one more."""
+        return self.stored_head() if self.stored_head().dtype in HALF else self.read_head()
 
     def read_around(self) -> dict[str, Tensor]:
         """The head's bias and the last norm, by parameter name, as stored."""

@@ -28,8 +28,6 @@ from trainhooks.metrics.shared_sums import want_gram
 from trainhooks.numerics.gram import mean_of_ids
 from trainhooks.numerics.host import to_host
 
-HALF = (torch.float16, torch.bfloat16)
-
 
 class CheckpointMeasurer:
     """Goes through a job's checkpoints in order of steps; its metrics remember the one before.
@@ -169,12 +167,11 @@ class CheckpointMeasurer:
         return values
 
     def _final_head(self) -> Tensor:
-        """The final output embedding: of half precision as it is stored, since a copy in float32 would be one more."""
+        """The final output embedding, to compare with."""
         if self._final is None:
             opened = self._final_opened()
-            whole = opened.read_head()
-            self._final_mean = mean_of_ids(whole, self._rows.ids)
-            self._final = opened.stored_head() if opened.stored_head().dtype in HALF else whole
+            self._final_mean = mean_of_ids(opened.read_head(), self._rows.ids)
+            self._final = opened.reference_head()
         return self._final
 
     def _lead_values(self, entry: CheckpointRef, weight: Tensor) -> Mapping[str, Tensor]:
@@ -195,8 +192,7 @@ class CheckpointMeasurer:
         index = cut_index([entry.step for entry in entries])
         if index is None or entries[index].step in self._skip or not self._can_be_read(entries[index]):
             return -1, None
-        opened = self._keep_open(entries[index])
-        return entries[index].step, opened.stored_head() if opened.stored_head().dtype in HALF else opened.read_head()
+        return entries[index].step, self._keep_open(entries[index]).reference_head()
 
 
 def run_chunk(job: Job, indices: tuple[int, ...], skip: frozenset[int]) -> list[Measurement | Failed]:

@@ -10,9 +10,8 @@ from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
 from trainhooks.numerics.rank_correlation import rounding_square
+from trainhooks.probe.rows import HOSTS
 from trainhooks.probe.sums import Moments, ProbeSums
-
-HOSTS = ("cpu",)
 
 NEARLY_NONE = 0.3
 """The sum of all 1 - f in a rank from which on they might add up to half an eigenvalue."""

@@ -49,11 +49,10 @@ class RowSets:
         weight = inside.sum(0)[:trained]
         mean = (inside[:, :trained].T @ y) / weight[:, None]
         square = torch.stack([inside[:, s] @ (y - mean[s]).square() for s in range(trained)])
-        empty = torch.zeros(vocab, 0, dtype=torch.float32)
         known = torch.cat([y, y.new_zeros(len(y), 1)], 1)[:, _targets(columns)]
         laid = [known * inside[:, of_column], inside[:, of_column], one_hot]
         y_columns, in_columns, in_folds = (
-            empty.new_zeros(vocab, one.shape[1]).index_copy_(0, rows.ids, one.float()) for one in laid
+            torch.zeros(vocab, one.shape[1], dtype=torch.float32).index_copy_(0, rows.ids, one.float()) for one in laid
         )
         return cls(
             rows=rows,
@@ -130,8 +129,7 @@ class Passes:
         sets = self._sets
         self.slopes = slopes.float().double()
         narrow = self.slopes.float().T
-        self.level = self.slopes @ (self._before - self.shift)
-        negative = -self.level.float()
+        negative = -(self.slopes @ (self._before - self.shift)).float()
         self.level = -negative.double()
         columns = len(slopes)
         sides = torch.cat([sets.y, sets.folds], 1)
